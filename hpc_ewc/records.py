@@ -1,0 +1,235 @@
+"""What is written, and how: every file appears whole or not at all.
+
+A file is written beside its place under a name of this process, flushed to the disk and renamed, so two writers
+(a job that was requeued while its lost twin still runs) can at worst replace one whole file by another.
+A file that is truncated, changed or not ours is an `ArtefactError` that names it, never a result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import socket
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from hpc_ewc.errors import ArtefactError
+
+SCHEMA = 1
+"""Of every JSON file here; a change of meaning raises it and is named in CHANGELOG.md."""
+
+
+# ---------------------------------------------------------------------------------------------- writing
+
+
+def write_bytes(path: Path, data: bytes, *, mode: int | None = None) -> None:
+    """Put `data` at `path`, whole or not at all: written beside, flushed, renamed, the folder flushed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
+    try:
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666 if mode is None else mode)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    flush_folder(path.parent)
+
+
+def write_text(path: Path, text: str, *, mode: int | None = None) -> None:
+    """`write_bytes` of UTF-8."""
+    write_bytes(path, text.encode(), mode=mode)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """`write_bytes` of readable JSON. NaN and infinity have no place in JSON and raise ValueError."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+
+
+def append_line(path: Path, value: Mapping[str, Any]) -> None:
+    """Add one JSON line, in one write, flushed to the disk. One process at a time writes such a file.
+
+    A torn last line, left by a writer that was killed, is cut off first, so that it never ends up in the middle.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = (json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    with path.open("ab+") as file:
+        size = file.tell()
+        if size:
+            file.seek(max(0, size - (1 << 20)))
+            tail = file.read()
+            if not tail.endswith(b"\n"):
+                file.truncate(size - len(tail) + tail.rfind(b"\n") + 1)
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def flush_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a power loss."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# ---------------------------------------------------------------------------------------------- reading
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ArtefactError: it is cut off, not JSON, or not an object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArtefactError(f"{path}: cannot be read: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise ArtefactError(f"{path}: half-written or not ours: {error}; remove it to have it made again") from None
+    if not isinstance(value, dict):
+        raise ArtefactError(f"{path}: not ours: holds {type(value).__name__}, not an object; remove it")
+    return value
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a JSON-lines file; a torn last line (its writer was killed) is skipped.
+
+    Split on the line feed alone: U+2028 may stand inside a JSON string.
+
+    Raises:
+        ArtefactError: a line that is not the last is not a JSON object.
+    """
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except ValueError:
+            if number == len(lines):
+                return
+            raise ArtefactError(f"{path}:{number}: not a JSON line: {line[:80]!r}") from None
+        if not isinstance(value, dict):
+            raise ArtefactError(f"{path}:{number}: not an object: {line[:80]!r}")
+        yield value
+
+
+def sha256_file(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ---------------------------------------------------------------------------------------------- files by name
+
+REQUIRED: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "stage": {"stage": str, "run": str, "key": str, "inputs": dict, "coordinates": dict, "expected": list},
+    "done": {"key": str, "finished_at": (int, float), "outputs": dict, "summary": dict},
+    "failed": {"error": str, "traceback": str},
+    "record": {
+        "status": str,
+        "cell_key": str,
+        "experiment": str,
+        "run": str,
+        "step": int,
+        "fraction": (int, float),
+        "coordinates": dict,
+        "model_hash": str,
+        "base_hash": str,
+        "task": str,
+        "language": str,
+        "variant": str,
+        "results": list,
+    },
+}
+"""Keys a file of each kind must have, beside `schema`. docs/schemas/ has an example of each."""
+
+
+def read_checked(path: Path, kind: str) -> dict[str, Any]:
+    """`read_json`, and every required key of that kind of file is there with its type and our schema.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ArtefactError: half-written, foreign, or of another schema.
+    """
+    value = read_json(path)
+    if value.get("schema") != SCHEMA:
+        raise ArtefactError(
+            f"{path}: schema {value.get('schema')!r}, this version reads {SCHEMA}; not ours, or too new"
+        )
+    for key, types in REQUIRED[kind].items():
+        if key not in value or not isinstance(value[key], types) or isinstance(value[key], bool):
+            raise ArtefactError(f"{path}: '{key}' is missing or of the wrong type; half-written or not ours: remove it")
+    return value
+
+
+def read_done(path: Path, key: str) -> dict[str, Any] | None:
+    """A stage's `done.json` if its outputs are there, else None.
+
+    Sizes are compared, not hashes: this is asked of every stage at every submit. Readers of an output that can be
+    damaged silently (checkpoints, Fisher) verify its hash when they read it.
+
+    Raises:
+        ArtefactError: `done.json` is half-written, or another key's.
+    """
+    try:
+        done = read_checked(path, "done")
+    except FileNotFoundError:
+        return None
+    if done["key"] != key:
+        raise ArtefactError(f"{path}: is of key {done['key']}, expected {key}; remove the folder {path.parent}")
+    for name, (size, _) in done["outputs"].items():
+        output = path.parent / name
+        if not output.exists():
+            raise ArtefactError(f"{output}: named by {path} and missing; remove {path} to have it made again")
+        if output.stat().st_size != size:
+            raise ArtefactError(f"{output}: {output.stat().st_size} bytes, {path.name} says {size}; remove both")
+    return done
+
+
+def write_samples(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """One JSON line a document and filter, zstd-compressed."""
+    import zstandard
+
+    lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    write_bytes(path, zstandard.ZstdCompressor(level=6).compress("".join(lines).encode()))
+
+
+def read_samples(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a samples file, one at a time.
+
+    Raises:
+        ArtefactError: missing, cut off, or not ours.
+    """
+    import zstandard
+
+    try:
+        with path.open("rb") as file, zstandard.ZstdDecompressor().stream_reader(file) as stream:
+            for line in io.TextIOWrapper(stream, encoding="utf-8", newline="\n"):
+                yield json.loads(line)
+    except (OSError, ValueError, zstandard.ZstdError) as error:
+        raise ArtefactError(f"{path}: samples cannot be read: {error}; remove it and its record") from None
+
+
+def canonical_json(value: Any) -> str:
+    """JSON that is the same for equal values: sorted keys, no spaces, floats by `repr`."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def key_of(value: Any) -> str:
+    """First 12 hex digits of the sha256 of `canonical_json`: the name of an artefact."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:12]

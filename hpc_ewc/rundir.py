@@ -1,0 +1,164 @@
+"""Where everything is: the only module that joins names into paths.
+
+runs/NAME/  experiment.toml  jobs.jsonl  submit.lock
+  tokens/<key>/    parts/<i>.{bin,json}  heldout.jsonl
+  fisher/<key>/    fisher-*.safetensors  anchor-*.safetensors  partial/
+  train/<run>/     metrics.jsonl  checkpoints/<step>/  exports/<step>/
+  evaluate/<run>/  <step>/<cell>.json  <step>/<cell>.samples.jsonl.zst
+  every folder above: stage.json  config.toml  manifest.json  progress/<element>.json  done.json | failed.json
+  jobs/<job_id>/   submitit's files; ranks/ (torchrun --log-dir); stop.<restart>  port.<restart>
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+def cache_dir() -> Path:
+    """`$HPC_EWC_CACHE`, else `~/.cache/hpc_ewc`: what many experiments share on this machine."""
+    return Path(os.environ.get("HPC_EWC_CACHE") or "~/.cache/hpc_ewc").expanduser().absolute()
+
+
+def step_name(step: int) -> str:
+    """8 digits, so that names sort as numbers."""
+    return f"{step:08d}"
+
+
+@dataclass(frozen=True)
+class StageDir:
+    """The folder of one artefact."""
+
+    path: Path
+
+    @property
+    def stage_json(self) -> Path:
+        return self.path / "stage.json"
+
+    @property
+    def config_toml(self) -> Path:
+        return self.path / "config.toml"
+
+    @property
+    def manifest_json(self) -> Path:
+        return self.path / "manifest.json"
+
+    @property
+    def done(self) -> Path:
+        return self.path / "done.json"
+
+    @property
+    def failed(self) -> Path:
+        return self.path / "failed.json"
+
+    @property
+    def progress_dir(self) -> Path:
+        return self.path / "progress"
+
+    def progress(self, element: str = "0") -> Path:
+        return self.progress_dir / f"{element}.json"
+
+    # tokens
+    @property
+    def parts(self) -> Path:
+        return self.path / "parts"
+
+    @property
+    def heldout(self) -> Path:
+        return self.path / "heldout.jsonl"
+
+    # fisher
+    @property
+    def fisher_partial(self) -> Path:
+        return self.path / "partial"
+
+    # train
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / step_name(step)
+
+    @property
+    def exports(self) -> Path:
+        return self.path / "exports"
+
+    def export(self, step: int) -> Path:
+        return self.exports / step_name(step)
+
+    # evaluate
+    def cells(self, step: int) -> Path:
+        return self.path / step_name(step)
+
+    def cell(self, step: int, cell: str) -> Path:
+        return self.cells(step) / f"{cell}.json"
+
+    def samples(self, step: int, cell: str) -> Path:
+        return self.cells(step) / f"{cell}.samples.jsonl.zst"
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """The folder of one experiment, `runs/NAME`."""
+
+    root: Path
+
+    @property
+    def name(self) -> str:
+        return self.root.name
+
+    @property
+    def experiment_toml(self) -> Path:
+        return self.root / "experiment.toml"
+
+    @property
+    def ledger(self) -> Path:
+        return self.root / "jobs.jsonl"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "submit.lock"
+
+    @property
+    def jobs(self) -> Path:
+        return self.root / "jobs"
+
+    def stage(self, stage: str, name: str) -> StageDir:
+        """The folder of one artefact: `name` is a key (tokens, fisher) or a run (train, evaluate)."""
+        return StageDir(self.root / stage / name)
+
+    def tokens(self, key: str) -> StageDir:
+        return self.stage("tokens", key)
+
+    def fisher(self, key: str) -> StageDir:
+        return self.stage("fisher", key)
+
+    def train(self, run: str) -> StageDir:
+        return self.stage("train", run)
+
+    def evaluate(self, run: str) -> StageDir:
+        return self.stage("evaluate", run)
+
+    def job(self, job_id: str) -> Path:
+        return self.jobs / job_id
+
+
+def stop_file(job: Path, restart: int) -> Path:
+    """The flag that asks one attempt of a job to save and leave; one an attempt, so it is never stale."""
+    return job / f"stop.{restart}"
+
+
+def port_file(job: Path, restart: int) -> Path:
+    """Where node 0 of one attempt publishes the rendezvous port."""
+    return job / f"port.{restart}"
+
+
+def rank_logs(job: Path) -> Path:
+    """Where torchrun puts what its ranks print."""
+    return job / "ranks"
