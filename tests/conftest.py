@@ -1,0 +1,58 @@
+"""What tests of every room share: where real data lies, the miniature, and which parts of a machine must be there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def require(name: str, reason: str) -> None:
+    """Skip, saying why; or fail where HPC_EWC_REQUIRE (a comma-separated list, set by CI) names this part."""
+    if name in os.environ.get("HPC_EWC_REQUIRE", "").split(","):
+        pytest.fail(f"{name} is required here: {reason}")
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real Lithuanian text and benchmark rows, kept beside the checkout and never in it."""
+    folder = REPOSITORY.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("no ../shared/data beside the checkout: the real texts and rows are not part of the project")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Path of a headless browser."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        require("chromium", "no chromium on PATH (Debian: apt-get install chromium)")
+    assert path is not None
+    return path
+
+
+@pytest.fixture(scope="session")
+def miniature_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder with the miniature built and pretrained: HPC_EWC_TEST_CACHE where it is set, else a new one."""
+    from hpc_ewc import miniature
+
+    given = os.environ.get("HPC_EWC_TEST_CACHE")
+    cache = Path(given).absolute() if given else tmp_path_factory.mktemp("cache")
+    folder = miniature.build(cache / "miniature" / miniature.version())
+    if not miniature.is_pretrained(folder):
+        command = [sys.executable, "-m", "hpc_ewc.miniature", "pretrain", "--folder", str(folder)]
+        subprocess.run(command, check=True, cwd=cache, env=os.environ | {"HPC_EWC_CACHE": str(cache)})
+    return cache
