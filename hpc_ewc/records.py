@@ -8,7 +8,6 @@ A file that is truncated, changed or not ours is an `ArtefactError` that names i
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import socket
@@ -206,7 +205,7 @@ def write_samples(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     import zstandard
 
     lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-    write_bytes(path, zstandard.ZstdCompressor(level=6).compress("".join(lines).encode()))
+    write_bytes(path, zstandard.ZstdCompressor(level=6, write_checksum=True).compress("".join(lines).encode()))
 
 
 def read_samples(path: Path) -> Iterator[dict[str, Any]]:
@@ -217,12 +216,17 @@ def read_samples(path: Path) -> Iterator[dict[str, Any]]:
     """
     import zstandard
 
+    decompressor = zstandard.ZstdDecompressor().decompressobj()
+    rest = b""
     try:
-        with path.open("rb") as file, zstandard.ZstdDecompressor().stream_reader(file) as stream:
-            for line in io.TextIOWrapper(stream, encoding="utf-8", newline="\n"):
-                yield json.loads(line)
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 16):
+                *lines, rest = (rest + decompressor.decompress(chunk)).split(b"\n")
+                yield from map(json.loads, lines)
     except (OSError, ValueError, zstandard.ZstdError) as error:
         raise ArtefactError(f"{path}: samples cannot be read: {error}; remove it and its record") from None
+    if not decompressor.eof or rest:  # a frame that was cut off ends without an error of its own
+        raise ArtefactError(f"{path}: samples cannot be read: cut off; remove it and its record")
 
 
 def canonical_json(value: Any) -> str:

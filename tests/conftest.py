@@ -8,7 +8,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# A busy machine is no bug (no deadlines); CI must not fail by the luck of a draw (derandomised there).
+hypothesis.settings.register_profile(
+    "house",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    derandomize="CI" in os.environ,
+)
+hypothesis.settings.load_profile("house")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

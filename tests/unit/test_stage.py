@@ -1,0 +1,130 @@
+"""A stage seen from inside its job."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hpc_ewc import records
+from hpc_ewc.errors import ArtefactError, StageError
+from hpc_ewc.stage import Stage
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    facts = {"schema": 1, "stage": "train", "run": "r", "key": "k", "inputs": {}, "coordinates": {}, "expected": []}
+    records.write_json(tmp_path / "stage.json", facts)
+    (tmp_path / "config.toml").write_text('[model]\npath = "m"\n[data]\nsource = "miniature"\n')
+    return tmp_path
+
+
+def test_a_folder_that_submit_did_not_make_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArtefactError, match="no stage.json; not a folder that `hpc-ewc submit` made"):
+        Stage(tmp_path)
+
+
+def test_finish_is_last_and_written_once(folder: Path) -> None:
+    stage = Stage(folder)
+    assert not stage.is_done()
+    (folder / "out.bin").write_bytes(b"1234")
+    stage.finish([folder / "out.bin"], steps=3)
+    assert stage.is_done()
+    done = records.read_json(folder / "done.json")
+    assert done["outputs"]["out.bin"] == [4, records.sha256_file(folder / "out.bin")]
+    stage.finish([], steps=99)
+    assert records.read_json(folder / "done.json") == done
+
+
+def test_an_error_is_kept_with_its_samples_and_forgotten_at_the_next_start(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = StageError("loss is nan")
+    error.samples = [3, 4]  # type: ignore[attr-defined]
+    with pytest.raises(StageError), Stage(folder).attempt():
+        raise error
+    failed = records.read_checked(folder / "failed.json", "failed")
+    assert failed["error"] == "StageError: loss is nan"
+    assert failed["samples"] == [3, 4]
+    assert "raise error" in failed["traceback"]
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    with Stage(folder).attempt():
+        assert not (folder / "failed.json").exists()
+
+
+def test_the_first_rank_that_fails_is_the_one_that_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HPC_EWC_JOB_ID", "7")
+    Stage(folder).fail(StageError("the cause"))
+    monkeypatch.setenv("RANK", "1")
+    Stage(folder).fail(StageError("connection closed by peer"))
+    assert records.read_json(folder / "failed.json")["error"] == "StageError: the cause"
+
+
+def test_one_array_element_does_not_hide_the_failure_of_another(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HPC_EWC_JOB_ID", "7_1")
+    Stage(folder, "1").fail(StageError("of element 1"))
+    monkeypatch.setenv("HPC_EWC_JOB_ID", "7_2")
+    with Stage(folder, "2").attempt():
+        assert records.read_json(folder / "failed.json")["error"] == "StageError: of element 1"
+
+
+def test_progress_is_written_at_most_once_a_second_and_at_the_end(folder: Path) -> None:
+    stage = Stage(folder, "3")
+    stage.progress(1, 10, "step", loss=2.5, rate=float("nan"))
+    stage.progress(2, 10, "step")
+    line = records.read_json(folder / "progress" / "3.json")
+    assert (line["done"], line["total"], line["unit"], line["loss"]) == (1, 10, "step", 2.5)
+    assert "rate" not in line
+    stage.progress(10, 10, "step")
+    assert records.read_json(folder / "progress" / "3.json")["done"] == 10
+
+
+def test_other_ranks_write_no_progress(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    Stage(folder).progress(1, 2, "step")
+    assert not (folder / "progress").exists()
+
+
+def test_a_stop_file_is_a_wish_to_stop(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HPC_EWC_STOP_FILE", str(folder / "stop.0"))
+    stage = Stage(folder)
+    assert not stage.stop_requested()
+    (folder / "stop.0").touch()
+    assert stage.stop_requested()
+
+
+LISTENER = """
+import sys, time
+from hpc_ewc.stage import Stage
+stage = Stage(sys.argv[1]); stage.listen(); print("up", flush=True)
+while not stage.stop_requested(): time.sleep(0.02)
+print("asked to stop", flush=True)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_a_wish_to_stop(folder: Path, number: signal.Signals) -> None:
+    with subprocess.Popen([sys.executable, "-c", LISTENER, str(folder)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        process.send_signal(number)
+        assert process.stdout.readline() == "asked to stop\n"
+    assert process.returncode == 0
+
+
+def test_a_worker_whose_launcher_died_stops(folder: Path) -> None:
+    program = "import subprocess, sys, os; p = subprocess.Popen([sys.executable, '-c', sys.argv[1], sys.argv[2]]); " \
+              "import time; time.sleep(3); os._exit(0)"  # fmt: skip
+    read, write = os.pipe()
+    subprocess.run([sys.executable, "-c", program, LISTENER, str(folder)], stdout=write, check=True)
+    os.close(write)
+    said, end = b"", time.monotonic() + 20
+    while b"asked to stop" not in said and time.monotonic() < end:
+        said += os.read(read, 100)
+    os.close(read)
+    assert b"asked to stop" in said
