@@ -1,0 +1,44 @@
+# make demo   the miniature experiment, from nothing to its table, on this machine (no account, no GPU, no hub)
+# make test   everything that is quick;  make test-slow  the rest;  make check  style and types;  make bench  figures
+# Each fills .venv first. Another Python: make PYTHON=/path/to/python3.12 demo
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+# The tests pretrain the miniature once, and keep it here.
+export HPC_EWC_TEST_CACHE ?= $(CURDIR)/.cache
+
+.PHONY: demo test test-slow check format bench clean
+.DELETE_ON_ERROR:
+
+# torch first and by its exact version: a range would take gigabytes of CUDA where a CPU build is at hand.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hpc_ewc needs Python 3.11 or newer; make PYTHON=… ")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check "$$(grep -E '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/hpc-ewc submit sweeps/miniature.toml --profile slurm/local.toml
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest -m 'not slow and not gpu'
+
+test-slow: $(VENV)/.installed
+	$(BIN)/python -m pytest -m 'slow and not gpu'
+
+check: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed
+	for script in benchmarks/*.py; do case $$script in */environment.py) ;; *) echo "== $$script"; $(BIN)/python $$script || exit 1;; esac; done
+
+clean:
+	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
