@@ -53,7 +53,8 @@ def run(environment: dict[str, str], folder: Path, *arguments: str) -> subproces
 
 
 def test_the_environment_is_bare(login_environment: dict[str, str], tmp_path: Path) -> None:
-    code = "import importlib.util as u; print([n for n in ('torch','yaml','scipy','zstandard','pytest') if u.find_spec(n)])"
+    names = ["torch", "yaml", "scipy", "zstandard", "pytest"]
+    code = f"import importlib.util as u; print([n for n in {names} if u.find_spec(n)])"
     bare = subprocess.run([sys.executable, "-S", "-c", code], env=login_environment, capture_output=True, text=True)
     assert bare.stdout.strip() == "[]", bare.stderr
 
