@@ -237,3 +237,22 @@ def canonical_json(value: Any) -> str:
 def key_of(value: Any) -> str:
     """First 12 hex digits of the sha256 of `canonical_json`: the name of an artefact."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:12]
+
+
+MODEL_FILES = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+)
+
+
+def model_hash(folder: Path) -> str:
+    """Hex sha256 over the names and contents of a Hugging Face folder's weights, config and tokenizer.
+
+    Two folders with the same hash score the same. `hpc_ewc.json`, which carries this hash, is not part of it.
+    """
+    files = sorted({path.name: path for pattern in MODEL_FILES for path in folder.glob(pattern)}.items())
+    return hashlib.sha256(canonical_json({name: sha256_file(path) for name, path in files}).encode()).hexdigest()
