@@ -1,0 +1,449 @@
+"""The questions that checkpoints are asked: tasks, their data, shots, metrics, chance and cost. Imports no torch.
+
+A cell is one task in one language, such as `arc_easy.lt`, `mmlu.lt.native` or `ppl_heldout.en`; its record and its
+samples are the unit that is computed, skipped or computed again. `evaluate/` runs cells; `launch/` deals them to jobs;
+`report/` reads what they measured.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+from hpc_ewc import records
+from hpc_ewc.config import EvaluateConfig
+from hpc_ewc.errors import ConfigError, did_you_mean
+from hpc_ewc.rundir import StageDir
+
+FORMAT = 1
+"""Raised when a cell of the same settings comes to measure something else: older records are then computed again."""
+
+UNDETERMINED = "und"
+"""Language (ISO 639-2) of an lm-eval task that was named without one."""
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """A data set of the Hugging Face hub."""
+
+    path: str
+    subset: str
+    """Configuration name; "" for none. MMLU's subjects are configurations of their own."""
+    gated: bool = False
+    """Its conditions must be accepted, and a token be there, before it can be downloaded."""
+    fewshot_split: str = ""
+    """Split of the worked examples where it is not the core task's own."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is asked, in whatever language.
+
+    Attributes:
+        core: lm-eval's own task file, under its `tasks/`; `{code}` stands for the FLORES code of the language.
+        folder: of its rows under `questions/<language>/`, where questions are local files.
+        splits: files of that folder, the scored one last.
+        metric: the primary one, with its filter: lm-eval reports several.
+        chance: value of guessing; None where it depends on the rows (mc2) or has no meaning.
+        cost: of the whole test set in English, in millions of tokens read or, ten times dearer, written.
+        worded: the prompt has words around the question, so that its language can be chosen.
+    """
+
+    name: str
+    core: str
+    folder: str
+    splits: tuple[str, ...]
+    sources: Mapping[str, HubSource]
+    metric: str = "acc"
+    filter: str = "none"
+    chance: float | None = None
+    higher_is_better: bool = True
+    cost: float = 1.0
+    worded: bool = True
+    kind: Literal["choice", "generation", "perplexity", "lm-eval"] = "choice"
+
+
+FLORES_CODES = {"en": "eng_Latn", "lt": "lit_Latn"}
+_TRUTHFULQA = {
+    "en": HubSource("truthfulqa/truthful_qa", "multiple_choice"),
+    "lt": HubSource("neurotechnology/lt_thruthful_qa", "multiple_choice"),  # spelt so
+}
+
+BENCHMARKS = (
+    Task(
+        name="arc_easy",
+        core="arc/arc_easy.yaml",
+        folder="arc_easy",
+        splits=("train", "validation", "test"),
+        sources={
+            "en": HubSource("allenai/ai2_arc", "ARC-Easy"),
+            "lt": HubSource("neurotechnology/lt_arc", "ARC-Easy", gated=True, fewshot_split="validation"),
+        },
+        chance=0.25,
+        cost=0.5,
+    ),
+    Task(
+        name="belebele",
+        core="belebele/belebele_{code}.yaml",
+        folder="belebele",
+        splits=("test",),
+        sources={
+            "en": HubSource("facebook/belebele", "eng_Latn"),
+            "lt": HubSource("facebook/belebele", "lit_Latn"),
+        },
+        chance=0.25,
+        cost=0.3,
+    ),
+    Task(
+        name="gsm8k",
+        core="gsm8k/gsm8k.yaml",
+        folder="gsm8k",
+        splits=("train", "test"),
+        sources={
+            "en": HubSource("openai/gsm8k", "main"),
+            "lt": HubSource("neurotechnology/lt_gsm8k", "main"),
+        },
+        metric="exact_match",
+        filter="strict-match",
+        chance=0.0,
+        cost=5.0,
+        kind="generation",
+    ),
+    Task(
+        name="hellaswag",
+        core="hellaswag/hellaswag.yaml",
+        folder="hellaswag",
+        splits=("train", "validation"),
+        sources={
+            "en": HubSource("Rowan/hellaswag", ""),
+            "lt": HubSource("neurotechnology/lt_hellaswag", "", fewshot_split="validation"),
+        },
+        chance=0.25,
+        cost=4.0,
+        worded=False,
+    ),
+    Task(
+        name="mmlu",
+        core="mmlu/default",
+        folder="mmlu",
+        splits=("dev", "test"),
+        sources={
+            "en": HubSource("cais/mmlu", ""),
+            "lt": HubSource("neurotechnology/lt_mmlu", "", gated=True, fewshot_split="validation"),
+        },
+        chance=0.25,
+        cost=10.0,
+    ),
+    Task(
+        name="truthfulqa_mc2",
+        core="truthfulqa/truthfulqa_mc2.yaml",
+        folder="truthfulqa",
+        splits=("validation",),
+        sources=_TRUTHFULQA,
+        cost=1.4,
+    ),
+    Task(
+        name="winogrande",
+        core="winogrande/default.yaml",
+        folder="winogrande",
+        splits=("train", "validation"),
+        sources={
+            "en": HubSource("allenai/winogrande", "winogrande_xl"),
+            "lt": HubSource("neurotechnology/lt_winogrande", "winogrande_xl"),
+        },
+        chance=0.5,
+        cost=0.1,
+        worded=False,
+    ),
+)
+FLUENCY = (
+    Task(
+        name="ppl_truthfulqa",
+        core="",
+        folder="truthfulqa",
+        splits=("validation",),
+        sources=_TRUTHFULQA,
+        metric="perplexity",
+        higher_is_better=False,
+        cost=0.05,
+        worded=False,
+        kind="perplexity",
+    ),
+    Task(
+        name="ppl_heldout",
+        core="",
+        folder="",
+        splits=("test",),
+        sources={},
+        metric="bits_per_byte",
+        higher_is_better=False,
+        cost=1.0,
+        worded=False,
+        kind="perplexity",
+    ),
+)
+TASKS = {task.name: task for task in (*BENCHMARKS, *FLUENCY)}
+LANGUAGES = ("en", "lt")
+"""In which the benchmarks are asked; each is the name of a suite."""
+SUITES = (*LANGUAGES, "fluency")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One task in one language, as this experiment asks it."""
+
+    task: str
+    language: str
+    variant: str = ""
+    suite: str = ""
+    shots: int | None = 0
+    """Worked examples in the prompt; None: what the lm-eval task itself says."""
+    metric: str = ""
+    """The primary one; "" for a task of lm-eval that is not ours: its first."""
+    filter: str = ""
+    chance: float | None = None
+    higher_is_better: bool = True
+    cost: float = field(default=1.0, compare=False)
+
+    @property
+    def name(self) -> str:
+        """`task.language[.variant]`, also the name of its files."""
+        return ".".join(part for part in (self.task, self.language, self.variant) if part)
+
+    @property
+    def kind(self) -> str:
+        """ "choice", "generation", "perplexity", or "lm-eval" for a task that is not ours."""
+        return TASKS[self.task].kind if self.task in TASKS else "lm-eval"
+
+    def at(self, fraction: float) -> str:
+        """`<fraction>:<cell>`, as stage.json's `expected` lists it."""
+        return f"{fraction!r}:{self.name}"
+
+
+# ---------------------------------------------------------------------------------------------- which
+
+
+def expand_suites(config: EvaluateConfig, language: str, heldout: Iterable[str] = ()) -> list[Cell]:
+    """The cells that `[evaluate]` asks for, each once, in the order of `suites`.
+
+    Args:
+        config: its `suites` are names of suites, of single cells, of tasks (all languages), or of lm-eval tasks, which
+            may be given a language for the tables: `xcopa_et.et`.
+        language: of the corpus; its held-out documents are a cell of `fluency`.
+        heldout: languages of further held-out text that the caller knows of, beside `config.heldout`.
+
+    Raises:
+        ConfigError: a name that is none of these; the nearest names are given.
+    """
+    languages = list(dict.fromkeys([language, *config.heldout, *heldout]))
+    cells: dict[str, Cell] = {}
+    for name in config.suites:
+        for cell in _named(name, config, languages):
+            cells.setdefault(cell.name, cell)
+    if not cells:
+        raise ConfigError(f"evaluate.suites is empty; known: {', '.join(SUITES)}, and single cells such as arc_easy.lt")
+    return list(cells.values())
+
+
+def _named(name: str, config: EvaluateConfig, heldout: list[str]) -> list[Cell]:
+    """The cells of one entry of `evaluate.suites`."""
+    if name in LANGUAGES:
+        return [cell for task in BENCHMARKS for cell in _cells(task, name, config)]
+    if name == "fluency":
+        asked = [("ppl_truthfulqa", language) for language in LANGUAGES] + [("ppl_heldout", x) for x in heldout]
+        return [_cell(TASKS[task], language, "", config) for task, language in asked]
+    task, _, rest = name.partition(".")
+    if task in TASKS:
+        known = {cell.name: cell for cell in _every_cell(TASKS[task], config, heldout)}
+        if not rest:
+            languages = _languages(TASKS[task], heldout)
+            return [cell for language in languages for cell in _cells(TASKS[task], language, config)]
+        if name not in known:
+            raise ConfigError(f"evaluate.suites: unknown cell '{name}'{did_you_mean(name, known)}")
+        return [known[name]]
+    return [_foreign(name, config)]
+
+
+def _every_cell(task: Task, config: EvaluateConfig, heldout: list[str]) -> list[Cell]:
+    cells = []
+    for language in _languages(task, heldout):
+        cells.append(_cell(task, language, "", config))
+        if task.worded and language != "en":
+            cells.append(_cell(task, language, "native", config))
+    return cells
+
+
+def _languages(task: Task, heldout: list[str]) -> list[str]:
+    return heldout if task.name == "ppl_heldout" else list(task.sources)
+
+
+def _cells(task: Task, language: str, config: EvaluateConfig) -> list[Cell]:
+    """A task in one language in each of `prompts`; where there are no words to translate, once."""
+    translatable = task.worded and language != "en"
+    variants = ["native" if prompt == "native" and translatable else "" for prompt in config.prompts]
+    return [_cell(task, language, variant, config) for variant in dict.fromkeys(variants)]
+
+
+def _cell(task: Task, language: str, variant: str, config: EvaluateConfig) -> Cell:
+    dearer = 1.0 if language == "en" else 1.5  # tokenizers cut other languages into more tokens
+    return Cell(
+        task=task.name,
+        language=language,
+        variant=variant,
+        suite="fluency" if task in FLUENCY else language,
+        shots=0 if task.kind == "perplexity" else config.shots.get(task.name, 0),
+        metric=task.metric,
+        filter=task.filter,
+        chance=task.chance,
+        higher_is_better=task.higher_is_better,
+        cost=task.cost * dearer,
+    )
+
+
+def _foreign(name: str, config: EvaluateConfig) -> Cell:
+    """A task of lm-eval, or of the user's own YAML, by its name there."""
+    installed = lm_eval_names(config.include)
+    task, _, language = name.rpartition(".")
+    if installed is not None and name not in installed and task not in installed:
+        ours = [*SUITES, *TASKS, *(f"{task}.{language}" for task in TASKS for language in LANGUAGES)]
+        hint = did_you_mean(name, [*ours, *installed])
+        if not hint.startswith("; did"):
+            hint = f"; known: {', '.join(ours[: len(SUITES) + len(TASKS)])}, and lm-eval's own (`lm-eval ls tasks`)"
+        raise ConfigError(f"evaluate.suites: unknown suite, cell or task '{name}'{hint}")
+    if not task or (installed is not None and name in installed):
+        task, language = name, UNDETERMINED
+    return Cell(task, language, suite=task, shots=config.shots.get(task), cost=5.0)
+
+
+@cache
+def lm_eval_names(include: tuple[str, ...] = ()) -> frozenset[str] | None:
+    """Names of tasks, groups and tags in lm-eval and in the folders `include`; None where lm-eval is not installed.
+
+    Read from its files, without importing it: 14,000 of them in about a second.
+    """
+    spec = find_spec("lm_eval")
+    if spec is None or spec.origin is None:
+        return None
+    pattern = re.compile(rb"^[\"']?(?:task|group|tag)[\"']?:[ \t]*[\"']?([A-Za-z0-9_.+-]+)", re.MULTILINE)
+    names: set[str] = set()
+    for folder in (Path(spec.origin).parent / "tasks", *map(Path, include)):
+        for path in folder.rglob("*.yaml"):
+            names.update(match.decode() for match in pattern.findall(path.read_bytes()))
+    return frozenset(names)
+
+
+def deal(cells: Sequence[Cell], n: int) -> list[list[Cell]]:
+    """The cells in at most `n` bundles of about equal cost, for `n` array elements.
+
+    Each cell goes to the cheapest bundle so far, dearest first: MMLU and GSM8K of each language come to stand alone
+    when there are elements enough. No bundle is empty; the same cells give the same bundles.
+    """
+    if n < 1:
+        raise ConfigError(f"resources.evaluate.elements = {n}: must be at least 1")
+    bundles: list[list[Cell]] = [[] for _ in range(min(n, len(cells)))]
+    for cell in sorted(cells, key=lambda cell: (-cell.cost, cell.name)):
+        min(bundles, key=lambda bundle: sum(other.cost for other in bundle)).append(cell)
+    order = {cell.name: place for place, cell in enumerate(cells)}
+    return [sorted(bundle, key=lambda cell: order[cell.name]) for bundle in bundles]
+
+
+# ---------------------------------------------------------------------------------------------- identity
+
+
+def data_hash(cell: Cell, *, questions: Path | None, heldout: Path | None) -> str:
+    """What the rows of a cell are: content of local files, else the hub's id and the commit in this cache.
+
+    Args:
+        cell: the cell.
+        questions: folder of local questions, `<language>/<task>/<split>.jsonl`; None: the hub.
+        heldout: file of `ppl_heldout` in the cell's language.
+    """
+    task = TASKS.get(cell.task)
+    if task is None:
+        return f"lm-eval:{cell.task}"
+    if task.name == "ppl_heldout":
+        return _files_hash([heldout]) if heldout is not None and heldout.is_file() else "absent"
+    if questions is not None:
+        folder = questions / cell.language / task.folder
+        return _files_hash(sorted(path for path in folder.rglob("*.jsonl") if path.is_file()), folder)
+    source = task.sources[cell.language]
+    return f"{source.path}@{hub_commit(source.path) or 'unknown'}"
+
+
+def _files_hash(files: Sequence[Path], base: Path | None = None) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(f"{path.relative_to(base) if base else ''}:{records.sha256_file(path)}\n".encode())
+    return digest.hexdigest()[:12]
+
+
+def hub_commit(dataset: str) -> str | None:
+    """Commit of a hub data set in this machine's cache; None where it is not there."""
+    home = os.environ.get("HF_HOME") or "~/.cache/huggingface"
+    hub = Path(os.environ.get("HF_HUB_CACHE") or f"{home}/hub").expanduser()
+    ref = hub / f"datasets--{dataset.replace('/', '--')}" / "refs" / "main"
+    return ref.read_text().strip() if ref.is_file() else None
+
+
+def cell_key(cell: Cell, *, checkpoint: str, fraction: float, data: str, config: EvaluateConfig, dtype: str) -> str:
+    """Name of one measurement: a record that carries it need not be computed again.
+
+    Args:
+        cell: what is asked.
+        checkpoint: key of the training (`train_key`), or of the path of a checkpoint that this project did not train.
+        fraction: of that training.
+        data: of the rows (`data_hash`).
+        config: shots, limit, seed, backend and context length are taken from it. The batch size is not: it changes
+            scores by rounding alone, and is recorded.
+        dtype: of the model as it is scored.
+    """
+    return records.key_of(
+        {
+            "format": FORMAT,
+            "checkpoint": checkpoint,
+            "fraction": float(fraction),
+            "cell": cell.name,
+            "data": data,
+            "shots": cell.shots,
+            "limit": config.limit,
+            "seed": config.seed,
+            "dtype": dtype,
+            "backend": config.backend,
+            "max_length": config.max_length,
+        }
+    )
+
+
+# ---------------------------------------------------------------------------------------------- what is there
+
+
+def recorded(stage: StageDir) -> dict[str, dict[str, Any]]:
+    """The records of one evaluated run that need no other attempt, by `<fraction>:<cell>`.
+
+    A cell whose model gave no finite value is done: it will not give one the next time. One that failed for another
+    reason (`retry`) is not, nor is one whose samples are gone.
+
+    Raises:
+        ArtefactError: a record is half-written or not ours.
+    """
+    found = {}
+    for path in sorted(stage.path.glob("[0-9]*/*.json")):
+        record = records.read_checked(path, "record")
+        name = path.name.removesuffix(".json")
+        whole = stage.samples(record["step"], name).is_file() or record["status"] != "ok"
+        if whole and not record.get("retry", False):
+            found[f"{float(record['fraction'])!r}:{name}"] = record
+    return found
+
+
+def missing(stage: StageDir, expected: Sequence[str]) -> list[str]:
+    """Those of `expected` (stage.json) that have to be computed still."""
+    there = recorded(stage)
+    return [name for name in expected if name not in there]
