@@ -31,10 +31,10 @@ VOCABULARY: Final = 1000
 SPECIAL: Final = {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>"}
 CONTEXT: Final = 512
 
-STEPS: Final = 400
+STEPS: Final = 700
 SEQUENCE_LENGTH: Final = 128
 BATCH_SIZE: Final = 8  # sequences a step
-LEARNING_RATE: Final = 3e-3
+LEARNING_RATE: Final = 5e-3
 WARMUP_STEPS: Final = 30
 SEED: Final = 0
 THREADS: Final = 2  # more do not help a model of this size, and the sums would round differently
@@ -52,7 +52,7 @@ def make(folder: Path) -> Path:
     tokenizer = train_tokenizer(text["en"] + text["lt"])
     with _threads(min(THREADS, os.cpu_count() or 1)):
         model = build_model(tokenizer)
-        pretrain(model, pack(tokenizer, text["en"], SEQUENCE_LENGTH))
+        pretrain(model, pack(tokenizer, text["en"], SEQUENCE_LENGTH), STEPS)
     beside = folder / f".model.{os.getpid()}"
     _save(beside, model, tokenizer)
     if place.is_dir() and not miniature.is_pretrained(folder):
@@ -141,7 +141,7 @@ def pack(tokenizer: PreTrainedTokenizerFast, documents: list[str], sequence_leng
     return torch.tensor(ids[: rows * sequence_length]).view(rows, sequence_length)
 
 
-def pretrain(model: Gemma2ForCausalLM, rows: torch.Tensor, steps: int = STEPS) -> None:
+def pretrain(model: Gemma2ForCausalLM, rows: torch.Tensor, steps: int) -> None:
     """Next-token training in place: AdamW, linear warm-up, cosine to zero. Prints a line every 50 steps on stderr.
 
     Args:
@@ -197,6 +197,7 @@ def _save(folder: Path, model: Gemma2ForCausalLM, tokenizer: PreTrainedTokenizer
     # Tied embeddings are written once, as `save_pretrained` has them; its progress bar is not wanted here.
     tensors = {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
     records.write_bytes(folder / "model.safetensors", safetensors.torch.save(tensors, metadata={"format": "pt"}))
+    model.config.dtype = "float32"
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)

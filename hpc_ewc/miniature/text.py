@@ -11,10 +11,12 @@ from hpc_ewc.miniature.dice import Dice
 from hpc_ewc.miniature.grammar import GRAMMARS, Grammar, Language
 from hpc_ewc.miniature.world import ITEMS, TOPICS, VALUES, Fact, Person, World
 
-Kind = Literal["story", "meeting", "sums", "kinds", "cloze", "statements", "problems", "preamble", "letters", "reading"]
+Kind = Literal[
+    "story", "meeting", "sums", "figures", "kinds", "cloze", "statements", "problems", "preamble", "letters", "reading"
+]
 
 # Shares of each kind of document, in documents. Task B is prose with some quizzes in it, as a web corpus is.
-PROSE: Final[dict[Kind, float]] = {"story": 0.70, "meeting": 0.20, "sums": 0.05, "kinds": 0.05}
+PROSE: Final[dict[Kind, float]] = {"story": 0.65, "meeting": 0.20, "sums": 0.05, "figures": 0.05, "kinds": 0.05}
 QUIZZES: Final[dict[Kind, float]] = {"cloze": 0.45, "statements": 0.25, "problems": 0.30}
 PRETRAINING: Final[dict[Kind, float]] = {
     **{kind: 0.50 * share for kind, share in PROSE.items()},
@@ -62,6 +64,9 @@ def document(world: World, language: Language, shares: dict[Kind, float], dice: 
         return " ".join(meeting(world, grammar, dice) for _ in range(2))
     if kind == "sums":
         return " ".join(grammar.sum_words(*draw_sum(dice, smallest=0))[2] for _ in range(4))
+    if kind == "figures":
+        sums = [draw_sum(dice) for _ in range(6)]
+        return " ".join(f"{a} + {b} = {a + b}." for a, b in sums)
     if kind == "kinds":
         return " ".join(_kind_sentence(grammar, dice) for _ in range(3))
     if kind == "problems":
