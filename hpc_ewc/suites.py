@@ -219,7 +219,7 @@ class Cell:
 
     @property
     def kind(self) -> str:
-        """ "choice", "generation", "perplexity", or "lm-eval" for a task that is not ours."""
+        """How it is asked, as in `Task`; lm-eval for a task that is not ours."""
         return TASKS[self.task].kind if self.task in TASKS else "lm-eval"
 
     def at(self, fraction: float) -> str:

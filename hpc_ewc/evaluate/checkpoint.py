@@ -1,0 +1,166 @@
+"""Is this folder a whole model with a tokenizer that fits it? Then load it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hpc_ewc import records
+from hpc_ewc.errors import ArtefactError, InputError
+from hpc_ewc.rundir import StageDir
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model to be scored, and what its records say of it."""
+
+    folder: Path
+    run: str
+    step: int
+    fraction: float
+    model_hash: str
+    base_hash: str
+    """`model_hash` of what it was trained from; its own for an untrained model."""
+    identity: str
+    """For `cell_key`: the key of its training, or of its path."""
+    coordinates: dict[str, Any] = field(default_factory=dict)
+
+
+def find_export(train: StageDir, fraction: float) -> Checkpoint:
+    """The export of a training at a fraction of it, found by its `hpc_ewc.json` and whole.
+
+    Raises:
+        ArtefactError: there is none, or its files are not those that were exported.
+    """
+    there = []
+    for path in sorted(train.exports.glob("*/hpc_ewc.json")):
+        facts = records.read_json(path)
+        there.append(float(facts.get("fraction", -1.0)))
+        if there[-1] == fraction:
+            return _exported(path.parent, facts)
+    without = sorted(path.name for path in train.exports.glob("[0-9]*") if not (path / "hpc_ewc.json").is_file())
+    half = f"; without hpc_ewc.json, so half-written: {', '.join(without)}" if without else ""
+    known = ", ".join(map(repr, there)) or "none"
+    raise ArtefactError(
+        f"{train.exports}: no export at fraction {fraction!r}; exported are {known}{half}; "
+        "submit the experiment again to finish the training"
+    )
+
+
+def _exported(folder: Path, facts: dict[str, Any]) -> Checkpoint:
+    missing = [name for name in ("run", "step", "train_key", "model_hash", "base_hash") if name not in facts]
+    if missing:
+        raise ArtefactError(f"{folder / 'hpc_ewc.json'}: lacks {', '.join(missing)}; not ours, or half-written")
+    found = records.model_hash(folder)
+    if found != facts["model_hash"]:
+        raise ArtefactError(
+            f"{folder}: its files hash to {found[:12]}, hpc_ewc.json says {facts['model_hash'][:12]}; half-copied or "
+            "changed: remove the folder and submit the experiment again"
+        )
+    return Checkpoint(
+        folder=folder,
+        run=facts["run"],
+        step=int(facts["step"]),
+        fraction=float(facts["fraction"]),
+        model_hash=found,
+        base_hash=facts["base_hash"],
+        identity=facts["train_key"],
+        coordinates=facts.get("coordinates", {}),
+    )
+
+
+def find_model(folder: Path, run: str, identity: str) -> Checkpoint:
+    """A model that this project did not train (`base` among them), as step 0 of itself.
+
+    Raises:
+        InputError: no such folder, or no model in it.
+    """
+    if not (folder / "config.json").is_file():
+        what = "no config.json, so not a Hugging Face model" if folder.is_dir() else "no such folder"
+        raise InputError(f"{folder}: {what}; give model.path a folder or hub id, then `hpc-ewc prefetch`")
+    found = records.model_hash(folder)
+    return Checkpoint(folder, run, 0, 0.0, found, found, identity)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer, which puts BOS before a text, once, and nothing after it.
+
+    Raises:
+        InputError: it cannot be loaded, has no BOS, does not add it, or adds more than it.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError, …
+        raise InputError(f"{folder}: its tokenizer cannot be loaded: {_first_line(error)}") from error
+    bos = tokenizer.bos_token_id
+    if bos is None:
+        raise InputError(f"{folder}: its tokenizer has no BOS token; Gemma scores text after BOS alone: set bos_token")
+    bare = tokenizer.encode("a", add_special_tokens=False)
+    if tokenizer.encode("a", add_special_tokens=True) != [bos, *bare]:
+        made = tokenizer.convert_ids_to_tokens(tokenizer.encode("a", add_special_tokens=True))
+        raise InputError(
+            f"{folder}: its tokenizer makes {made} of 'a', not {tokenizer.bos_token!r} and the text; give "
+            "tokenizer.json a TemplateProcessing post-processor that adds BOS, once, and nothing else"
+        )
+    return tokenizer
+
+
+def load_model(folder: Path, *, dtype: str, attention: str, device: torch.device, tokenizer: Any) -> Any:
+    """The model, ready to be scored.
+
+    Raises:
+        InputError: a weight file is missing or cut off, or the tokenizer has tokens that the model has no embedding of.
+    """
+    check_weights(folder)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            str(folder), dtype=getattr(torch, dtype), attn_implementation=attention_kernel(attention, device, dtype)
+        )
+    except Exception as error:  # safetensors, transformers and torch each raise their own
+        raise InputError(f"{folder}: the model cannot be loaded: {_first_line(error)}") from error
+    vocabulary = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > vocabulary:
+        raise InputError(
+            f"{folder}: its tokenizer has {len(tokenizer)} tokens, the model embeds {vocabulary}: two models' files"
+        )
+    return model.to(device).eval()
+
+
+def check_weights(folder: Path) -> None:
+    """Every weight file that the index names is there.
+
+    Raises:
+        InputError: some are not.
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        named = set(records.read_json(index).get("weight_map", {}).values())
+        absent = sorted(name for name in named if not (folder / name).is_file())
+        if absent:
+            raise InputError(
+                f"{folder}: {', '.join(absent)} of {len(named)} weight files missing; half-exported or half-copied"
+            )
+    elif not any(folder.glob("*.safetensors")):
+        raise InputError(
+            f"{folder}: no *.safetensors; half-exported, or of another format: save it with save_pretrained"
+        )
+
+
+def attention_kernel(attention: str, device: torch.device, dtype: str) -> str:
+    """The kernel to score with. `auto`: FlashAttention 2 where it is installed and can run, else eager.
+
+    Not sdpa, which knows no softcap: transformers refuses it for Gemma 2.
+    """
+    if attention != "auto":
+        return attention
+    flash = device.type == "cuda" and dtype == "bfloat16" and find_spec("flash_attn") is not None
+    return "flash_attention_2" if flash else "eager"
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

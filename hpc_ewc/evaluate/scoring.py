@@ -1,0 +1,220 @@
+"""lm-eval's HFLM around one loaded model: BOS exactly once, a stop between batches, room for the first batch.
+
+lm-eval computes every score. What is added here stands around its calls: requests too long for the context keep their
+BOS when they are cut, a batch that does not fit is halved, and each batch is counted.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lm_eval.models.huggingface import HFLM
+
+logger = logging.getLogger(__name__)
+
+Request = tuple[Any, list[int], list[int]]
+"""(what was asked, or None; tokens of the context; tokens that are scored)."""
+
+PROBES = 8
+"""Requests of the batch-invariance probe: each is scored once more, alone."""
+
+
+class StopRequested(Exception):  # noqa: N818 - no error, like StopIteration
+    """The job was asked to stop between two batches: the cell is dropped."""
+
+
+class Scorer(HFLM):  # type: ignore[misc]
+    """One model, one of two ways to put BOS.
+
+    Args:
+        model: a causal language model, in eval mode.
+        tokenizer: adds BOS (checkpoint.load_tokenizer).
+        batch_size: requests at once, at most; halved where memory is short.
+        max_length: tokens of context, at most; the model's own limit wins.
+        whole_texts: perplexity of documents. HFLM puts BOS before a document itself, so its tokenizer must not
+            (`<bos><bos>` costs 20–49 nats a document); questions are the other way round.
+        on_batch: called before each batch with the requests in it; may raise StopRequested.
+    """
+
+    batch_size_per_gpu: int
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        batch_size: int,
+        max_length: int,
+        whole_texts: bool,
+        on_batch: Callable[[int], None] = lambda requests: None,
+    ) -> None:
+        positions = getattr(model.config, "max_position_embeddings", max_length)
+        super().__init__(
+            pretrained=model,
+            tokenizer=tokenizer,
+            backend="causal",
+            batch_size=batch_size,
+            max_length=min(max_length, positions),
+            add_bos_token=not whole_texts,
+            softmax_dtype="float32",  # in bfloat16 a log-probability of 8 nats is rounded to 1/32
+        )
+        self.bos = int(tokenizer.bos_token_id)
+        self.on_batch = on_batch
+        self.truncated = 0
+        """Requests that were too long and lost their beginning (documents are cut into windows instead)."""
+        self.batch_invariance: float | None = None
+        """Largest difference, in nats, between a request scored in its batch and alone."""
+
+    # ------------------------------------------------------------------------------------------ batches
+
+    def _model_call(self, inps: torch.Tensor, attn_mask: Any = None, labels: Any = None) -> torch.Tensor:
+        self.on_batch(len(inps))
+        logits: torch.Tensor = super()._model_call(inps, attn_mask, labels)
+        return logits
+
+    def _model_generate(self, context: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        self.on_batch(len(context))
+        tokens: torch.Tensor = super()._model_generate(context, *args, **kwargs)
+        return tokens
+
+    def _halving(self, run: Callable[[], Any]) -> Any:
+        """`run`, and again with half the batch each time that memory runs out.
+
+        Requests are sorted by length, longest first: what does not fit fails at once, with nothing lost.
+        """
+        while True:
+            try:
+                return run()
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not _out_of_memory(error) or self.batch_size_per_gpu == 1:
+                    raise
+                message = str(error).splitlines()[0]
+            self.batch_size_per_gpu = max(1, self.batch_size_per_gpu // 2)
+            logger.warning("out of memory; batch size is now %d (%s)", self.batch_size_per_gpu, message)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    # ------------------------------------------------------------------------------------------ scores
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        requests = [self._fitted(request) for request in requests]
+        longest = max(len(context) + len(scored) for _, context, scored in requests)
+        self._plan(longest)
+        inner = super()._loglikelihood_tokens
+
+        def run() -> list[tuple[float, bool]]:
+            found: list[tuple[float, bool]] = inner(requests, disable_tqdm=True)
+            return found
+
+        scores: list[tuple[float, bool]] = self._halving(run)
+        if self.batch_invariance is None:
+            self._probe(requests, scores, inner)
+        return scores
+
+    def _fitted(self, request: Request) -> Request:
+        """A request that is too long loses the tokens after BOS; lm-eval alone would cut BOS off with them."""
+        asked, context, scored = request
+        if len(context) + len(scored) <= self.max_length + 1 or context[0] != self.bos:
+            return request
+        self.truncated += 1
+        room = self.max_length + 1 - len(scored)
+        return (
+            asked,
+            [self.bos, *context[len(context) - room + 1 :]] if room > 1 else [self.bos],
+            scored[: self.max_length],
+        )
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        """Log p of each document after BOS. One longer than the context is cut, with a BOS before each part.
+
+        HFLM's own windows after the first have no BOS, on which Gemma's perplexity rises from 33 to 2083.
+        """
+        windows: list[Request] = []
+        counts: list[int] = []
+        for request in requests:
+            tokens = self.tok_encode(request.args[0])
+            parts = [tokens[i : i + self.max_length] for i in range(0, len(tokens), self.max_length)]
+            windows += [(None, [self.bos], part) for part in parts]
+            counts.append(len(parts))
+        scores = iter(self._loglikelihood_tokens(windows))
+        totals = [sum(next(scores)[0] for _ in range(count)) for count in counts]
+        for request, total in zip(requests, totals, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
+        return totals
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """lm-eval's, halved where memory is short."""
+        inner = super().generate_until
+        answers: list[str] = self._halving(lambda: inner(requests, disable_tqdm=True))
+        return answers
+
+    def tok_batch_encode(
+        self,
+        strings: list[str],
+        padding_side: str = "left",
+        left_truncate_len: int | None = None,
+        truncation: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As lm-eval's; a prompt that was cut from the left gets its BOS back."""
+        tokens, mask = super().tok_batch_encode(strings, padding_side, left_truncate_len, truncation)
+        cut = (mask[:, 0] == 1) & (tokens[:, 0] != self.bos)
+        tokens[cut, 0] = self.bos
+        self.truncated += int(cut.sum())
+        return tokens, mask
+
+    # ------------------------------------------------------------------------------------------ memory
+
+    def _plan(self, longest: int) -> None:
+        """Lower the batch size until the logits of the longest requests fit.
+
+        A batch holds its logits, their softcapped copy, and the fp32 log-softmax: over a vocabulary of 256,000 that is
+        more than the model from a few thousand tokens on.
+        """
+        vocabulary = self.model.get_output_embeddings().out_features
+        itemsize = self.model.dtype.itemsize
+        bytes_each = min(longest, self.max_length) * vocabulary * (3 * itemsize + 8)
+        fits = max(1, int(0.8 * free_memory(self.device) / bytes_each))
+        if fits < self.batch_size_per_gpu:
+            logger.warning("batch size %d → %d: %d tokens of logits each", self.batch_size_per_gpu, fits, longest)
+            self.batch_size_per_gpu = fits
+
+    def _probe(
+        self, requests: Sequence[Request], scores: Sequence[tuple[float, bool]], score: Callable[..., Any]
+    ) -> None:
+        """Score a few requests again, alone, and keep the largest difference; warn where it is not rounding."""
+        spread = range(0, len(requests), max(1, len(requests) // PROBES))[:PROBES]
+        size, on_batch, self.on_batch = self.batch_size_per_gpu, self.on_batch, lambda requests: None
+        self.batch_size_per_gpu = 1
+        try:
+            alone = [score([requests[i]], disable_tqdm=True)[0][0] for i in spread]
+        finally:
+            self.batch_size_per_gpu, self.on_batch = size, on_batch
+        pairs = [(scores[i][0], value, len(requests[i][2])) for i, value in zip(spread, alone, strict=True)]
+        self.batch_invariance = max(abs(together - value) for together, value, _ in pairs)
+        # bfloat16 logits of up to 30 lie 1/8 apart: an error of that size a token, and like a random walk along them
+        allowed = (1e-3 if self.model.dtype == torch.float32 else 0.25) * max(length for *_, length in pairs) ** 0.5
+        if self.batch_invariance > allowed:
+            logger.warning(
+                "scores depend on the batch: up to %.3g nats (rounding explains %.3g)", self.batch_invariance, allowed
+            )
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a batch may take: what is free on the GPU, or half of what the machine has left."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024 // 2
+    return 1 << 30
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """CUDA has its own exception; the CPU's allocator raises a RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

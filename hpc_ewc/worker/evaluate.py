@@ -1,0 +1,84 @@
+"""`python -m hpc_ewc.worker evaluate DIR --checkpoint FRACTION --cells A,B`: one array element of an evaluated run.
+
+Cells whose record is current are skipped, so the line can be run again by hand at any time. A stop between batches
+drops the cell it was in and exits 0; a cell that fails leaves a record that says why, and the element goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hpc_ewc.errors import StageError
+from hpc_ewc.evaluate import environment
+from hpc_ewc.rundir import StageDir
+from hpc_ewc.stage import Stage
+from hpc_ewc.suites import expand_suites
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one element."""
+    parser = argparse.ArgumentParser(prog="python -m hpc_ewc.worker evaluate", description=__doc__)
+    parser.add_argument("folder", type=Path, help="runs/NAME/evaluate/RUN")
+    parser.add_argument(
+        "--checkpoint",
+        type=float,
+        required=True,
+        help="fraction of the training, such as 1.0; 0.0 for a model given as it is",
+    )
+    parser.add_argument("--cells", required=True, help="names of cells, such as mmlu.en,mmlu.lt")
+    arguments = parser.parse_args(argv)
+    names = [name for name in arguments.cells.split(",") if name]
+    stage = Stage(arguments.folder, element=f"{arguments.checkpoint!r}-{names[0]}" if names else "none")
+    stage.listen()
+    environment.prepare()
+    with stage.attempt():
+        run(stage, arguments.checkpoint, names)
+
+
+def run(stage: Stage, fraction: float, names: Sequence[str]) -> None:
+    """The cells `names` of the checkpoint at `fraction`; then done.json, if they were the last."""
+    from hpc_ewc.evaluate.element import Element, check_bundle, finish_if_whole, reopen_if_incomplete
+    from hpc_ewc.evaluate.scoring import StopRequested
+
+    reopen_if_incomplete(stage)
+    if stage.is_done():
+        return
+    inputs = stage.inputs
+    cells = expand_suites(stage.config.evaluate, stage.config.data.language, heldout=inputs.get("heldout") or {})
+    element = Element(stage, find_checkpoint(stage, fraction), find_inputs(stage), check_bundle(names, cells))
+    try:
+        failed = element.run()
+    except StopRequested:
+        return
+    finish_if_whole(stage)
+    if failed:
+        raise StageError(
+            f"{', '.join(failed)} failed; each record in {stage.dir.cells(element.checkpoint.step)} says why"
+        )
+
+
+def find_checkpoint(stage: Stage, fraction: float) -> Any:
+    """The export of this run's training, or the model that is evaluated as it is."""
+    from hpc_ewc.evaluate.checkpoint import find_export, find_model
+
+    if "train" in stage.inputs:
+        return find_export(StageDir(Path(stage.inputs["train"])), fraction)
+    return find_model(Path(stage.inputs["model"]), stage.run, stage.key)
+
+
+def find_inputs(stage: Stage) -> Any:
+    """Where questions and held-out text are; the corpus' own held-out documents stand with its tokens."""
+    from hpc_ewc.evaluate.element import Inputs
+    from hpc_ewc.evaluate.task_files import LocalQuestions
+
+    inputs = stage.inputs
+    heldout = {language: Path(path) for language, path in (inputs.get("heldout") or {}).items()}
+    if inputs.get("tokens"):
+        heldout.setdefault(stage.config.data.language, StageDir(Path(inputs["tokens"])).heldout)
+    # Local questions are the miniature's: its model is too small for letters and for long answers.
+    folder = inputs.get("questions")
+    questions = LocalQuestions(Path(folder), cloze=True, max_gen_toks=32) if folder else None
+    return Inputs(questions, heldout)
