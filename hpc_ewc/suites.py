@@ -357,17 +357,19 @@ def deal(cells: Sequence[Cell], n: int) -> list[list[Cell]]:
 # ---------------------------------------------------------------------------------------------- identity
 
 
-def data_hash(cell: Cell, *, questions: Path | None, heldout: Path | None) -> str:
+def data_hash(cell: Cell, *, questions: Path | None, heldout: Path | None, include: Sequence[str] = ()) -> str:
     """What the rows of a cell are: content of local files, else the hub's id and the commit in this cache.
 
     Args:
         cell: the cell.
         questions: folder of local questions, `<language>/<task>/<split>.jsonl`; None: the hub.
         heldout: file of `ppl_heldout` in the cell's language.
+        include: folders of the user's task files, which may define a cell that is not ours.
     """
     task = TASKS.get(cell.task)
     if task is None:
-        return f"lm-eval:{cell.task}"
+        files = [path for folder in include for path in sorted(Path(folder).rglob("*")) if path.is_file()]
+        return f"lm-eval:{cell.task}" + (f"+{_files_hash(files)}" if files else "")
     if task.name == "ppl_heldout":
         return _files_hash([heldout]) if heldout is not None and heldout.is_file() else "absent"
     if questions is not None:

@@ -36,10 +36,13 @@ class Inputs:
     """None: the data sets of the hub, in this machine's cache."""
     heldout: dict[str, Path]
     """Files of held-out text by language."""
+    include: tuple[str, ...] = ()
+    """The user's folders of task files."""
 
     def data_hash(self, cell: Cell) -> str:
         folder = self.questions.folder if self.questions else None
-        return suites.data_hash(cell, questions=folder, heldout=self.heldout.get(cell.language))
+        heldout = self.heldout.get(cell.language)
+        return suites.data_hash(cell, questions=folder, heldout=heldout, include=self.include)
 
 
 class Element:

@@ -130,6 +130,11 @@ class Scorer(HFLM):  # type: ignore[misc]
             scored[: self.max_length],
         )
 
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """lm-eval's, without its own progress bar."""
+        scores: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
+        return scores
+
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """Log p of each document after BOS. One longer than the context is cut, with a BOS before each part.
 

@@ -81,4 +81,4 @@ def find_inputs(stage: Stage) -> Any:
     # Local questions are the miniature's: its model is too small for letters and for long answers.
     folder = inputs.get("questions")
     questions = LocalQuestions(Path(folder), cloze=True, max_gen_toks=32) if folder else None
-    return Inputs(questions, heldout)
+    return Inputs(questions, heldout, stage.config.evaluate.include)
