@@ -1,0 +1,161 @@
+"""A Hugging Face checkpoint, from its files straight into this rank's shards: no rank ever holds the whole model."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import nn
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
+
+from hpc_ewc.errors import InputError
+from hpc_ewc.model.attention import choose_attention
+from hpc_ewc.model.gemma import build_buffers, build_empty, is_tied
+from hpc_ewc.model.loss import LossKind
+from hpc_ewc.model.mesh import shard_model
+from hpc_ewc.model.tokenizer import check_tokenizer
+
+FILES = ["*.safetensors", "*.json", "tokenizer*", "*.model"]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model came from and what computes it; `model.origin`, for exports and manifests."""
+
+    folder: Path
+    dtype: torch.dtype
+    attention: str
+    loss: str
+
+
+def load_model(
+    path: str | Path,
+    mesh: DeviceMesh | None = None,
+    *,
+    dtype: torch.dtype | str = "bfloat16",
+    attention: str = "auto",
+    loss: LossKind = "chunked",
+    revision: str | None = None,
+) -> Any:
+    """The model of a folder or hub id, in training mode. With a mesh, every rank of it calls this.
+
+    With a mesh: parameters are fp32 DTensors, sharded and filled from the files slice by slice, computing in
+    `dtype`. Without: a plain module whose parameters are of `dtype`, on the CPU.
+
+    Args:
+        path: Hugging Face folder with safetensors, or hub id.
+        mesh: from `build_mesh`.
+        dtype: of compute.
+        attention: as [model] attention.
+        loss: as [model] loss; what `model(input_ids, loss_labels=…)` runs.
+        revision: commit, for a hub id.
+
+    Raises:
+        InputError: not such a checkpoint: missing, another architecture, tensors missing or of other shapes, or a
+            tokenizer that is not the model's.
+    """
+    folder = find_model(path, revision)
+    dtype = dtype if isinstance(dtype, torch.dtype) else {"bfloat16": torch.bfloat16, "float32": torch.float32}[dtype]
+    device = torch.device("cpu")
+    if mesh is not None and mesh.device_type != "cpu":
+        device = torch.device(mesh.device_type, torch.cuda.current_device())
+    chosen = choose_attention(attention, folder, device)
+    model = build_empty(folder, chosen, loss)
+    check_tokenizer(folder, model.config)
+    check_tied(model)
+    if mesh is None:
+        model.to(dtype)
+    else:
+        shard_model(model, mesh, dtype)
+    model.to_empty(device=device)
+    if mesh is None:  # to_empty gives each module a tensor of its own; FSDP2 keeps shared parameters shared
+        model.lm_head.weight = model.model.embed_tokens.weight
+    check_tied(model)
+    read_weights(model, folder)
+    build_buffers(model)
+    model.origin = Origin(folder, dtype, chosen, loss)
+    model.train()
+    return model
+
+
+def find_model(path: str | Path, revision: str | None = None) -> Path:
+    """The local folder of a model: itself, or the hub's snapshot, downloaded where it is not in the cache.
+
+    Raises:
+        InputError: neither a folder nor to be had from the hub.
+    """
+    if Path(path).is_dir():
+        return Path(path).absolute()
+    if os.sep in str(path) and not _could_be_hub_id(str(path)):
+        raise InputError(f"{path}: no such folder; model.path must be a Hugging Face folder or hub id")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(path), revision=revision, allow_patterns=FILES))
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"model.path = {str(path)!r}: neither a folder here nor in the hub's cache ({reason}); "
+            "run `hpc-ewc prefetch` where there is a network"
+        ) from None
+
+
+def _could_be_hub_id(path: str) -> bool:
+    return path.count("/") == 1 and not path.startswith((".", "/", "~"))
+
+
+def read_weights(model: nn.Module, folder: Path) -> None:
+    """Fill the model's parameters in place from the folder's safetensors, each rank just its own slices.
+
+    Raises:
+        InputError: no safetensors, a tensor missing, or one of another shape.
+    """
+    if not any(folder.glob("*.safetensors")):
+        raise InputError(f"{folder}: no *.safetensors; convert the checkpoint with transformers' save_pretrained")
+    reader = HuggingFaceStorageReader(str(folder))
+    try:
+        stored = reader.read_metadata().state_dict_metadata
+    except Exception as error:
+        raise InputError(f"{folder}: safetensors cannot be read: {error}; the download may be cut off") from None
+    wanted = dict(model.named_parameters())  # a tied weight stands here once, under the embedding's name
+    missing = sorted(wanted.keys() - stored.keys())
+    if missing:
+        raise InputError(f"{folder}: {len(missing)} tensors are missing, such as {missing[0]!r}")
+    for name, parameter in wanted.items():
+        size = getattr(stored[name], "size", None)
+        if size != parameter.shape:
+            raise InputError(
+                f"{folder}: {name} is {list(size or ())} in the files and {list(parameter.shape)} by config.json"
+            )
+    if any(isinstance(parameter, DTensor) for parameter in wanted.values()):
+        load({name: p.detach() for name, p in wanted.items()}, storage_reader=reader)
+    else:
+        _read_whole(wanted, folder)
+
+
+@torch.no_grad()
+def _read_whole(wanted: dict[str, nn.Parameter], folder: Path) -> None:
+    """For one process: DCP would warn that there is no process group."""
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            for name in wanted.keys() & set(tensors.keys()):
+                wanted[name].copy_(tensors.get_tensor(name))
+
+
+def check_tied(model: Any) -> None:
+    """Refuse a model whose head and embedding are two tensors, or must be and are not.
+
+    Raises:
+        InputError: config.json says they are separate: EWC's Fisher and this training assume Gemma's tie.
+    """
+    if not getattr(model.config, "tie_word_embeddings", True):
+        raise InputError("config.json: tie_word_embeddings = false; Gemma ties head and embedding, and so does this")
+    assert is_tied(model), "head and embedding have become two tensors"

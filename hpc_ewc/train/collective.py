@@ -1,0 +1,47 @@
+"""The process group of a job, and what its ranks agree on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
+
+
+def join(timeout_s: float) -> torch.device:
+    """Join the job's process group, alone where no torchrun started us; the device of this rank.
+
+    gloo for CPU tensors and NCCL for those of GPUs: flags and checkpoints travel beside training on gloo.
+
+    Args:
+        timeout_s: of a collective; longer than the watchdog, which says more.
+    """
+    gpu = torch.cuda.is_available()
+    device = torch.device("cpu")
+    if gpu:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
+    timeout = timedelta(seconds=timeout_s)
+    if "RANK" in os.environ:
+        dist.init_process_group(backend, timeout=timeout)
+    else:
+        dist.init_process_group(backend, timeout=timeout, store=HashStore(), rank=0, world_size=1)
+    return device
+
+
+def total(values: Sequence[float]) -> list[float]:
+    """Sums over all ranks, in float64. Every rank calls it; one small all-reduce on gloo."""
+    tensor = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(tensor)
+    return tensor.tolist()
+
+
+def any_rank(flags: Sequence[bool]) -> list[bool]:
+    """For each flag, whether a rank has it set (all-reduce MAX). Every rank calls it."""
+    tensor = torch.tensor(flags, dtype=torch.int32)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return [bool(value) for value in tensor.tolist()]

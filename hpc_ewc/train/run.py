@@ -1,0 +1,222 @@
+"""A training from its folder: load, resume, step, checkpoint, export, finish; or stop and go on later."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from hpc_ewc import records
+from hpc_ewc.data import batch_indices, read_tokens
+from hpc_ewc.model.export import export_model
+from hpc_ewc.model.load import find_model, load_model
+from hpc_ewc.model.mesh import build_mesh
+from hpc_ewc.stage import Stage
+from hpc_ewc.train import collective
+from hpc_ewc.train.anchor import build_hold
+from hpc_ewc.train.batches import build_microbatch, deal
+from hpc_ewc.train.checkpoint import Checkpoints
+from hpc_ewc.train.loop import Trainer
+from hpc_ewc.train.metrics import Console, cut_back, flop_per_token, memory_gb, peak_tflops
+from hpc_ewc.train.optimizer import build_optimizer, learning_rate_at, optimizer_state, set_step_count
+from hpc_ewc.train.plan import make_plan
+from hpc_ewc.train.watchdog import Watchdog
+
+
+class Run:
+    """One training on this rank, from where it stands to its end or to a wish to stop. Every rank makes one.
+
+    Args:
+        stage: of this training.
+        device: of this rank; the process group is up.
+        watchdog: told at each step.
+    """
+
+    def __init__(self, stage: Stage, device: torch.device, watchdog: Watchdog) -> None:
+        self.stage, self.device, self.watchdog = stage, device, watchdog
+        experiment = stage.config
+        self.config = experiment.train
+        self.rank = dist.get_rank()
+        self.tokens = read_tokens(stage.inputs["tokens"])
+        self.plan = make_plan(self.config, len(self.tokens))
+        self.base = find_model(stage.inputs["model"], experiment.model.revision)
+        watchdog.beat("loading the model")
+        self.mesh = build_mesh(device.type, self.config.dp_replicate)
+        self.model = load_model(
+            self.base,
+            self.mesh,
+            dtype=experiment.model.dtype,
+            attention=experiment.model.attention,
+            loss=experiment.model.loss,  # type: ignore[arg-type]  # the configuration has checked it
+        )
+        self.parameters = dict(self.model.named_parameters())
+        hold = build_hold(self.model, self.parameters, experiment.ewc, stage.inputs.get("fisher"))
+        optimizer = build_optimizer(self.parameters, self.config)
+        self.trainer = Trainer(self.model, self.parameters, optimizer, hold, experiment.ewc, self.config, device)
+        self.flop = flop_per_token(self.model.config, experiment.data.sequence_length)
+        self.peak = peak_tflops(device)
+        attempt = f"{stage.job_id}.{stage.restart}"
+        keep, keep_every = self.config.keep_checkpoints, self.config.keep_every
+        self.checkpoints = Checkpoints(stage.dir, stage.key, attempt, keep, keep_every)
+        self.console = Console(self.rank, self.plan.steps)
+        self.done, self.tokens_seen, self.loss, self.seconds = 0, 0, float("nan"), 0.0
+        self._resume()
+
+    # ------------------------------------------------------------------------------------------ begin
+
+    def _state(self) -> dict[str, Any]:
+        """What a checkpoint holds beside its position; tensors, read and written in place."""
+        weights = {name: parameter.detach() for name, parameter in self.parameters.items()}
+        return {"model": weights, "optimizer": optimizer_state(self.trainer.optimizer, self.parameters)}
+
+    def _resume(self) -> None:
+        self.watchdog.beat("reading a checkpoint")
+        position = self.checkpoints.load_newest(self._state())
+        if position is not None:
+            self.done, self.tokens_seen = position["step"], position["tokens"]
+            self.loss, self.seconds = position["loss"], position["seconds"]
+            set_step_count(self.trainer.optimizer, self.done)
+            self.console.say(f"going on after step {self.done} of {self.plan.steps}")
+        else:
+            self.trainer.optimizer.state.clear()
+        if self.rank == 0:
+            cut_back(self.stage.dir.metrics, self.done)
+
+    # ------------------------------------------------------------------------------------------ steps
+
+    def train(self) -> bool:
+        """Step until the end or until a rank is asked to stop; True when the run is finished."""
+        saved_at, ran_from = time.monotonic(), self.done
+        stop, _ = self._agree(saved_at)
+        while self.done < self.plan.steps and not stop:
+            self._one_step()
+            # Exports come before a checkpoint of the same step: to go on from it means that they are there.
+            if self.done in self.plan.exports:
+                self._export()
+            stop, due = self._agree(saved_at)
+            if due or stop or self.done == self.plan.steps:
+                self.watchdog.beat(f"saving step {self.done}")
+                if self.done > ran_from:
+                    self._save()
+                saved_at = time.monotonic()
+            self.stage.progress(self.done, self.plan.steps, "step", loss=self.loss, eta_s=self._eta_s(ran_from))
+        self.checkpoints.finish()
+        return self.done >= self.plan.steps
+
+    def _agree(self, saved_at: float) -> tuple[bool, bool]:
+        """Whether to stop, and whether a checkpoint is due: what one rank sees holds for all."""
+        due = time.monotonic() - saved_at >= self.config.checkpoint_every_s
+        every = self.config.keep_every
+        due = due or (every is not None and self.done > 0 and self.done % every == 0)
+        stop, due, writing = collective.any_rank(
+            [self.stage.stop_requested(), due, self.checkpoints.is_saving and not self.checkpoints.is_ready()]
+        )
+        if self.checkpoints.is_saving and not writing:
+            self.checkpoints.finish()
+        return stop, due and not writing
+
+    def _one_step(self) -> None:
+        step = self.done + 1
+        self.watchdog.beat(f"in step {step}")
+        started = time.monotonic()
+        indices = batch_indices(self.config.seed, self.done, self.config.global_batch_size, len(self.tokens))
+        own = deal([int(i) for i in indices], self.rank, dist.get_world_size(), self.config.local_batch_size)
+        length = self.stage.config.data.sequence_length
+        microbatches = [build_microbatch([self.tokens[i] for i in part], part, length) for part in own]
+        loader_s = time.monotonic() - started
+        rate = learning_rate_at(self.done, self.plan.steps, self.config)
+        result = self.trainer.step(step, microbatches, rate)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        step_s = time.monotonic() - started
+        self.done, self.loss = step, result["loss"]
+        self.tokens_seen += int(result["tokens"])
+        self.seconds += step_s
+        if step % self.config.log_every == 0 or step == self.plan.steps:
+            self._log(result, rate, step_s, loader_s)
+
+    def _log(self, result: dict[str, float], rate: float, step_s: float, loader_s: float) -> None:
+        held = self.trainer.hold.measure(rate)
+        if self.rank != 0:
+            return
+        line: dict[str, Any] = {"step": self.done, "tokens": self.tokens_seen, "loss": self.loss}
+        line |= held._asdict() | {"grad_norm": result["grad_norm"], "learning_rate": rate}
+        per_s = result["tokens"] / step_s
+        line |= {"tokens_per_s": per_s, "step_time_s": step_s, "loader_time_s": loader_s}
+        if self.peak is not None:
+            tflops = per_s * self.flop / dist.get_world_size() / 1e12
+            line |= {"tflops_per_s": tflops, "mfu": tflops / self.peak}
+        line |= {"memory_gb": memory_gb(self.device), "restart": self.stage.restart}
+        records.append_line(self.stage.dir.metrics, line)
+        left = (self.plan.steps - self.done) * self.seconds / max(1, self.done)
+        self.console.step(self.done, line, left)
+
+    def _eta_s(self, ran_from: int) -> float:
+        return (self.plan.steps - self.done) * self.seconds / max(1, self.done)
+
+    # ------------------------------------------------------------------------------------------ outputs
+
+    def _save(self) -> None:
+        position = {"tokens": self.tokens_seen, "loss": self.loss, "seconds": self.seconds}
+        self.checkpoints.start(self._state(), self.done, **position)
+
+    def _export(self) -> None:
+        self.watchdog.beat(f"exporting step {self.done}")
+        experiment, stage = self.stage.config, self.stage
+        facts = {
+            "run": stage.run,
+            "step": self.done,
+            "fraction": self.plan.exports[self.done],
+            "tokens": self.tokens_seen,
+            "coordinates": stage.coordinates,
+            "train_key": stage.key,
+            "base_hash": records.model_hash(self.base) if self.rank == 0 else "",
+            "base_model": experiment.model.path,
+            "strength": experiment.ewc.strength,
+        }
+        export_model(self.model, stage.dir.export(self.done), facts)
+
+    def outputs(self) -> list[Path]:
+        """Files of every export and the metrics: what done.json vouches for."""
+        files = [path for folder in self.stage.dir.exports.iterdir() for path in folder.iterdir() if path.is_file()]
+        return [self.stage.dir.metrics, *sorted(files)]
+
+    def finish(self) -> None:
+        """Write done.json. Every rank calls it."""
+        held = self.trainer.hold.measure(0.0)
+        summary = {
+            "steps": self.done,
+            "tokens": self.tokens_seen,
+            "loss": self.loss,
+            "seconds": self.seconds,
+            "penalty": held.penalty,
+            "distance": held.distance,
+            **self.trainer.hold.summary(),
+        }
+        if self.rank == 0:
+            self.stage.finish(self.outputs(), **summary)
+        dist.barrier()
+
+
+def train(stage: Stage) -> None:
+    """Run the training of `stage` to its end, or until it is asked to stop; every rank of the job calls it.
+
+    Raises:
+        HpcEwcError: what stopped it, for failed.json.
+    """
+    timeout_s = stage.config.train.watchdog_s
+    watchdog = Watchdog(timeout_s, lambda message: stage.fail(TimeoutError(message)))
+    try:
+        device = collective.join(2 * timeout_s + 60)
+        run = Run(stage, device, watchdog)
+        if run.train():
+            watchdog.beat("finishing")
+            run.finish()
+        else:
+            run.console.say(f"stopped after step {run.done} of {run.plan.steps}; submit again to go on")
+        dist.destroy_process_group()
+    finally:
+        watchdog.close()
