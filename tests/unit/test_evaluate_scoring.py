@@ -1,0 +1,240 @@
+"""lm-eval's HFLM as we use it: BOS once in every kind of request, batches that stop, fit and do not matter."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+
+from hpc_ewc.evaluate import scoring
+from hpc_ewc.evaluate.scoring import Scorer, StopRequested
+from hpc_ewc.miniature.base_model import build_model, train_tokenizer
+
+TEXT = (
+    "Ona gyvena Vilniuje ir augina katę. Jonas gyvena Kaune ir augina šunį, o ryte eina į darbą. "
+    "Anna lives in Vilnius and keeps a cat. John lives in Kaunas, keeps a dog, and walks to work in the morning. "
+)
+BOS = 2
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return train_tokenizer([TEXT] * 4, vocabulary=340)
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer: Any) -> Any:
+    torch.manual_seed(0)
+    return build_model(tokenizer).eval()
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.Tensor]]:
+    """The token ids of every batch that reaches the model."""
+    batches: list[torch.Tensor] = []
+    call, generate = HFLM._model_call, HFLM._model_generate
+
+    def spy_call(self: Any, inps: torch.Tensor, *args: Any) -> Any:
+        batches.append(inps)
+        return call(self, inps, *args)
+
+    def spy_generate(self: Any, context: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        batches.append(context)
+        return generate(self, context, *args, **kwargs)
+
+    monkeypatch.setattr(HFLM, "_model_call", spy_call)
+    monkeypatch.setattr(HFLM, "_model_generate", spy_generate)
+    yield batches
+
+
+def scorer(model: Any, tokenizer: Any, **changes: Any) -> Scorer:
+    return Scorer(model, tokenizer, **{"batch_size": 4, "max_length": 128, "whole_texts": False} | changes)
+
+
+def choices(n: int = 6) -> list[Instance]:
+    asked = [f"{TEXT[: 20 + 7 * i]}\nAnswer:" for i in range(n)]
+    return [Instance("loglikelihood", {}, (text, answer), 0) for text in asked for answer in (" Vilnius", " a dog")]
+
+
+def documents(*lengths: int) -> list[Instance]:
+    return [Instance("loglikelihood_rolling", {}, ((TEXT * 9)[:length],), 0) for length in lengths]
+
+
+def prompts(*lengths: int) -> list[Instance]:
+    kwargs = {"until": ["\n\n"], "max_gen_toks": 8, "do_sample": False}
+    return [Instance("generate_until", {}, ((TEXT * 9)[:length] + "\nAnswer:", dict(kwargs)), 0) for length in lengths]
+
+
+def logprob(model: Any, context: list[int], scored: list[int]) -> float:
+    """Of `scored` after `context`, from one plain forward in float64."""
+    ids = torch.tensor([context + scored])
+    with torch.no_grad():
+        logs = model.double()(ids).logits[0].log_softmax(-1)
+    model.float()
+    rows = range(len(context) - 1, ids.shape[1] - 1)
+    return float(sum(logs[i, ids[0, i + 1]] for i in rows))
+
+
+def assert_bos_once_and_first(batches: list[torch.Tensor], pad: int) -> None:
+    rows = [row for batch in batches for row in batch.tolist()]
+    assert rows
+    for row in rows:
+        assert row.count(BOS) == 1, row
+        assert row[next(i for i, token in enumerate(row) if token != pad)] == BOS, row
+
+
+def test_bos_stands_once_before_a_question(model: Any, tokenizer: Any, seen: list[torch.Tensor]) -> None:
+    scorer(model, tokenizer).loglikelihood(choices())
+    assert_bos_once_and_first(seen, tokenizer.pad_token_id)
+
+
+def test_bos_stands_once_before_a_bare_continuation(model: Any, tokenizer: Any, seen: list[torch.Tensor]) -> None:
+    scorer(model, tokenizer).loglikelihood([Instance("loglikelihood", {}, ("", TEXT[:40]), 0)])
+    assert_bos_once_and_first(seen, tokenizer.pad_token_id)
+
+
+def test_bos_stands_once_before_a_generated_answer(model: Any, tokenizer: Any, seen: list[torch.Tensor]) -> None:
+    scorer(model, tokenizer).generate_until(prompts(30, 60, 90, 45, 10))
+    assert_bos_once_and_first(seen, tokenizer.pad_token_id)
+
+
+def test_bos_stands_once_before_each_part_of_a_document(model: Any, tokenizer: Any, seen: list[torch.Tensor]) -> None:
+    whole = scorer(model, tokenizer, whole_texts=True)
+    whole.loglikelihood_rolling(documents(40, 900, 200))
+    assert_bos_once_and_first(seen, tokenizer.pad_token_id)
+    assert len({tuple(row) for batch in seen for row in batch.tolist()}) > 3  # the long one was cut
+
+
+def test_bos_survives_the_cut_of_a_prompt_that_is_too_long(
+    model: Any, tokenizer: Any, seen: list[torch.Tensor]
+) -> None:
+    asked = scorer(model, tokenizer, max_length=48)
+    long = [Instance("loglikelihood", {}, (TEXT * 3 + "\nAnswer:", " Vilnius"), 0), *choices(2)]
+    asked.loglikelihood(long)
+    assert asked.truncated == 1
+    asked.generate_until(prompts(500, 20, 400))
+    assert asked.truncated == 3
+    assert_bos_once_and_first(seen, tokenizer.pad_token_id)
+    assert max(batch.shape[1] for batch in seen) <= 48
+
+
+def test_questions_are_scored_as_lm_eval_scores_them(model: Any, tokenizer: Any) -> None:
+    plain = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4, max_length=128)
+    ours = scorer(model, tokenizer).loglikelihood(choices())
+    assert ours == plain.loglikelihood(choices(), disable_tqdm=True)
+
+
+def test_documents_are_scored_as_lm_eval_does_without_the_second_bos(model: Any, tokenizer: Any) -> None:
+    plain = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, max_length=128, add_bos_token=False)
+    twice = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, max_length=128)
+    ours = scorer(model, tokenizer, whole_texts=True).loglikelihood_rolling(documents(40, 80, 200))
+    assert ours == pytest.approx(plain.loglikelihood_rolling(documents(40, 80, 200), disable_tqdm=True), abs=1e-4)
+    assert ours != pytest.approx(twice.loglikelihood_rolling(documents(40, 80, 200), disable_tqdm=True), abs=1e-2)
+
+
+def test_a_document_longer_than_the_window_is_the_sum_of_its_parts_each_after_bos(model: Any, tokenizer: Any) -> None:
+    text = (TEXT * 9)[:900]
+    tokens = tokenizer.encode(text, add_special_tokens=False)
+    assert len(tokens) > 3 * 64
+    expected = sum(logprob(model, [BOS], tokens[i : i + 64]) for i in range(0, len(tokens), 64))
+    whole = scorer(model, tokenizer, whole_texts=True, max_length=64)
+    assert whole.loglikelihood_rolling(documents(900)) == pytest.approx([expected], rel=1e-5)
+    whole = scorer(model, tokenizer, whole_texts=True, max_length=512)  # the model's own limit is 512
+    assert whole.loglikelihood_rolling(documents(900)) == pytest.approx([logprob(model, [BOS], tokens)], rel=1e-5)
+
+
+def test_the_models_own_limit_of_positions_wins(model: Any, tokenizer: Any) -> None:
+    assert scorer(model, tokenizer, max_length=100_000).max_length == model.config.max_position_embeddings
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_nothing_changes(
+    model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = scorer(model, tokenizer).loglikelihood(choices())
+    answers = scorer(model, tokenizer).generate_until(prompts(30, 60, 90, 45))
+    call, generate = HFLM._model_call, HFLM._model_generate
+
+    def small_call(self: Any, inps: torch.Tensor, *args: Any) -> Any:
+        if len(inps) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return call(self, inps, *args)
+
+    def small_generate(self: Any, context: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if len(context) > 2:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        return generate(self, context, *args, **kwargs)
+
+    monkeypatch.setattr(HFLM, "_model_call", small_call)
+    monkeypatch.setattr(HFLM, "_model_generate", small_generate)
+    small = scorer(model, tokenizer, batch_size=8)
+    with caplog.at_level(logging.WARNING):
+        found = small.loglikelihood(choices())
+    assert [value for value, _ in found] == pytest.approx([value for value, _ in expected], abs=1e-4)
+    assert small.batch_size == 2 and "batch size is now 2" in caplog.text
+    small = scorer(model, tokenizer, batch_size=8)
+    assert small.generate_until(prompts(30, 60, 90, 45)) == answers
+    assert small.batch_size == 2
+
+
+def test_an_error_that_is_not_memory_is_not_retried(
+    model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: Any, inps: torch.Tensor, *args: Any) -> Any:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(HFLM, "_model_call", broken)
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        scorer(model, tokenizer).loglikelihood(choices())
+
+
+def test_the_first_batch_is_planned_into_the_memory_there_is(
+    model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, seen: list[torch.Tensor]
+) -> None:
+    monkeypatch.setattr(scoring, "free_memory", lambda device: 3 * 60 * len(tokenizer) * 20 / 0.8)
+    planned = scorer(model, tokenizer, whole_texts=True, max_length=60, batch_size=64)
+    planned.loglikelihood_rolling(documents(300, 300, 300, 300))
+    assert planned.batch_size == 3
+    assert max(len(batch) for batch in seen) == 3
+
+
+def test_the_probe_finds_rounding_alone_in_a_sound_model(
+    model: Any, tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    sound = scorer(model, tokenizer)
+    with caplog.at_level(logging.WARNING):
+        sound.loglikelihood(choices())
+    assert sound.batch_invariance is not None and sound.batch_invariance < 1e-4
+    assert "depend on the batch" not in caplog.text
+
+
+def test_the_probe_warns_with_the_figure_when_the_batch_matters(
+    model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    call = HFLM._model_call
+
+    def leaking(self: Any, inps: torch.Tensor, *args: Any) -> Any:
+        logits = call(self, inps, *args)
+        return logits * 1.5 if len(inps) > 1 else logits
+
+    monkeypatch.setattr(HFLM, "_model_call", leaking)
+    leaky = scorer(model, tokenizer)
+    with caplog.at_level(logging.WARNING):
+        leaky.loglikelihood(choices())
+    assert leaky.batch_invariance is not None and leaky.batch_invariance > 0.1
+    assert f"scores depend on the batch: up to {leaky.batch_invariance:.3g} nats" in caplog.text
+
+
+def test_a_stop_comes_between_two_batches(model: Any, tokenizer: Any, seen: list[torch.Tensor]) -> None:
+    def stop_at_the_third(requests: int) -> None:
+        if len(seen) == 2:
+            raise StopRequested
+
+    stopped = scorer(model, tokenizer, on_batch=stop_at_the_third)
+    with pytest.raises(StopRequested):
+        stopped.loglikelihood(choices())
+    assert len(seen) == 2
