@@ -117,16 +117,27 @@ def load_model(folder: Path, *, dtype: str, attention: str, device: torch.device
         InputError: a weight file is missing or cut off, or the tokenizer has tokens that the model has no embedding of.
     """
     check_weights(folder)
+    kernel = attention_kernel(attention, device, dtype)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            str(folder), dtype=getattr(torch, dtype), attn_implementation=attention_kernel(attention, device, dtype)
+        model, found = AutoModelForCausalLM.from_pretrained(
+            str(folder), dtype=getattr(torch, dtype), attn_implementation=kernel, output_loading_info=True
         )
     except Exception as error:  # safetensors, transformers and torch each raise their own
         raise InputError(f"{folder}: the model cannot be loaded: {_first_line(error)}") from error
+    absent = sorted(found["missing_keys"])
+    if absent:  # transformers draws them at random and only warns
+        raise InputError(
+            f"{folder}: the checkpoint lacks {', '.join(absent[:3])}{' …' * (len(absent) > 3)}; half-exported"
+        )
     vocabulary = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > vocabulary:
         raise InputError(
             f"{folder}: its tokenizer has {len(tokenizer)} tokens, the model embeds {vocabulary}: two models' files"
+        )
+    bos = model.config.bos_token_id
+    if bos is not None and bos != tokenizer.bos_token_id:
+        raise InputError(
+            f"{folder}: BOS is {tokenizer.bos_token_id} to its tokenizer, {bos} to its config: two models' files"
         )
     return model.to(device).eval()
 
