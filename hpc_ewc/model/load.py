@@ -15,12 +15,12 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
+from hpc_ewc.data.tokenizer import load_tokenizer
 from hpc_ewc.errors import InputError
 from hpc_ewc.model.attention import choose_attention
 from hpc_ewc.model.gemma import build_buffers, build_empty, is_tied
 from hpc_ewc.model.loss import LossKind
 from hpc_ewc.model.mesh import shard_model
-from hpc_ewc.model.tokenizer import check_tokenizer
 
 FILES = ["*.safetensors", "*.json", "tokenizer*", "*.model"]
 
@@ -68,7 +68,8 @@ def load_model(
         device = torch.device(mesh.device_type, torch.cuda.current_device())
     chosen = choose_attention(attention, folder, device)
     model = build_empty(folder, chosen, loss)
-    check_tokenizer(folder, model.config)
+    if (folder / "tokenizer.json").is_file():
+        load_tokenizer(folder)  # refuses one whose ids the embedding has no rows for
     check_tied(model)
     if mesh is None:
         model.to(dtype)

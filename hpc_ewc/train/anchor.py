@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
@@ -105,7 +105,7 @@ def build_hold(
     if fisher is None:
         raise InputError(f"ewc.strength = {config.strength:g}: stage.json names no Fisher; submit the experiment again")
     state = load_ewc_state(fisher, model)
-    return Elastic(EwcPenalty(model, state.anchor, state.fisher, config.strength, mode=config.mode))
+    return Elastic(EwcPenalty(model, state.anchor, state.fisher, config.strength, mode=cast(Any, config.mode)))
 
 
 def _local(parameter: torch.Tensor) -> torch.Tensor:

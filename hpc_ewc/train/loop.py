@@ -9,7 +9,7 @@ averages gradients over ranks: each backward is of loss_sum · world_size / N.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +18,13 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from hpc_ewc.config import EwcConfig, TrainConfig
+from hpc_ewc.data.loader import StepBatch
 from hpc_ewc.errors import InputError, StageError
 from hpc_ewc.train import collective
 from hpc_ewc.train.anchor import Elastic, Free
-from hpc_ewc.train.batches import Microbatch
 from hpc_ewc.train.optimizer import set_learning_rate
+
+NAMED_SAMPLES = 8
 
 
 class NonFiniteLossError(StageError):
@@ -38,7 +40,7 @@ class Trainer:
     """What a step needs; the same objects from the first step to the last.
 
     `parameters` are the sharded ones, taken before the first forward: after it, the root's `parameters()` are
-    unsharded plain tensors.
+    unsharded plain tensors. `describe` says where a sample comes from.
     """
 
     model: Any
@@ -48,52 +50,55 @@ class Trainer:
     ewc: EwcConfig
     config: TrainConfig
     device: torch.device
+    describe: Callable[[int], str] = str
 
-    def step(self, step: int, microbatches: Sequence[Microbatch], learning_rate: float) -> dict[str, float]:
-        """Make optimizer step `step` (from 1). Every rank calls it, with equally many microbatches.
+    def step(self, batch: StepBatch, learning_rate: float) -> tuple[float, float]:
+        """Make one optimizer step. Every rank calls it with its own part of the same step.
 
         Returns:
-            loss (mean over the step's scored tokens, nats), tokens (of the step, scored), grad_norm (before clipping).
+            The mean loss over the step's scored tokens, in nats, and the gradient's norm before clipping.
 
         Raises:
             NonFiniteLossError: before the optimizer was touched.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        (scored,) = collective.total([sum(batch.scored() for batch in microbatches)])
-        if scored == 0:
-            raise InputError(f"step {step}: its samples have no token to learn; the corpus holds empty sequences")
-        loss = self._gradients(step, microbatches, scored)
-        grad_norm = self._apply_penalty_and_clip()
+        if batch.scored_tokens == 0:
+            raise InputError(f"step {batch.step + 1}: its samples have no token to learn; all are empty documents")
+        loss = self._add_gradients(batch)
+        grad_norm = self._add_penalty_and_clip()
         if not math.isfinite(grad_norm):
-            samples = _all_samples(microbatches)
+            samples = sorted(int(sample) for sample in batch.samples)
             raise NonFiniteLossError(
-                f"step {step}: the loss is {loss:.6g} and its gradient is not finite; stopped before the optimizer, "
-                f"the last checkpoint is good. Samples of this step: {_listed(samples)}",
+                f"step {batch.step + 1}: the loss is {loss:.6g} and its gradient is not finite; stopped before the "
+                f"optimizer, the last checkpoint is good. Samples of this step: {self._listed(samples)}",
                 samples,
             )
         set_learning_rate(self.optimizer, learning_rate)
         self.optimizer.step()
         if self.ewc.mode == "proximal":
             self.hold.proximal_step_(self.optimizer)
-        return {"loss": loss, "tokens": scored, "grad_norm": grad_norm}
+        return loss, grad_norm
 
-    def _gradients(self, step: int, microbatches: Sequence[Microbatch], scored: float) -> float:
+    def _add_gradients(self, batch: StepBatch) -> float:
         """Back-propagate the step's mean loss and return it."""
-        world_size = dist.get_world_size()
+        scale = dist.get_world_size() / batch.scored_tokens
         losses = []
-        for batch in microbatches:
-            ids = batch.input_ids.to(self.device, non_blocking=True)
-            labels = batch.labels.to(self.device, non_blocking=True)
-            loss = self.model(input_ids=ids, loss_labels=labels)
-            (loss * (world_size / scored)).backward()
+        for microbatch in batch.microbatches:
+            loss = self._loss_sum(microbatch)
+            (loss * scale).backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
-        sums = torch.stack(losses).double().cpu()
-        (total,) = collective.total([float(sums.sum())])
+        (total,) = collective.total([float(torch.stack(losses).double().sum())])
         if not math.isfinite(total):
-            self._stop_at_bad_samples(step, microbatches, total)
-        return total / scored
+            self._raise_at_samples(batch, total)
+        return total / batch.scored_tokens
 
-    def _apply_penalty_and_clip(self) -> float:
+    def _loss_sum(self, microbatch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        on_device = {name: tensor.to(self.device, non_blocking=True) for name, tensor in microbatch.items()}
+        labels = on_device.pop("labels")
+        loss: torch.Tensor = self.model(**on_device, loss_labels=labels)
+        return loss
+
+    def _add_penalty_and_clip(self) -> float:
         """EWC's gradient before or after clipping; the norm before clipping."""
         explicit = self.ewc.mode == "gradient"
         if explicit and self.ewc.clip == "total":
@@ -104,36 +109,30 @@ class Trainer:
         return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
     @torch.no_grad()
-    def _stop_at_bad_samples(self, step: int, microbatches: Sequence[Microbatch], total: float) -> None:
+    def _raise_at_samples(self, batch: StepBatch, total: float) -> None:
         """Run each sample alone to find those whose loss is not finite, and raise. Every rank calls it."""
-        bad: list[int] = []
-        rows = max(int(n) for n in _gather([max(len(batch.input_ids) for batch in microbatches)]))
-        for batch in microbatches:
-            for row in range(rows):  # every forward is a collective: equally many on every rank
-                at = min(row, len(batch.input_ids) - 1)
-                ids, labels = batch.input_ids[at : at + 1], batch.labels[at : at + 1]
-                loss = self.model(input_ids=ids.to(self.device), loss_labels=labels.to(self.device))
-                if not math.isfinite(float(loss)) and row < len(batch.samples):
-                    bad.append(batch.samples[row])
-        bad = sorted(_gather(bad))
-        named = bad or _all_samples(microbatches)
+        own = [int(sample) for sample in batch.samples[dist.get_rank() :: dist.get_world_size()]]
+        rows = (
+            {name: tensor[row : row + 1] for name, tensor in microbatch.items()}
+            for microbatch in batch.microbatches
+            for row in range(len(microbatch["input_ids"]))
+        )
+        finite = [math.isfinite(float(self._loss_sum(row))) for row in rows]  # each is a collective: as many everywhere
+        bad = sorted(_gather([sample for sample, fine in zip(own, finite, strict=False) if not fine]))
+        named = bad or sorted(int(sample) for sample in batch.samples)
         which = "whose loss alone is not finite" if bad else "of the step (each alone is finite)"
         raise NonFiniteLossError(
-            f"step {step}: the loss is {total}; stopped before the optimizer, the last checkpoint is good. "
-            f"Samples {which}: {_listed(named)}",
+            f"step {batch.step + 1}: the loss is {total}; stopped before the optimizer, the last checkpoint is good. "
+            f"Samples {which}: {self._listed(named)}",
             named,
         )
 
-
-def _all_samples(microbatches: Sequence[Microbatch]) -> list[int]:
-    return sorted(_gather([sample for batch in microbatches for sample in batch.samples]))
+    def _listed(self, samples: Sequence[int]) -> str:
+        named = [f"{sample} ({self.describe(sample)})" for sample in samples[:NAMED_SAMPLES]]
+        return ", ".join(named) + (f" and {len(samples) - NAMED_SAMPLES} more" if len(samples) > NAMED_SAMPLES else "")
 
 
 def _gather(values: list[int]) -> list[int]:
     parts: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(parts, values)
     return [value for part in parts for value in part]
-
-
-def _listed(samples: Sequence[int]) -> str:
-    return ", ".join(map(str, samples[:16])) + (", …" if len(samples) > 16 else "")

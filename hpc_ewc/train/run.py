@@ -10,14 +10,17 @@ import torch
 import torch.distributed as dist
 
 from hpc_ewc import records
-from hpc_ewc.data import batch_indices, read_tokens
+from hpc_ewc.data.dataset import read_tokens
+from hpc_ewc.data.loader import StepBatch, StepLoader
+from hpc_ewc.data.tokenizer import load_tokenizer
+from hpc_ewc.errors import InputError
 from hpc_ewc.model.export import export_model
+from hpc_ewc.model.layers import prepare_layers
 from hpc_ewc.model.load import find_model, load_model
 from hpc_ewc.model.mesh import build_mesh
 from hpc_ewc.stage import Stage
 from hpc_ewc.train import collective
 from hpc_ewc.train.anchor import build_hold
-from hpc_ewc.train.batches import build_microbatch, deal
 from hpc_ewc.train.checkpoint import Checkpoints
 from hpc_ewc.train.loop import Trainer
 from hpc_ewc.train.metrics import Console, cut_back, flop_per_token, memory_gb, peak_tflops
@@ -43,6 +46,7 @@ class Run:
         self.tokens = read_tokens(stage.inputs["tokens"])
         self.plan = make_plan(self.config, len(self.tokens))
         self.base = find_model(stage.inputs["model"], experiment.model.revision)
+        self._check_vocabulary()
         watchdog.beat("loading the model")
         self.mesh = build_mesh(device.type, self.config.dp_replicate)
         self.model = load_model(
@@ -52,10 +56,12 @@ class Run:
             attention=experiment.model.attention,
             loss=experiment.model.loss,  # type: ignore[arg-type]  # the configuration has checked it
         )
+        prepare_layers(self.model, self.config.activation_checkpointing, self.config.compile)
         self.parameters = dict(self.model.named_parameters())
         hold = build_hold(self.model, self.parameters, experiment.ewc, stage.inputs.get("fisher"))
         optimizer = build_optimizer(self.parameters, self.config)
         self.trainer = Trainer(self.model, self.parameters, optimizer, hold, experiment.ewc, self.config, device)
+        self.trainer.describe = self.tokens.describe
         self.flop = flop_per_token(self.model.config, experiment.data.sequence_length)
         self.peak = peak_tflops(device)
         attempt = f"{stage.job_id}.{stage.restart}"
@@ -66,6 +72,14 @@ class Run:
         self._resume()
 
     # ------------------------------------------------------------------------------------------ begin
+
+    def _check_vocabulary(self) -> None:
+        tokenizer = load_tokenizer(self.base)
+        if (tokenizer.hash, tokenizer.vocab_size) != (self.tokens.tokenizer_hash, self.tokens.vocab_size):
+            raise InputError(
+                f"{self.stage.inputs['tokens']}: was tokenised with another tokenizer or vocabulary than those of "
+                f"{self.base}; submit the experiment again"
+            )
 
     def _state(self) -> dict[str, Any]:
         """What a checkpoint holds beside its position; tensors, read and written in place."""
@@ -89,10 +103,32 @@ class Run:
 
     def train(self) -> bool:
         """Step until the end or until a rank is asked to stop; True when the run is finished."""
+        with self._build_loader() as loader:
+            self._train(loader)
+        self.checkpoints.finish()
+        return self.done >= self.plan.steps
+
+    def _build_loader(self) -> StepLoader:
+        return StepLoader(
+            self.tokens,
+            seed=self.config.seed,
+            global_batch_size=self.config.global_batch_size,
+            local_batch_size=self.config.local_batch_size,
+            rank=self.rank,
+            world_size=dist.get_world_size(),
+            start_step=self.done,
+            steps=self.plan.steps,
+            pin_memory=self.device.type == "cuda",
+        )
+
+    def _train(self, loader: StepLoader) -> None:
+        batches = iter(loader)
         saved_at, ran_from = time.monotonic(), self.done
         stop, _ = self._agree(saved_at)
         while self.done < self.plan.steps and not stop:
-            self._one_step()
+            waited_s = loader.waited_s
+            batch = next(batches)
+            self._one_step(batch, loader.waited_s - waited_s)
             # Exports come before a checkpoint of the same step: to go on from it means that they are there.
             if self.done in self.plan.exports:
                 self._export()
@@ -102,9 +138,7 @@ class Run:
                 if self.done > ran_from:
                     self._save()
                 saved_at = time.monotonic()
-            self.stage.progress(self.done, self.plan.steps, "step", loss=self.loss, eta_s=self._eta_s(ran_from))
-        self.checkpoints.finish()
-        return self.done >= self.plan.steps
+            self.stage.progress(self.done, self.plan.steps, "step", loss=self.loss, eta_s=self._eta_s())
 
     def _agree(self, saved_at: float) -> tuple[bool, bool]:
         """Whether to stop, and whether a checkpoint is due: what one rank sees holds for all."""
@@ -118,43 +152,35 @@ class Run:
             self.checkpoints.finish()
         return stop, due and not writing
 
-    def _one_step(self) -> None:
-        step = self.done + 1
-        self.watchdog.beat(f"in step {step}")
+    def _one_step(self, batch: StepBatch, waited_s: float) -> None:
+        self.watchdog.beat(f"in step {batch.step + 1}")
         started = time.monotonic()
-        indices = batch_indices(self.config.seed, self.done, self.config.global_batch_size, len(self.tokens))
-        own = deal([int(i) for i in indices], self.rank, dist.get_world_size(), self.config.local_batch_size)
-        length = self.stage.config.data.sequence_length
-        microbatches = [build_microbatch([self.tokens[i] for i in part], part, length) for part in own]
-        loader_s = time.monotonic() - started
-        rate = learning_rate_at(self.done, self.plan.steps, self.config)
-        result = self.trainer.step(step, microbatches, rate)
+        rate = learning_rate_at(batch.step, self.plan.steps, self.config)
+        self.loss, grad_norm = self.trainer.step(batch, rate)
         if self.device.type == "cuda":
             torch.cuda.synchronize()
-        step_s = time.monotonic() - started
-        self.done, self.loss = step, result["loss"]
-        self.tokens_seen += int(result["tokens"])
+        step_s = time.monotonic() - started + waited_s
+        self.done = batch.step + 1
+        self.tokens_seen += batch.scored_tokens
         self.seconds += step_s
-        if step % self.config.log_every == 0 or step == self.plan.steps:
-            self._log(result, rate, step_s, loader_s)
+        if self.done % self.config.log_every == 0 or self.done == self.plan.steps:
+            line = {"grad_norm": grad_norm, "learning_rate": rate, "tokens_per_s": batch.scored_tokens / step_s}
+            self._log(line | {"step_time_s": step_s, "loader_wait_s": waited_s})
 
-    def _log(self, result: dict[str, float], rate: float, step_s: float, loader_s: float) -> None:
-        held = self.trainer.hold.measure(rate)
+    def _log(self, measured: dict[str, float]) -> None:
+        held = self.trainer.hold.measure(measured["learning_rate"])
         if self.rank != 0:
             return
         line: dict[str, Any] = {"step": self.done, "tokens": self.tokens_seen, "loss": self.loss}
-        line |= held._asdict() | {"grad_norm": result["grad_norm"], "learning_rate": rate}
-        per_s = result["tokens"] / step_s
-        line |= {"tokens_per_s": per_s, "step_time_s": step_s, "loader_time_s": loader_s}
+        line |= held._asdict() | measured
         if self.peak is not None:
-            tflops = per_s * self.flop / dist.get_world_size() / 1e12
+            tflops = measured["tokens_per_s"] * self.flop / dist.get_world_size() / 1e12
             line |= {"tflops_per_s": tflops, "mfu": tflops / self.peak}
         line |= {"memory_gb": memory_gb(self.device), "restart": self.stage.restart}
         records.append_line(self.stage.dir.metrics, line)
-        left = (self.plan.steps - self.done) * self.seconds / max(1, self.done)
-        self.console.step(self.done, line, left)
+        self.console.step(self.done, line, self._eta_s())
 
-    def _eta_s(self, ran_from: int) -> float:
+    def _eta_s(self) -> float:
         return (self.plan.steps - self.done) * self.seconds / max(1, self.done)
 
     # ------------------------------------------------------------------------------------------ outputs
