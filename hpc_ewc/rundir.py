@@ -1,7 +1,7 @@
 """Where everything is: the only module that joins names into paths.
 
 runs/NAME/  experiment.toml  jobs.jsonl  submit.lock
-  tokens/<key>/    parts/<i>.{bin,json}  heldout.jsonl
+  tokens/<key>/    plan.json  parts/<i>.{bin,json}  heldout.jsonl
   fisher/<key>/    fisher-*.safetensors  anchor-*.safetensors  partial/
   train/<run>/     metrics.jsonl  checkpoints/<step>/  exports/<step>/
   evaluate/<run>/  <step>/<cell>.json  <step>/<cell>.samples.jsonl.zst
@@ -60,6 +60,10 @@ class StageDir:
         return self.progress_dir / f"{element}.json"
 
     # tokens
+    @property
+    def plan(self) -> Path:
+        return self.path / "plan.json"
+
     @property
     def parts(self) -> Path:
         return self.path / "parts"

@@ -1,0 +1,260 @@
+"""The tokens stage: a corpus becomes token shards, by as many workers as there are, with the same bytes for any number.
+
+Worker I of N makes parts I, I+N, … of the plan that are not there yet, and leaves. Whoever finds all parts whole writes
+`heldout.jsonl`, `manifest.json` and, last, `done.json`.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import multiprocessing
+import os
+import platform
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+from hpc_ewc import records
+from hpc_ewc.config import DataConfig, Experiment
+from hpc_ewc.data.cores import available_cores
+from hpc_ewc.data.parts import is_whole, read_part, write_part
+from hpc_ewc.data.plan import Plan, Stopped, build_plan, load_plan, save_plan
+from hpc_ewc.data.tokenizer import TextTokenizer, load_tokenizer
+from hpc_ewc.errors import InputError
+from hpc_ewc.stage import Stage
+
+PARALLEL_FROM_BYTES = 32 << 20
+"""Below it, starting processes takes longer than the tokenizer's own threads do."""
+POLL_S = 0.2
+
+
+def tokenise(stage: Stage, *, part: int = 0, of: int = 1) -> bool:
+    """Make this worker's share of the parts, and finish the stage where all are whole.
+
+    Args:
+        stage: of the tokens.
+        part: this worker's number, in [0, of).
+        of: workers.
+
+    Returns:
+        Whether the stage is done. False: stopped, or other workers' parts are still missing.
+
+    Raises:
+        InputError: the corpus or the tokenizer is not what it should be.
+        ArtefactError: a file in the folder is damaged.
+    """
+    if stage.is_done():
+        return True
+    try:
+        plan = find_plan(stage)
+        tokenizer = load_tokenizer(str(stage.inputs["model"]), stage.config.model.revision)
+        missing = [i for i in range(part, len(plan.parts), of) if not is_whole(stage.dir.parts, plan.name(i))]
+        _report = _Progress(stage, plan, range(part, len(plan.parts), of), missing)
+        _make(stage, plan, missing, tokenizer, _report)
+    except Stopped:
+        return False
+    if not all(is_whole(stage.dir.parts, plan.name(i)) for i in range(len(plan.parts))):
+        return False
+    finish(stage, plan, tokenizer)
+    return True
+
+
+def find_plan(stage: Stage) -> Plan:
+    """The plan in the stage's folder; made and written where there is none yet."""
+    files = corpus_files(stage)
+    try:
+        return load_plan(stage.dir.plan, files)
+    except FileNotFoundError:
+        plan = build_plan(files, stage.config.data, stop=stage.stop_requested)
+        save_plan(stage.dir.plan, plan)
+        return plan
+
+
+def corpus_files(stage: Stage) -> list[str]:
+    """The files of the corpus: as `submit` resolved them, else as the hub has them."""
+    given = stage.inputs.get("files")
+    if given:
+        return list(given)
+    from hpc_ewc.data.hub import resolve
+
+    data = stage.config.data
+    return list(resolve(data.source, data.subset, "train").files)
+
+
+# ---------------------------------------------------------------------------------------------- parts
+
+
+class _Progress:
+    """Documents done by this worker, earlier attempts included."""
+
+    def __init__(self, stage: Stage, plan: Plan, mine: Sequence[int], missing: Sequence[int]) -> None:
+        counts = {i: sum(span.count for span in plan.parts[i]) for i in mine}
+        self._stage = stage
+        self._total = sum(counts.values())
+        self._whole = self._total - sum(counts[i] for i in missing)
+        self._begun = time.monotonic()
+        self(0)
+
+    def __call__(self, done_now: int) -> None:
+        seconds = time.monotonic() - self._begun
+        done = self._whole + done_now
+        fields = {}
+        if done_now and seconds > 0:
+            rate = done_now / seconds
+            fields = {"rate": rate, "eta_s": (self._total - done) / rate}
+        self._stage.progress(done, self._total, "document", **fields)
+
+
+def _make(
+    stage: Stage, plan: Plan, missing: Sequence[int], tokenizer: TextTokenizer, report: Callable[[int], None]
+) -> None:
+    """Write the missing parts, in this process or in one a core."""
+    cores = min(available_cores(), len(missing))
+    size = sum(span.bytes for i in missing for span in plan.parts[i])
+    if cores > 1 and size >= PARALLEL_FROM_BYTES:
+        _make_in_processes(stage, plan, missing, cores, report)
+        return
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        report(done)
+
+    for i in missing:
+        write_part(stage.dir.parts, plan, i, stage.config.data, tokenizer, stop=stage.stop_requested, advance=advance)
+
+
+def _make_in_processes(
+    stage: Stage, plan: Plan, missing: Sequence[int], processes: int, report: Callable[[int], None]
+) -> None:
+    """One process a core, each at its own part: turning ids into arrays holds the GIL, so threads stop at some ten."""
+    context = multiprocessing.get_context("spawn")
+    stop, done = context.Event(), context.Value("q", 0)
+    threads = max(1, available_cores() // processes)
+    model, revision = str(stage.inputs["model"]), stage.config.model.revision
+    task = (str(stage.dir.path), stage.config.data, model, revision)
+    with ProcessPoolExecutor(processes, context, _begin, (threads, stop, done, *task)) as pool:
+        running: set[Future[None]] = {pool.submit(_write, i) for i in missing}
+        try:
+            while running:
+                finished, running = wait(running, POLL_S, FIRST_COMPLETED)
+                for future in finished:
+                    future.result()
+                if stage.stop_requested():
+                    raise Stopped
+                report(done.value)
+        finally:
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+_CHILD: dict[str, Any] = {}
+"""What a process of the pool was started with."""
+
+
+def _begin(threads: int, stop: Any, done: Any, folder: str, data: DataConfig, model: str, revision: str | None) -> None:
+    """In a new process: the parent alone hears signals; the tokenizer gets its share of the cores."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    os.environ["RAYON_NUM_THREADS"] = str(threads)
+    tokenizer = load_tokenizer(model, revision)
+    _CHILD.update(stop=stop, done=done, folder=Path(folder), data=data, tokenizer=tokenizer, parent=os.getppid())
+
+
+def _write(part: int) -> None:
+    from hpc_ewc.rundir import StageDir
+
+    folder, parent, done = StageDir(_CHILD["folder"]), _CHILD["parent"], _CHILD["done"]
+    facts = records.read_json(folder.plan)
+    plan = load_plan(folder.plan, facts["files"])
+
+    def stopped() -> bool:
+        return bool(_CHILD["stop"].is_set()) or os.getppid() != parent
+
+    def advance(count: int) -> None:
+        with done.get_lock():
+            done.value += count
+
+    write_part(folder.parts, plan, part, _CHILD["data"], _CHILD["tokenizer"], stop=stopped, advance=advance)
+
+
+# ---------------------------------------------------------------------------------------------- the whole
+
+
+def finish(stage: Stage, plan: Plan, tokenizer: TextTokenizer) -> None:
+    """Write `heldout.jsonl`, the manifest and `done.json`: all parts are whole.
+
+    Raises:
+        InputError: there is not one sample.
+    """
+    data, names = stage.config.data, [plan.name(i) for i in range(len(plan.parts))]
+    counts: Counter[str] = Counter()
+    skipped: Counter[str] = Counter()
+    heldout: dict[str, dict[str, Any]] = {}
+    for name in names:
+        facts = read_part(stage.dir.parts, name)
+        counts.update({k: facts[k] for k in ("documents", "tokens", "tokens_cut", "text_bytes", "heldout_copies")})
+        skipped.update(facts["skipped"])
+        for row in facts["heldout"]:
+            counts["heldout_copies"] += row["doc_hash"] in heldout
+            heldout.setdefault(row["doc_hash"], row)
+    samples = counts["documents"] if data.packing == "truncate" else counts["tokens"] // data.sequence_length
+    if not samples:
+        raise InputError(
+            f"the corpus gives {counts['tokens']} tokens in {counts['documents']} documents ({sum(skipped.values())} "
+            f"skipped: {dict(skipped) or 'none'}), not one sample of {data.sequence_length}; "
+            "lower data.sequence_length, raise data.fraction, or look at what was skipped"
+        )
+    rows = (records.canonical_json(row) for row in heldout.values())
+    records.write_text(stage.dir.heldout, "".join(f"{row}\n" for row in rows))
+    summary: dict[str, Any] = {
+        "samples": samples,
+        "sequence_length": data.sequence_length,
+        "packing": data.packing,
+        **{k: counts[k] for k in ("documents", "tokens", "tokens_cut", "text_bytes")},
+        "tokens_left_over": counts["tokens"] % data.sequence_length if data.packing == "concatenate" else 0,
+        "records": plan.records,
+        "used_records": plan.used_records,
+        "skipped": dict(sorted(skipped.items())),
+        "heldout_documents": len(heldout),
+        "heldout_copies": counts["heldout_copies"],
+        "bos_id": tokenizer.bos_id,
+        "pad_id": tokenizer.pad_id,
+        "vocab_size": tokenizer.vocab_size,
+        "tokenizer_hash": tokenizer.hash,
+        "parts": names,
+    }
+    stage.write_manifest(
+        {
+            **summary,
+            "key": stage.key,
+            "files": [[name, size] for name, size in zip(plan.files, plan.sizes, strict=True)],
+            "config": _settings(stage.config),
+            "versions": versions(),
+        }
+    )
+    outputs = [stage.dir.parts / f"{name}.{end}" for name in names for end in ("bin", "json")]
+    stage.finish([*outputs, stage.dir.plan, stage.dir.heldout, stage.dir.manifest_json], **summary)
+
+
+def _settings(config: Experiment) -> dict[str, Any]:
+    data = config.data
+    keys = ("source", "subset", "text_column", "fraction", "heldout_documents", "sequence_length", "packing")
+    return {key: getattr(data, key) for key in (*keys, "on_bad_document")} | {"model": config.model.path}
+
+
+def versions() -> dict[str, str]:
+    """Of what the bytes of the tokens depend on."""
+    names = ("hpc-ewc", "tokenizers", "pyarrow", "numpy")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

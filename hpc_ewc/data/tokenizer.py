@@ -1,0 +1,163 @@
+"""A model's tokenizer: text to token ids, without a special token that the text did not earn.
+
+The `tokenizers` file of the model (tokenizer.json) is used directly. BOS is put before a document here and not by the
+file's post-processor, so it stands exactly once whatever that file says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from hpc_ewc.errors import ArtefactError, InputError
+from hpc_ewc.records import canonical_json, read_json
+
+FILES = ("tokenizer.json", "tokenizer_config.json", "config.json")
+
+
+@dataclass(frozen=True)
+class TextTokenizer:
+    """A tokenizer and the special ids that the data needs."""
+
+    backend: Tokenizer
+    bos_id: int
+    pad_id: int
+    """Its padding token, else EOS, else 0. Padding is never scored."""
+    vocab_size: int
+    """Rows of the model's embedding: every id is below it."""
+    hash: str
+    """Of tokenizer.json and the ids: artefacts with the same hash hold the same tokens."""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`, with no special token, not even BOS."""
+        ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of each, on all the cores the process may use (RAYON_NUM_THREADS)."""
+        return [one.ids for one in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+
+def load_tokenizer(model: str | Path, revision: str | None = None) -> TextTokenizer:
+    """The tokenizer of a Hugging Face folder or hub id.
+
+    Raises:
+        InputError: no tokenizer.json or config.json, no BOS, or ids beyond the rows of the model's embedding.
+    """
+    paths = {name: _find(model, name, revision) for name in FILES}
+    if paths["tokenizer.json"] is None:
+        raise InputError(
+            f"{model}: no tokenizer.json; write one with AutoTokenizer.from_pretrained({str(model)!r})"
+            ".save_pretrained(<the model's folder>)"
+        )
+    try:
+        backend = Tokenizer.from_file(str(paths["tokenizer.json"]))
+    except Exception as error:  # the Rust side raises bare Exception
+        raise InputError(f"{paths['tokenizer.json']}: not a tokenizer: {error}") from None
+    settings = _json(paths["tokenizer_config.json"])
+    config = _json(paths["config.json"])
+    config = config.get("text_config", config)  # Gemma 3 with images nests it
+    if "vocab_size" not in config:
+        raise InputError(f"{model}: no config.json with 'vocab_size'; not the folder of a Hugging Face model")
+    bos = _special(backend, settings, config, "bos")
+    if bos is None:
+        raise InputError(
+            f"{model}: the tokenizer has no BOS token, which begins every document; "
+            "set bos_token in tokenizer_config.json"
+        )
+    pad = next((i for i in (_special(backend, settings, config, name) for name in ("pad", "eos")) if i is not None), 0)
+    return build_tokenizer(backend, bos_id=bos, pad_id=pad, vocab_size=int(config["vocab_size"]), name=str(model))
+
+
+def build_tokenizer(backend: Tokenizer, *, bos_id: int, pad_id: int, vocab_size: int, name: str) -> TextTokenizer:
+    """A tokenizer whose every id fits the model.
+
+    "<eos>" in a web page stays five letters: special tokens are control signs, and text must not forge them. So an
+    added special token beyond the embedding (Gemma 3 text models have one, for images) is no mismatch.
+
+    Raises:
+        InputError: text, BOS or padding can give an id that the model's embedding has no row for.
+    """
+    backend = Tokenizer.from_str(backend.to_str())  # ours to change: the caller's may be in use
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = True
+    special = {i for i, token in backend.get_added_tokens_decoder().items() if token.special}
+    usable = {i: word for word, i in backend.get_vocab(with_added_tokens=True).items() if i not in special}
+    for i, word in ((bos_id, "BOS"), (pad_id, "padding"), *((max(usable),) * 2,) * bool(usable)):
+        if not 0 <= i < vocab_size:
+            raise InputError(
+                f"{name}: the tokenizer does not match the model: id {i} ({usable.get(i, word)!r}) has no row in the "
+                f"embedding of {vocab_size}; take the tokenizer that came with the model"
+            )
+    backend_bytes = backend.to_str().encode()
+    facts = {"file": hashlib.sha256(backend_bytes).hexdigest(), "bos": bos_id, "pad": pad_id}
+    digest = hashlib.sha256(canonical_json(facts).encode()).hexdigest()[:32]
+    return TextTokenizer(backend, bos_id, pad_id, vocab_size, digest)
+
+
+def as_text_tokenizer(tokenizer: Any) -> TextTokenizer:
+    """Ours from ours, or from a fast tokenizer of transformers.
+
+    Raises:
+        InputError: a slow tokenizer, or one without BOS.
+    """
+    if isinstance(tokenizer, TextTokenizer):
+        return tokenizer
+    name = getattr(tokenizer, "name_or_path", type(tokenizer).__name__)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise InputError(f"{name}: not a fast tokenizer; one with a tokenizer.json is needed")
+    if tokenizer.bos_token_id is None:
+        raise InputError(f"{name}: the tokenizer has no BOS token, which begins every example")
+    pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+    size = max(len(tokenizer), tokenizer.bos_token_id + 1, pad + 1)
+    return build_tokenizer(backend, bos_id=tokenizer.bos_token_id, pad_id=pad, vocab_size=size, name=str(name))
+
+
+def _find(model: str | Path, name: str, revision: str | None) -> Path | None:
+    """A file of the model: in its folder, else in the hub's cache, else fetched (never with HF_HUB_OFFLINE=1)."""
+    folder = Path(model)
+    if folder.is_dir():
+        return folder / name if (folder / name).is_file() else None
+    if folder.is_absolute() or str(model).startswith(("./", "../")):
+        raise InputError(f"{model}: no such folder")
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(str(model), name, revision=revision))
+    except LocalEntryNotFoundError:
+        raise InputError(
+            f"{model}: {name} is not in the cache and the hub is out of reach; run `hpc-ewc prefetch`"
+        ) from None
+    except EntryNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{model}: {name} cannot be fetched: {error}") from None
+
+
+def _json(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        return read_json(path)
+    except ArtefactError as error:
+        raise InputError(str(error)) from None
+
+
+def _special(backend: Tokenizer, settings: dict[str, Any], config: dict[str, Any], name: str) -> int | None:
+    """Id of a special token: as tokenizer_config.json spells it, else as config.json numbers it."""
+    token = settings.get(f"{name}_token")
+    if isinstance(token, dict):
+        token = token.get("content")
+    number: int | None = backend.token_to_id(token) if isinstance(token, str) else None
+    if number is None:
+        numbers = config.get(f"{name}_token_id")
+        number = numbers[0] if isinstance(numbers, list) and numbers else numbers if isinstance(numbers, int) else None
+    return number
