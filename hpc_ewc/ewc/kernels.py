@@ -21,7 +21,7 @@ LARGEST_GRADIENT = 1e37
 """Entries of the penalty's gradient are held to ± this: an infinite one would turn clipping into NaN (∞ · 0)."""
 _LARGEST = 1e38
 _SMALLEST = 1e-37
-"""Bounds that keep num / (num + metric) a number in [0, 1] in fp32, for any λ, F ≥ 0 and v ≥ 0."""
+"""Bounds that keep products finite, and num / (num + metric) a number in [0, 1], in fp32, for any λ, F ≥ 0, v ≥ 0."""
 
 GradientKernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
 ProximalKernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
@@ -49,8 +49,8 @@ def add_gradient_(theta: Tensor, grad: Tensor, anchor: Tensor, fisher: Tensor, s
     buffer = tile_buffer(theta)
     for x, g, a, f in tiles(theta, grad, anchor, fisher):
         delta = torch.sub(x, a, out=buffer[: x.numel()])
-        # λ last: F·δ is 0 where F or δ is, and λ·0 stays 0, while λ·F alone may overflow
-        delta.mul_(f).mul_(strength).clamp_(-LARGEST_GRADIENT, LARGEST_GRADIENT)
+        # bounded before λ too: F and λ may both be near their ends, and ∞·0 would be NaN
+        delta.mul_(f).clamp_(-_LARGEST, _LARGEST).mul_(strength).clamp_(-LARGEST_GRADIENT, LARGEST_GRADIENT)
         g.add_(delta)
 
 
@@ -80,7 +80,7 @@ def proximal_(theta: Tensor, anchor: Tensor, fisher: Tensor, second_moment: Tens
 
 
 def _gradient_formula(theta: Tensor, grad: Tensor, anchor: Tensor, fisher: Tensor, strength: Tensor) -> None:
-    penalty = fisher.float() * (theta - anchor.float()) * strength
+    penalty = (fisher.float() * (theta - anchor.float())).clamp(-_LARGEST, _LARGEST) * strength
     grad.add_(penalty.clamp(-LARGEST_GRADIENT, LARGEST_GRADIENT))
 
 
@@ -123,8 +123,8 @@ def _compiled(
 
     The trial has θ = 1, θ* = 0, F = 2, and λ, lr, v and c 1: the gradient is then 2, and θ moves to 1/3.
     """
-    kernel: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None] = torch.compile(formula, dynamic=True)
     try:
+        kernel: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None] = torch.compile(formula, dynamic=True)
         for anchor_dtype, fisher_dtype in dict.fromkeys(dtypes):
             anchor = torch.zeros(4096, device=device, dtype=anchor_dtype)
             fisher = torch.full((4096,), 2.0, device=device, dtype=fisher_dtype)

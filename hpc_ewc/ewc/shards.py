@@ -71,29 +71,36 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return parameters
 
 
-def check_layout(what: str, tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> None:
-    """Raises InputError unless `tensors` has each of `parameters`, in its shape and laid out as it is."""
-    for name, parameter in parameters.items():
+def check_layout(
+    what: str,
+    tensors: Mapping[str, Tensor],
+    like: Mapping[str, Tensor],
+    whose: str = "trainable parameter of the model",
+) -> None:
+    """Raises InputError unless `tensors` and `like` have the same names, shapes and layouts.
+
+    Args:
+        what: "anchor" or "Fisher", for the message.
+        tensors: to be checked.
+        like: what they must match.
+        whose: what one of `like` is, for the message.
+    """
+    for name, wanted in like.items():
         if name not in tensors:
-            raise InputError(f"the {what} has no tensor '{name}', a trainable parameter of the model")
+            raise InputError(f"the {what} has no tensor '{name}', a {whose}")
         tensor = tensors[name]
-        if tensor.shape != parameter.shape:
-            raise InputError(
-                f"the {what} of '{name}' has shape {list(tensor.shape)}, the parameter {list(parameter.shape)}"
-            )
+        if tensor.shape != wanted.shape:
+            raise InputError(f"the {what} of '{name}' has shape {list(tensor.shape)}, the {whose} {list(wanted.shape)}")
         if not tensor.dtype.is_floating_point:
             raise InputError(f"the {what} of '{name}' is {tensor.dtype}; allowed are floating-point types")
-        if _layout(tensor) != _layout(parameter):
+        if _layout(tensor) != _layout(wanted):
             raise InputError(
-                f"the {what} of '{name}' is laid out as {_layout(tensor)}, the parameter as {_layout(parameter)}; "
+                f"the {what} of '{name}' is laid out as {_layout(tensor)}, the {whose} as {_layout(wanted)}; "
                 f"load_ewc_state(folder, model) lays it out as the model"
             )
     for name in tensors:
-        if name not in parameters:
-            raise InputError(
-                f"the {what} has a tensor '{name}', which is no trainable parameter of the model"
-                f"{did_you_mean(name, parameters)}"
-            )
+        if name not in like:
+            raise InputError(f"the {what} has a tensor '{name}', which is no {whose}{did_you_mean(name, like)}")
 
 
 def _layout(tensor: Tensor) -> str:

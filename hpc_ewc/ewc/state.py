@@ -83,7 +83,7 @@ def save_ewc_state(
         raise InputError(f"fisher_dtype is {fisher_dtype}; allowed are torch.float32 and torch.bfloat16")
     if not fisher:
         raise InputError("the Fisher has no tensor: nothing to save")
-    check_layout("Fisher", fisher, anchor)
+    check_layout("Fisher", fisher, anchor, "tensor of the anchor")
     bad = _bad_entries(fisher, anchor)
     if bad:
         raise InputError(f"{bad}; nothing was saved")
@@ -161,7 +161,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ArtefactError(f"{folder}: no {MANIFEST}: no EWC state, or one that was not finished; {_AGAIN}") from None
+        raise ArtefactError(f"{folder}: no {MANIFEST}: no EWC state, or one not finished; {_AGAIN}") from None
     except (OSError, ValueError) as error:
         raise ArtefactError(f"{path}: half-written or not ours: {error}; {_AGAIN}") from None
     if not isinstance(manifest, dict) or manifest.get("kind") != _KIND or "files" not in manifest:

@@ -148,7 +148,9 @@ def scalars_and_refusals(rank: int, world_size: int, replicate: int) -> None:
     free = moved[entries == 0]
     assert penalty.free_parameters() == (free.numel(), pytest.approx(float(free.norm()), rel=1e-6))
     assert penalty.parameter_count == moved.numel()
-    with pytest.raises(InputError, match=r"laid out as a full tensor, cpu, the parameter as .*load_ewc_state"):
+    with pytest.raises(
+        InputError, match=r"laid out as a full tensor, cpu, the trainable parameter of the model as .*load_ewc_state"
+    ):
         EwcPenalty(model, anchor, fisher, STRENGTH)
     if replicate == 1:
         name = "model.layers.1.mlp.up_proj.weight"
