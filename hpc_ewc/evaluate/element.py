@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import platform
 import tempfile
 import time
@@ -179,7 +180,7 @@ class Element:
             "task_version": "",
             "data_hash": self.inputs.data_hash(cell),
             "results": [],
-            "batch_invariance": scorer.batch_invariance,
+            "batch_invariance": _finite(scorer.batch_invariance),
             "seconds": round(seconds, 3),
             "job_id": self.stage.job_id,
             "gpu_hours": seconds / 3600 if self.device.type == "cuda" else 0.0,
@@ -251,15 +252,16 @@ def finish_if_whole(stage: Stage) -> bool:
 
 
 def reopen_if_incomplete(stage: Stage) -> None:
-    """Remove a `done.json` whose records are no longer all there: one was deleted to have it computed again."""
-    if not stage.dir.done.is_file():
-        return
+    """Remove a `done.json` of other settings, or whose records are no longer all there.
+
+    A record is deleted, or found damaged, to have its cell computed again.
+    """
     try:
-        whole = not suites.missing(stage.dir, stage.expected)
-    except ArtefactError:
-        whole = False
-    if not whole:
-        stage.dir.done.unlink(missing_ok=True)
+        if not stage.is_done() or not suites.missing(stage.dir, stage.expected):
+            return
+    except ArtefactError as error:
+        logger.warning("computing again what is not whole: %s", error)
+    stage.dir.done.unlink(missing_ok=True)
 
 
 def check_bundle(names: Sequence[str], cells: Sequence[Cell]) -> list[Cell]:
@@ -273,6 +275,10 @@ def check_bundle(names: Sequence[str], cells: Sequence[Cell]) -> list[Cell]:
         if name not in known:
             raise StageError(f"--cells: '{name}' is no cell of this experiment; known: {', '.join(known)}")
     return [known[name] for name in names]
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def versions() -> dict[str, str]:

@@ -1,0 +1,419 @@
+"""An array element from its command to its records: right, whole, and never computed twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import lm_eval
+import pytest
+import torch
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+from safetensors.torch import load_file, save_file
+
+from hpc_ewc import miniature, records, suites
+from hpc_ewc.config import build_experiment, render_toml
+from hpc_ewc.errors import StageError
+from hpc_ewc.evaluate import element
+from hpc_ewc.evaluate.task_files import LocalQuestions, write_task_files
+from hpc_ewc.rundir import RunDir, StageDir
+from hpc_ewc.stage import Stage
+from hpc_ewc.suites import Cell, expand_suites
+from hpc_ewc.worker import evaluate as worker
+
+FOUR = ("arc_easy.en", "gsm8k.en", "mmlu.lt", "ppl_heldout.en")
+SHOTS = {"gsm8k": 2, "arc_easy": 1}
+
+
+@pytest.fixture(scope="module")
+def world(miniature_cache: Path) -> Path:
+    """The miniature, with its base model."""
+    return miniature_cache / "miniature" / miniature.version()
+
+
+def noised(model: Path, folder: Path, sigma: float, *, fraction: float = 1.0, step: int = 10) -> Path:
+    """A training's folder with one export: the base with noise of `sigma` times each tensor's own spread."""
+    train = StageDir(folder)
+    place = train.export(step)
+    shutil.copytree(model, place)
+    tensors = load_file(place / "model.safetensors")
+    draw = torch.Generator().manual_seed(0)
+    for name, tensor in tensors.items():
+        if tensor.dim() > 1:
+            tensors[name] = tensor + sigma * tensor.std() * torch.randn(tensor.shape, generator=draw)
+    save_file(tensors, place / "model.safetensors", metadata={"format": "pt"})
+    facts = {
+        "run": folder.name,
+        "step": step,
+        "fraction": fraction,
+        "tokens": 1,
+        "coordinates": {"ewc.strength": sigma},
+    }
+    facts |= {"train_key": f"key-{sigma}", "base_hash": records.model_hash(model)}
+    records.write_json(place / "hpc_ewc.json", facts | {"model_hash": records.model_hash(place)})
+    return folder
+
+
+def prepare(
+    root: Path,
+    world: Path,
+    cells: Iterable[str] = FOUR,
+    *,
+    run: str = "base",
+    train: Path | None = None,
+    limit: int | None = 16,
+    heldout: Mapping[str, Path] | None = None,
+    **evaluate: Any,
+) -> StageDir:
+    """The folder of an evaluated run, as `submit` writes it."""
+    settings = {"suites": list(cells), "shots": SHOTS, "batch_size": 8, **evaluate}
+    table = {"model": {"path": "miniature", "dtype": "float32"}, "data": {"source": "miniature"}}
+    experiment = build_experiment(table | {"evaluate": settings | ({"limit": limit} if limit else {})}, "test.toml")
+    texts = {language: world / "text" / f"heldout.{language}.jsonl" for language in ("en", "lt")}
+    inputs: dict[str, Any] = {"questions": str(world / "questions")}
+    inputs["heldout"] = {language: str(path) for language, path in (heldout or texts).items()}
+    inputs |= {"train": str(train)} if train else {"model": str(world / "model")}
+    fraction = 1.0 if train else 0.0
+    asked = expand_suites(experiment.evaluate, "lt", inputs["heldout"])
+    stage = RunDir(root).evaluate(run)
+    stage.path.mkdir(parents=True, exist_ok=True)
+    stage.config_toml.write_text(render_toml(experiment))
+    key = records.key_of({name: value for name, value in {**settings, "limit": limit}.items() if name != "batch_size"})
+    facts = {"schema": 1, "stage": "evaluate", "run": run, "key": key, "coordinates": {"ewc.strength": 1e6}}
+    records.write_json(stage.stage_json, facts | {"inputs": inputs, "expected": [c.at(fraction) for c in asked]})
+    return stage
+
+
+def run(stage: StageDir, cells: Iterable[str] | None = None, element: str = "0") -> None:
+    """One element, in this process: what `worker.evaluate.main` does but for signals."""
+    opened = Stage(stage.path, element)
+    fraction = 1.0 if "train" in opened.inputs else 0.0
+    names = cells or [name.partition(":")[2] for name in opened.expected]
+    with opened.attempt():
+        worker.run(opened, fraction, list(names))
+
+
+def start(stage: StageDir, cells: Iterable[str], fraction: float = 0.0, **env: str) -> subprocess.Popen[str]:
+    """One element as its job runs it."""
+    code = "import sys; from hpc_ewc.worker.evaluate import main; main(sys.argv[1:])"
+    command = [sys.executable, "-c", code, str(stage.path), "--checkpoint", str(fraction), "--cells", ",".join(cells)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])} | env
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def primary(stage: StageDir, step: int, cell: str) -> dict[str, Any]:
+    record = records.read_checked(stage.cell(step, cell), "record")
+    (result,) = (result for result in record["results"] if result["primary"])
+    return dict(result)
+
+
+def stamps(stage: StageDir) -> dict[str, tuple[int, str]]:
+    """When each record was written, and by which job."""
+    paths = sorted(stage.path.glob("[0-9]*/*.json"))
+    return {path.name: (path.stat().st_mtime_ns, records.read_json(path)["job_id"]) for path in paths}
+
+
+@pytest.fixture(scope="module")
+def base(world: Path, tmp_path_factory: pytest.TempPathFactory) -> StageDir:
+    """The base model, asked four cells."""
+    stage = prepare(tmp_path_factory.mktemp("runs") / "paper", world)
+    run(stage)
+    return stage
+
+
+@pytest.fixture(scope="module")
+def damaged(world: Path, base: StageDir, tmp_path_factory: pytest.TempPathFactory) -> StageDir:
+    """A training that forgot, asked the same."""
+    train = noised(world / "model", tmp_path_factory.mktemp("train") / "noise", 0.6)
+    stage = prepare(base.path.parents[1], world, run="noise", train=train)
+    run(stage)
+    return stage
+
+
+# ---------------------------------------------------------------------------------------------- records
+
+
+def test_a_record_says_all_that_a_reader_needs(base: StageDir, damaged: StageDir, world: Path) -> None:
+    record = records.read_checked(damaged.cell(10, "mmlu.lt"), "record")
+    expected = {
+        "schema": 1,
+        "status": "ok",
+        "error": None,
+        "experiment": "paper",
+        "run": "noise",
+        "step": 10,
+        "fraction": 1.0,
+        "coordinates": {"ewc.strength": 1e6},
+        "model": "miniature",
+        "base_hash": records.model_hash(world / "model"),
+        "task": "mmlu",
+        "language": "lt",
+        "variant": "",
+        "suite": "lt",
+        "shots": 0,
+        "limit": 16,
+        "seed": 1234,
+        "backend": "hf",
+        "dtype": "float32",
+        "attention": "eager",
+        "batch_size": 8,
+        "max_length": 512,
+        "gpu_hours": 0.0,
+    }
+    assert {name: record[name] for name in expected} == expected
+    assert record["model_hash"] != record["base_hash"]
+    assert record["versions"]["lm_eval"] and record["data_hash"] and record["seconds"] > 0
+    assert record["batch_invariance"] < 1e-3
+    subsets = {result["subset"] for result in record["results"]}
+    assert {"", "stem", "humanities", "social_sciences", "other", "nutrition"} <= subsets
+    assert sum(result["primary"] for result in record["results"]) == 1
+    untrained = records.read_checked(base.cell(0, "mmlu.lt"), "record")
+    assert untrained["model_hash"] == untrained["base_hash"] == record["base_hash"]
+    assert (untrained["step"], untrained["fraction"]) == (0, 0.0)
+
+
+def test_samples_pair_two_checkpoints_document_by_document(base: StageDir, damaged: StageDir) -> None:
+    for cell in FOUR:
+        ours = list(records.read_samples(base.samples(0, cell)))
+        theirs = list(records.read_samples(damaged.samples(10, cell)))
+        who = [
+            [(row["subset"], row["doc_id"], row["doc_hash"], row["filter"]) for row in rows] for rows in (ours, theirs)
+        ]
+        assert who[0] == who[1] and len(set(who[0])) == len(who[0])
+    questions = list(records.read_samples(base.samples(0, "arc_easy.en")))
+    assert all(len(row["loglikelihoods"]) == 4 and set(row["metrics"]) == {"acc", "acc_norm"} for row in questions)
+    mean = sum(row["metrics"]["acc"] for row in questions) / len(questions)
+    assert mean == primary(base, 0, "arc_easy.en")["value"]
+    texts = list(records.read_samples(base.samples(0, "ppl_heldout.en")))
+    assert all(row["tokens"] > 0 and row["words"] > 0 and row["bytes"] > row["words"] for row in texts)
+    answers = list(records.read_samples(base.samples(0, "gsm8k.en")))
+    assert {row["filter"] for row in answers} == {"strict-match", "flexible-extract"}
+    assert all(isinstance(row["response"], str) for row in answers)
+
+
+def test_the_questions_tell_a_model_that_knows_from_one_that_forgot(base: StageDir, damaged: StageDir) -> None:
+    for cell, least in (("arc_easy.en", 0.3), ("ppl_heldout.en", 0.5)):
+        knows, forgot = primary(base, 0, cell), primary(damaged, 10, cell)
+        better = 1 if knows["higher_is_better"] else -1
+        assert better * (knows["value"] - forgot["value"]) > least, cell
+    assert primary(base, 0, "arc_easy.en")["value"] > 0.75
+    assert primary(base, 0, "mmlu.lt")["value"] < 0.5
+
+
+def test_done_names_every_record_once_they_are_all_there(base: StageDir) -> None:
+    done = records.read_done(base.done, Stage(base.path).key)
+    assert done is not None
+    assert {f"00000000/{cell}.json" for cell in FOUR} | {f"00000000/{cell}.samples.jsonl.zst" for cell in FOUR} == set(
+        done["outputs"]
+    )
+    assert done["summary"]["failed"] == [] and done["summary"]["cells"] == 4
+    progress = records.read_json(base.progress("0"))
+    assert (progress["done"], progress["total"], progress["unit"]) == (4, 4, "cell")
+
+
+# ---------------------------------------------------------------------------------------------- lm-eval's numbers
+
+
+@pytest.mark.parametrize("cell", ["arc_easy.en", "gsm8k.en", "mmlu.lt"])
+def test_numbers_equal_lm_evals_own(base: StageDir, world: Path, tmp_path: Path, cell: str) -> None:
+    task, language = cell.split(".")
+    shots = SHOTS.get(task, 0)
+    questions = LocalQuestions(world / "questions", cloze=True, max_gen_toks=32)
+    write_task_files(tmp_path, Cell(task, language, shots=shots), questions=questions)
+    plain = HFLM(pretrained=str(world / "model"), dtype="float32", device="cpu", batch_size=8)
+    theirs = lm_eval.simple_evaluate(
+        model=plain,
+        tasks=[cell],
+        num_fewshot=shots,
+        limit=16,
+        task_manager=TaskManager(include_path=[str(tmp_path)], include_defaults=False),
+        log_samples=False,
+    )
+    assert_same_numbers(records.read_json(base.cell(0, cell)), cell, theirs["results"])
+
+
+def assert_same_numbers(record: Mapping[str, Any], cell: str, theirs: Mapping[str, Mapping[str, Any]]) -> None:
+    compared = 0
+    for result in record["results"]:
+        metrics = theirs[f"{cell}.{result['subset']}" if result["subset"] else cell]
+        name = f"{result['metric']},{result['filter']}"
+        if name in metrics:  # `perplexity` by token is ours alone
+            assert result["value"] == pytest.approx(metrics[name], rel=1e-9), (cell, result)
+            if isinstance(metrics[f"{result['metric']}_stderr,{result['filter']}"], float) and "ppl" not in cell:
+                error = metrics[f"{result['metric']}_stderr,{result['filter']}"]
+                assert result["stderr"] == pytest.approx(error, rel=1e-9), (cell, result)
+            compared += 1
+    assert compared >= (3 if "ppl" in cell else 1)
+
+
+def test_batch_size_does_not_change_a_loglikelihood_beyond_rounding(
+    base: StageDir, world: Path, tmp_path: Path
+) -> None:
+    alone = prepare(tmp_path / "paper", world, ["arc_easy.en", "ppl_heldout.en"], batch_size=1)
+    run(alone)
+    for cell in ("arc_easy.en", "ppl_heldout.en"):
+        pairs = zip(
+            records.read_samples(base.samples(0, cell)), records.read_samples(alone.samples(0, cell)), strict=True
+        )
+        for ours, theirs in pairs:
+            assert ours["loglikelihoods"] == pytest.approx(theirs["loglikelihoods"], abs=1e-3)
+
+
+# ---------------------------------------------------------------------------------------------- goes on
+
+
+def test_what_is_there_is_not_computed_again(base: StageDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = stamps(base)
+    monkeypatch.setattr(element, "load_model", lambda *args, **kwargs: pytest.fail("the model was loaded"))
+    run(base)
+    base.done.unlink()  # killed between the last record and done.json
+    run(base)
+    assert base.done.is_file()
+    assert stamps(base) == before
+
+
+def test_one_record_deleted_is_one_cell_computed(base: StageDir, world: Path, tmp_path: Path) -> None:
+    stage = StageDir(Path(shutil.copytree(base.path, tmp_path / "paper" / "evaluate" / "base")))
+    before = stamps(stage)
+    stage.cell(0, "gsm8k.en").unlink()
+    run(stage)
+    after = stamps(stage)
+    assert {name for name in after if after[name] != before.get(name)} == {"gsm8k.en.json"}
+    assert stage.done.is_file()
+    half = stage.cell(0, "arc_easy.en")
+    half.write_text(half.read_text()[:100])
+    run(stage)
+    assert primary(stage, 0, "arc_easy.en") == primary(base, 0, "arc_easy.en")
+
+
+def test_other_settings_are_another_measurement(base: StageDir, world: Path, tmp_path: Path) -> None:
+    stage = StageDir(Path(shutil.copytree(base.path, tmp_path / "paper" / "evaluate" / "base")))
+    prepare(tmp_path / "paper", world, limit=8)
+    before = stamps(stage)
+    run(stage, ["arc_easy.en"])
+    after = stamps(stage)
+    assert {name for name in after if after[name] != before[name]} == {"arc_easy.en.json"}
+    assert primary(stage, 0, "arc_easy.en")["n"] == 8
+
+
+def test_killed_half_way_and_started_again_computes_no_cell_twice(world: Path, tmp_path: Path) -> None:
+    cells = ("arc_easy.en", "ppl_heldout.en", "truthfulqa_mc2.en")
+    stage = prepare(tmp_path / "paper", world, cells, limit=None)
+    first = start(stage, cells)
+    deadline = time.monotonic() + 120
+    while not stage.cell(0, "ppl_heldout.en").is_file() and first.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    first.kill()
+    first.communicate()
+    there = stamps(stage)
+    assert set(there) == {"arc_easy.en.json", "ppl_heldout.en.json"}
+    assert not stage.done.exists()
+    run(stage, cells)
+    after = stamps(stage)
+    assert {name: after[name] for name in there} == there
+    assert set(after) == {f"{cell}.json" for cell in cells}
+    assert stage.done.is_file()
+
+
+def test_a_stop_drops_the_cell_it_comes_in_and_ends_well(world: Path, tmp_path: Path) -> None:
+    cells = ("ppl_heldout.en", "truthfulqa_mc2.en")
+    stage = prepare(tmp_path / "paper", world, cells, limit=None)
+    stop = tmp_path / "stop.0"
+    job = start(stage, cells, HPC_EWC_STOP_FILE=str(stop))
+    deadline = time.monotonic() + 120
+    while not stage.cell(0, "ppl_heldout.en").is_file() and job.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    job.send_signal(signal.SIGUSR2)
+    stop.touch()
+    output, _ = job.communicate(timeout=60)
+    assert job.returncode == 0, output
+    assert set(stamps(stage)) == {"ppl_heldout.en.json"}
+    assert not stage.done.exists() and not stage.failed.exists()
+
+
+def test_two_elements_share_a_checkpoint_and_the_last_one_is_done(world: Path, tmp_path: Path) -> None:
+    cells = ("arc_easy.en", "arc_easy.lt", "ppl_heldout.en")
+    stage = prepare(tmp_path / "paper", world, cells)
+    run(stage, cells[:1], "a")
+    assert not stage.done.exists()
+    run(stage, cells[1:], "b")
+    assert stage.done.is_file()
+
+
+# ---------------------------------------------------------------------------------------------- fails
+
+
+def test_a_model_that_gives_nan_has_marked_cells_and_no_number(world: Path, tmp_path: Path) -> None:
+    train = noised(world / "model", tmp_path / "train", 0.0)
+    place = StageDir(train).export(10)
+    tensors = load_file(place / "model.safetensors")
+    tensors["model.norm.weight"][3] = float("nan")
+    save_file(tensors, place / "model.safetensors", metadata={"format": "pt"})
+    facts = records.read_json(place / "hpc_ewc.json")
+    records.write_json(place / "hpc_ewc.json", facts | {"model_hash": records.model_hash(place)})
+    cells = ("arc_easy.en", "truthfulqa_mc2.en", "ppl_heldout.en")
+    stage = prepare(tmp_path / "paper", world, cells, run="nan", train=train, limit=4)
+    run(stage)
+    for cell in cells:
+        record = records.read_checked(stage.cell(10, cell), "record")
+        assert (record["status"], record["retry"], record["results"]) == ("failed", False, [])
+        assert "not finite" in record["error"] and "the model has diverged" in record["error"]
+        assert not stage.samples(10, cell).exists()
+    done = records.read_done(stage.done, Stage(stage.path).key)
+    assert done is not None and done["summary"]["failed"] == [f"1.0:{cell}" for cell in cells]
+    before = stamps(stage)
+    run(stage)
+    assert stamps(stage) == before  # asking again would give no number either
+
+
+def test_a_diverged_model_that_still_gives_numbers_is_scored(world: Path, tmp_path: Path) -> None:
+    train = noised(world / "model", tmp_path / "train", 300.0)
+    stage = prepare(tmp_path / "paper", world, ("truthfulqa_mc2.en",), run="far", train=train, limit=8)
+    run(stage)
+    assert 0.0 <= primary(stage, 10, "truthfulqa_mc2.en")["value"] <= 1.0
+
+
+def test_a_cell_that_fails_costs_only_itself_and_is_tried_again(world: Path, tmp_path: Path) -> None:
+    cells = ("ppl_heldout.en", "arc_easy.en")
+    text = tmp_path / "news.jsonl"
+    stage = prepare(tmp_path / "paper", world, cells, heldout={"en": text})
+    with pytest.raises(StageError, match=r"ppl_heldout.en failed; each record in .*00000000 says why"):
+        run(stage)
+    record = records.read_checked(stage.cell(0, "ppl_heldout.en"), "record")
+    assert (record["status"], record["retry"]) == ("failed", True)
+    assert record["error"].startswith(f"InputError: {text}: no held-out text in 'en'")
+    assert records.read_checked(stage.cell(0, "arc_easy.en"), "record")["status"] == "ok"
+    assert not stage.done.exists()
+    assert suites.missing(stage, Stage(stage.path).expected) == ["0.0:ppl_heldout.en"]
+    assert "ppl_heldout.en failed" in records.read_checked(stage.failed, "failed")["error"]
+    before = stamps(stage)
+    text.write_text('{"text": "Anna lives in the town."}\n')
+    run(stage)
+    assert stamps(stage)["arc_easy.en.json"] == before["arc_easy.en.json"]
+    assert stage.done.is_file() and not stage.failed.exists()
+
+
+def test_a_cell_that_the_experiment_does_not_ask_for_is_refused(base: StageDir) -> None:
+    with pytest.raises(StageError, match="'mmlu.fr' is no cell of this experiment; known: arc_easy.en, gsm8k.en"):
+        element.check_bundle(["mmlu.fr"], expand_suites(Stage(base.path).config.evaluate, "lt", ["en"]))
+
+
+def test_the_corpus_own_heldout_documents_are_scored(world: Path, tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.mkdir()
+    (tokens / "heldout.jsonl").write_text(json.dumps({"text": "Ona gyvena mieste. " * 20}) + "\n")
+    stage = prepare(tmp_path / "paper", world, ("ppl_heldout.lt",), heldout={"en": tmp_path / "none"})
+    facts = records.read_json(stage.stage_json)
+    facts["inputs"]["tokens"] = str(tokens)
+    records.write_json(stage.stage_json, facts)
+    run(stage)
+    assert primary(stage, 0, "ppl_heldout.lt")["n"] == 1
