@@ -1,12 +1,13 @@
 """Where everything is: the only module that joins names into paths.
 
 runs/NAME/  experiment.toml  jobs.jsonl  submit.lock
-  tokens/<key>/    plan.json  parts/<i>.{bin,json}  heldout.jsonl
+  tokens/<key>/    plan.json  parts/<i>.{bin,index,json}  heldout.jsonl
   fisher/<key>/    fisher-*.safetensors  anchor-*.safetensors  partial/
   train/<run>/     metrics.jsonl  checkpoints/<step>/  exports/<step>/
   evaluate/<run>/  <step>/<cell>.json  <step>/<cell>.samples.jsonl.zst
   every folder above: stage.json  config.toml  manifest.json  progress/<element>.json  done.json | failed.json
-  jobs/<job_id>/   submitit's files; ranks/ (torchrun --log-dir); stop.<restart>  port.<restart>
+  jobs/<job_id>/   submitit's files; ranks/ (torchrun --log-dir); stop.<restart>  port.<restart>  exit.<restart>
+  code/<hash>/     the package as it was when the jobs were submitted
 """
 
 from __future__ import annotations
@@ -149,8 +150,17 @@ class RunDir:
     def evaluate(self, run: str) -> StageDir:
         return self.stage("evaluate", run)
 
+    def code(self, digest: str) -> Path:
+        """The package as it was at a submission, for the jobs of that submission."""
+        return self.root / "code" / digest
+
     def job(self, job_id: str) -> Path:
         return self.jobs / job_id
+
+
+def exit_file(job: Path, restart: int) -> Path:
+    """What the launcher of one attempt saw its worker end with."""
+    return job / f"exit.{restart}"
 
 
 def stop_file(job: Path, restart: int) -> Path:

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from hpc_ewc import records
-from hpc_ewc.data.parts import read_part
+from hpc_ewc.data.files import place
+from hpc_ewc.data.parts import check_sizes, read_index, read_part
 from hpc_ewc.errors import ArtefactError
 from hpc_ewc.rundir import StageDir
 
@@ -38,14 +39,14 @@ class TokenDataset:
         self.tokens = int(facts["tokens"])
         self._samples = int(facts["samples"])
         self._folder = folder
-        self._names: list[str] = list(facts["parts"])
+        self._names = [str(name) for name, _, _ in facts["parts"]]
+        for name, tokens, documents in facts["parts"]:
+            check_sizes(folder, name, tokens, documents)
+        # Where each part ends in the stream of all tokens; and, as "truncate" needs it, where each document ends.
+        self._part_ends = np.cumsum([tokens for _, tokens, _ in facts["parts"]], dtype=np.int64)
+        lengths = [read_index(folder, name)[0] for name in self._names] if self.packing == "truncate" else []
+        self._document_ends = np.cumsum(np.concatenate([np.empty(0, np.int64), *lengths]))
         self._maps: OrderedDict[int, npt.NDArray[np.uint32]] = OrderedDict()
-        parts = [read_part(folder, name) for name in self._names]
-        # The stream position of each part's end; and, for "truncate", of each document's begin and end.
-        self._part_ends = np.cumsum([part["tokens"] for part in parts], dtype=np.int64)
-        self._document_ends = np.cumsum([n for part in parts for n in part["lengths"]], dtype=np.int64)
-        self._lines = np.array([line for part in parts for line in part["lines"]], dtype=np.int64)
-        self._sources = [(file, count) for part in parts for file, count in part["sources"]]
 
     def __len__(self) -> int:
         return self._samples
@@ -84,17 +85,26 @@ class TokenDataset:
     def describe(self, i: int) -> str:
         """Where sample i comes from, for an error message: `corpus.jsonl:17-19`."""
         begin, end = self._range(i)
-        first = int(np.searchsorted(self._document_ends, begin, side="right"))
-        last = int(np.searchsorted(self._document_ends, end - 1, side="right"))
         places = []
-        seen = 0
-        for file, count in self._sources:
-            low, high = max(first, seen), min(last, seen + count - 1)
-            if low <= high:
-                a, b = int(self._lines[low]), int(self._lines[high])
-                places.append(f"{file}:{a}" if a == b else f"{file}:{a}-{b}")
-            seen += count
+        for part, name in enumerate(self._names):
+            part_end = int(self._part_ends[part])
+            part_begin = int(self._part_ends[part - 1]) if part else 0
+            if begin < part_end and part_begin < end:
+                places += self._places(name, begin - part_begin, end - part_begin)
         return ", ".join(places)
+
+    def _places(self, name: str, begin: int, end: int) -> list[str]:
+        """Which lines of which files tokens [begin, end) of a part come from."""
+        lengths, lines = read_index(self._folder, name)
+        ends = np.cumsum(lengths)
+        first, last = np.searchsorted(ends, [max(begin, 0), min(end, int(ends[-1])) - 1], side="right")
+        places, seen = [], 0
+        for file, count in read_part(self._folder, name)["sources"]:
+            low, high = max(int(first), seen), min(int(last), seen + count - 1)
+            if low <= high:
+                places.append(place(file, int(lines[low])) + (f"-{lines[high]}" if low < high else ""))
+            seen += count
+        return places
 
     def _range(self, i: int) -> tuple[int, int]:
         """Sample i in the stream of all tokens."""
@@ -138,11 +148,10 @@ def read_tokens(folder: Path | str) -> TokenDataset:
     stage = StageDir(Path(folder).absolute())
     try:
         done = records.read_checked(stage.done, "done")
+        records.read_done(stage.done, done["key"])
     except FileNotFoundError:
         raise ArtefactError(f"{stage.path}: no done.json; the tokens stage has not finished there") from None
     try:
         return TokenDataset(stage.parts, done["summary"])
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ArtefactError(f"{stage.done}: is of no tokens stage: {error!r}") from None
-    except FileNotFoundError as error:
-        raise ArtefactError(f"{error.filename}: missing; remove {stage.done} to have it made again") from None

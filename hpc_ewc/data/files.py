@@ -208,10 +208,7 @@ def read_span(path: str, span: Span, column: str) -> Iterator[Record]:
 
 
 def _skip(file: BinaryIO, offset: int) -> None:
-    if file.seekable() and not isinstance(file, io.BufferedReader):
-        file.seek(offset)
-        return
-    if isinstance(file, io.BufferedReader) and isinstance(file.raw, io.FileIO):
+    if not isinstance(getattr(file, "raw", None), (gzip.GzipFile, _WholeZstd)):
         file.seek(offset)
         return
     while offset > 0:  # a compressed stream has no other way forward

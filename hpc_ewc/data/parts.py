@@ -1,8 +1,9 @@
-"""One part of a tokenised corpus: `<i>.bin`, its tokens, and `<i>.json`, what they are.
+"""One part of a tokenised corpus: `<i>.bin`, its tokens, `<i>.index`, its documents, and `<i>.json`, what they are.
 
 The .bin is a plain array of little-endian uint32: the documents of the part one after another, each begun by BOS, in
-"truncate" each cut to `sequence_length`. The .json has their lengths, the count of everything that was left out, the
-text of held-out documents, and the sha256 of the .bin; it is written last, so a part is whole when both are there.
+"truncate" each cut to `sequence_length`. The .index, of the same numbers, has the length of each document and then the
+line of each in its file. The .json counts everything, also what was left out and why, and holds the held-out documents;
+it is written last, so a part is whole when the three are there.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from hpc_ewc import records
 from hpc_ewc.config import DataConfig
@@ -56,7 +58,7 @@ def write_part(
     skipped: Counter[str] = Counter()
     heldout: list[dict[str, Any]] = []
     copies = 0
-    kept: list[np.ndarray[Any, np.dtype[np.uint32]]] = []
+    kept: list[npt.NDArray[np.uint32]] = []
     lengths: list[int] = []
     lines: list[int] = []
     files: list[str] = []
@@ -91,8 +93,10 @@ def write_part(
                 files.append(document.file)
             advance(len(block))
     payload = (np.concatenate(kept) if kept else np.empty(0, "<u4")).tobytes()
+    index = np.array([lengths, lines], dtype="<u4").tobytes()
     name = plan.name(part)
     records.write_bytes(folder / f"{name}.bin", payload)
+    records.write_bytes(folder / f"{name}.index", index)
     facts = {
         "schema": SCHEMA,
         "part": part,
@@ -104,16 +108,14 @@ def write_part(
         "heldout_copies": copies,
         "heldout": heldout,
         "tokenizer": tokenizer.hash,
-        "sha256": hashlib.sha256(payload).hexdigest(),
-        "lengths": lengths,
-        "lines": lines,
+        "sha256": {"bin": hashlib.sha256(payload).hexdigest(), "index": hashlib.sha256(index).hexdigest()},
         "sources": [[file, len(list(group))] for file, group in itertools.groupby(files)],
     }
     records.write_json(folder / f"{name}.json", facts)
 
 
 def read_part(folder: Path, name: str) -> dict[str, Any]:
-    """The facts of one part.
+    """The facts of one part, once its files have the sizes they say.
 
     Raises:
         FileNotFoundError: it was not made yet.
@@ -121,17 +123,27 @@ def read_part(folder: Path, name: str) -> dict[str, Any]:
     """
     path = folder / f"{name}.json"
     facts = records.read_json(path)
-    tokens = facts.get("tokens")
-    if facts.get("schema") != SCHEMA or not isinstance(tokens, int) or sum(facts.get("lengths", [])) != tokens:
+    if facts.get("schema") != SCHEMA or not all(isinstance(facts.get(key), int) for key in ("tokens", "documents")):
         raise ArtefactError(f"{path}: half-written or not ours; remove it to have it made again")
-    binary = folder / f"{name}.bin"
-    size = binary.stat().st_size if binary.exists() else None
-    if size != 4 * tokens:
-        found = "missing" if size is None else f"{size} bytes"
-        raise ArtefactError(
-            f"{binary}: {found}, {path.name} says {4 * tokens} bytes; remove both to have them made again"
-        )
+    check_sizes(folder, name, facts["tokens"], facts["documents"])
     return facts
+
+
+def check_sizes(folder: Path, name: str, tokens: int, documents: int) -> None:
+    """ArtefactError where the .bin or the .index of a part has not as many numbers as it must."""
+    for path, size in ((folder / f"{name}.bin", 4 * tokens), (folder / f"{name}.index", 8 * documents)):
+        found = path.stat().st_size if path.exists() else None
+        if found != size:
+            what = "missing" if found is None else f"{found} bytes"
+            raise ArtefactError(
+                f"{path}: {what}, it must have {size} bytes: cut off or not ours; "
+                f"remove done.json of this tokens folder and {name}.json, and submit again"
+            )
+
+
+def read_index(folder: Path, name: str) -> npt.NDArray[np.int64]:
+    """[2, documents] int64: length in tokens, and line in its file, of each document of a part."""
+    return np.fromfile(folder / f"{name}.index", dtype="<u4").astype(np.int64).reshape(2, -1)
 
 
 def is_whole(folder: Path, name: str) -> bool:

@@ -21,7 +21,7 @@ from fractions import Fraction
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hpc_ewc import records
 from hpc_ewc.config import DataConfig
@@ -46,6 +46,7 @@ PART_RECORDS = 1 << 16
 PARALLEL_FROM_BYTES = 64 << 20
 """Below it, starting processes takes longer than hashing."""
 SCHEMA = 1
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -223,25 +224,29 @@ def _smallest_hashes(
     """The `heldout_documents` smallest hashes of different documents: a fair draw that no order changes."""
     wanted = data.heldout_documents
     smallest: set[str] = set()
-    for found in _map_parts(partial(_hashes, list(files), data), parts):
+    skipped: Counter[str] = Counter()
+    for found, bad in _map_parts(partial(_hashes, list(files), data), parts):
         smallest = set(heapq.nsmallest(wanted + 1, smallest | found))
+        skipped += bad
         if stop():
             raise Stopped
     if len(smallest) <= wanted:
         raise InputError(
             f"data.heldout_documents = {wanted}, but the part of the corpus that is used has {len(smallest)} different "
-            "documents, and some must be left to train on; lower it, or raise data.fraction"
+            f"documents ({sum(skipped.values())} records skipped: {dict(skipped) or 'none'}), and some must be left to "
+            "train on; lower it, or raise data.fraction"
         )
     return frozenset(heapq.nsmallest(wanted, smallest))
 
 
-def _hashes(files: list[str], data: DataConfig, spans: Sequence[Span]) -> set[str]:
-    """The smallest hashes of one part, one more than are held out."""
-    found = (document.hash for document in documents(files, spans, data, Counter()))
-    return set(heapq.nsmallest(data.heldout_documents + 1, set(found)))
+def _hashes(files: list[str], data: DataConfig, spans: Sequence[Span]) -> tuple[set[str], Counter[str]]:
+    """The smallest hashes of one part, one more than are held out; and what was skipped."""
+    skipped: Counter[str] = Counter()
+    found = {document.hash for document in documents(files, spans, data, skipped)}
+    return set(heapq.nsmallest(data.heldout_documents + 1, found)), skipped
 
 
-def _map_parts(work: Callable[[Sequence[Span]], set[str]], parts: Sequence[Sequence[Span]]) -> Iterator[set[str]]:
+def _map_parts(work: Callable[[Sequence[Span]], T], parts: Sequence[Sequence[Span]]) -> Iterator[T]:
     cores = min(available_cores(), len(parts))
     if cores < 2 or sum(span.bytes for part in parts for span in part) < PARALLEL_FROM_BYTES:
         yield from map(work, parts)
@@ -263,8 +268,8 @@ def save_plan(path: Path, plan: Plan) -> None:
     records.write_json(path, facts)
 
 
-def load_plan(path: Path, files: Sequence[str]) -> Plan:
-    """The plan in `plan.json`, if it is of these files as they lie now.
+def load_plan(path: Path, files: Sequence[str] | None = None) -> Plan:
+    """The plan in `plan.json`; where `files` are given, if it is of these as they lie now.
 
     Raises:
         FileNotFoundError: there is none.
@@ -286,6 +291,8 @@ def load_plan(path: Path, files: Sequence[str]) -> Plan:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ArtefactError(f"{path}: half-written or not ours: {error}; remove the folder {path.parent}") from None
+    if files is None:
+        return plan
     if plan.files != tuple(files):
         raise ArtefactError(f"{path}: is of other files ({', '.join(plan.files[:3])}); remove the folder {path.parent}")
     for name, size in zip(plan.files, plan.sizes, strict=True):

@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from hpc_ewc.data.cores import available_cores
 from hpc_ewc.data.parts import is_whole, read_part, write_part
 from hpc_ewc.data.plan import Plan, Stopped, build_plan, load_plan, save_plan
 from hpc_ewc.data.tokenizer import TextTokenizer, load_tokenizer
-from hpc_ewc.errors import InputError
+from hpc_ewc.errors import ArtefactError, InputError, StageError
+from hpc_ewc.rundir import StageDir
 from hpc_ewc.stage import Stage
 
 PARALLEL_FROM_BYTES = 32 << 20
@@ -53,8 +55,9 @@ def tokenise(stage: Stage, *, part: int = 0, of: int = 1) -> bool:
         plan = find_plan(stage)
         tokenizer = load_tokenizer(str(stage.inputs["model"]), stage.config.model.revision)
         missing = [i for i in range(part, len(plan.parts), of) if not is_whole(stage.dir.parts, plan.name(i))]
-        _report = _Progress(stage, plan, range(part, len(plan.parts), of), missing)
-        _make(stage, plan, missing, tokenizer, _report)
+        report = _Progress(stage, plan, range(part, len(plan.parts), of), missing)
+        _make(stage, plan, missing, tokenizer, report)
+        report.finished()
     except Stopped:
         return False
     if not all(is_whole(stage.dir.parts, plan.name(i)) for i in range(len(plan.parts))):
@@ -99,6 +102,10 @@ class _Progress:
         self._begun = time.monotonic()
         self(0)
 
+    def finished(self) -> None:
+        """All of this worker's parts are whole; records that held no document were not counted until now."""
+        self._stage.progress(self._total, self._total, "document")
+
     def __call__(self, done_now: int) -> None:
         seconds = time.monotonic() - self._begun
         done = self._whole + done_now
@@ -139,8 +146,8 @@ def _make_in_processes(
     model, revision = str(stage.inputs["model"]), stage.config.model.revision
     task = (str(stage.dir.path), stage.config.data, model, revision)
     with ProcessPoolExecutor(processes, context, _begin, (threads, stop, done, *task)) as pool:
-        running: set[Future[None]] = {pool.submit(_write, i) for i in missing}
         try:
+            running: set[Future[None]] = {pool.submit(_write, i) for i in missing}
             while running:
                 finished, running = wait(running, POLL_S, FIRST_COMPLETED)
                 for future in finished:
@@ -148,6 +155,11 @@ def _make_in_processes(
                 if stage.stop_requested():
                     raise Stopped
                 report(done.value)
+        except BrokenProcessPool:
+            raise StageError(
+                "a process that tokenised was killed, most often for memory; "
+                "raise mem_gb or lower cpus_per_task in [resources.tokens]"
+            ) from None
         finally:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
@@ -162,16 +174,14 @@ def _begin(threads: int, stop: Any, done: Any, folder: str, data: DataConfig, mo
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     os.environ["RAYON_NUM_THREADS"] = str(threads)
-    tokenizer = load_tokenizer(model, revision)
-    _CHILD.update(stop=stop, done=done, folder=Path(folder), data=data, tokenizer=tokenizer, parent=os.getppid())
+    stage = StageDir(Path(folder))
+    tokenizer, plan = load_tokenizer(model, revision), load_plan(stage.plan)
+    _CHILD.update(stop=stop, done=done, parts=stage.parts, plan=plan, data=data, tokenizer=tokenizer)
+    _CHILD.update(parent=os.getppid())
 
 
 def _write(part: int) -> None:
-    from hpc_ewc.rundir import StageDir
-
-    folder, parent, done = StageDir(_CHILD["folder"]), _CHILD["parent"], _CHILD["done"]
-    facts = records.read_json(folder.plan)
-    plan = load_plan(folder.plan, facts["files"])
+    parent, done = _CHILD["parent"], _CHILD["done"]
 
     def stopped() -> bool:
         return bool(_CHILD["stop"].is_set()) or os.getppid() != parent
@@ -180,7 +190,8 @@ def _write(part: int) -> None:
         with done.get_lock():
             done.value += count
 
-    write_part(folder.parts, plan, part, _CHILD["data"], _CHILD["tokenizer"], stop=stopped, advance=advance)
+    arguments = (_CHILD["parts"], _CHILD["plan"], part, _CHILD["data"], _CHILD["tokenizer"])
+    write_part(*arguments, stop=stopped, advance=advance)
 
 
 # ---------------------------------------------------------------------------------------------- the whole
@@ -196,8 +207,15 @@ def finish(stage: Stage, plan: Plan, tokenizer: TextTokenizer) -> None:
     counts: Counter[str] = Counter()
     skipped: Counter[str] = Counter()
     heldout: dict[str, dict[str, Any]] = {}
+    parts: list[list[Any]] = []
     for name in names:
         facts = read_part(stage.dir.parts, name)
+        if facts["tokenizer"] != tokenizer.hash:
+            raise ArtefactError(
+                f"{stage.dir.parts / name}.json: was made with another tokenizer than that of {stage.inputs['model']}; "
+                "remove the folder"
+            )
+        parts.append([name, facts["tokens"], facts["documents"]])
         counts.update({k: facts[k] for k in ("documents", "tokens", "tokens_cut", "text_bytes", "heldout_copies")})
         skipped.update(facts["skipped"])
         for row in facts["heldout"]:
@@ -227,7 +245,7 @@ def finish(stage: Stage, plan: Plan, tokenizer: TextTokenizer) -> None:
         "pad_id": tokenizer.pad_id,
         "vocab_size": tokenizer.vocab_size,
         "tokenizer_hash": tokenizer.hash,
-        "parts": names,
+        "parts": parts,
     }
     stage.write_manifest(
         {
@@ -238,7 +256,7 @@ def finish(stage: Stage, plan: Plan, tokenizer: TextTokenizer) -> None:
             "versions": versions(),
         }
     )
-    outputs = [stage.dir.parts / f"{name}.{end}" for name in names for end in ("bin", "json")]
+    outputs = [stage.dir.parts / f"{name}.{end}" for name in names for end in ("bin", "index", "json")]
     stage.finish([*outputs, stage.dir.plan, stage.dir.heldout, stage.dir.manifest_json], **summary)
 
 

@@ -71,11 +71,14 @@ def load_tokenizer(model: str | Path, revision: str | None = None) -> TextTokeni
             "set bos_token in tokenizer_config.json"
         )
     pad = next((i for i in (_special(backend, settings, config, name) for name in ("pad", "eos")) if i is not None), 0)
-    return build_tokenizer(backend, bos_id=bos, pad_id=pad, vocab_size=int(config["vocab_size"]), name=str(model))
+    size, content = int(config["vocab_size"]), Path(paths["tokenizer.json"]).read_bytes()
+    return build_tokenizer(backend, content, bos_id=bos, pad_id=pad, vocab_size=size, name=str(model))
 
 
-def build_tokenizer(backend: Tokenizer, *, bos_id: int, pad_id: int, vocab_size: int, name: str) -> TextTokenizer:
-    """A tokenizer whose every id fits the model.
+def build_tokenizer(
+    backend: Tokenizer, content: bytes, *, bos_id: int, pad_id: int, vocab_size: int, name: str
+) -> TextTokenizer:
+    """A tokenizer whose every id fits the model. Changes `backend`; `content` is what its hash is of.
 
     "<eos>" in a web page stays five letters: special tokens are control signs, and text must not forge them. So an
     added special token beyond the embedding (Gemma 3 text models have one, for images) is no mismatch.
@@ -83,7 +86,6 @@ def build_tokenizer(backend: Tokenizer, *, bos_id: int, pad_id: int, vocab_size:
     Raises:
         InputError: text, BOS or padding can give an id that the model's embedding has no row for.
     """
-    backend = Tokenizer.from_str(backend.to_str())  # ours to change: the caller's may be in use
     backend.no_truncation()
     backend.no_padding()
     backend.encode_special_tokens = True
@@ -95,8 +97,7 @@ def build_tokenizer(backend: Tokenizer, *, bos_id: int, pad_id: int, vocab_size:
                 f"{name}: the tokenizer does not match the model: id {i} ({usable.get(i, word)!r}) has no row in the "
                 f"embedding of {vocab_size}; take the tokenizer that came with the model"
             )
-    backend_bytes = backend.to_str().encode()
-    facts = {"file": hashlib.sha256(backend_bytes).hexdigest(), "bos": bos_id, "pad": pad_id}
+    facts = {"file": hashlib.sha256(content).hexdigest(), "bos": bos_id, "pad": pad_id}
     digest = hashlib.sha256(canonical_json(facts).encode()).hexdigest()[:32]
     return TextTokenizer(backend, bos_id, pad_id, vocab_size, digest)
 
@@ -117,7 +118,11 @@ def as_text_tokenizer(tokenizer: Any) -> TextTokenizer:
         raise InputError(f"{name}: the tokenizer has no BOS token, which begins every example")
     pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
     size = max(len(tokenizer), tokenizer.bos_token_id + 1, pad + 1)
-    return build_tokenizer(backend, bos_id=tokenizer.bos_token_id, pad_id=pad, vocab_size=size, name=str(name))
+    content = backend.to_str()
+    copy = Tokenizer.from_str(content)  # the caller's may be in use
+    return build_tokenizer(
+        copy, content.encode(), bos_id=tokenizer.bos_token_id, pad_id=pad, vocab_size=size, name=str(name)
+    )
 
 
 def _find(model: str | Path, name: str, revision: str | None) -> Path | None:
