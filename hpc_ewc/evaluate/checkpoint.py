@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hpc_ewc import records
-from hpc_ewc.errors import ArtefactError, InputError
+from hpc_ewc.errors import ArtefactError, ConfigError, InputError
+from hpc_ewc.model.attention import choose_attention
 from hpc_ewc.rundir import StageDir
 
 
@@ -117,7 +118,7 @@ def load_model(folder: Path, *, dtype: str, attention: str, device: torch.device
         InputError: a weight file is missing or cut off, or the tokenizer has tokens that the model has no embedding of.
     """
     check_weights(folder)
-    kernel = attention_kernel(attention, device, dtype)
+    kernel = attention_kernel(attention, folder, device, dtype)
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
             str(folder), dtype=getattr(torch, dtype), attn_implementation=kernel, output_loading_info=True
@@ -162,15 +163,17 @@ def check_weights(folder: Path) -> None:
         )
 
 
-def attention_kernel(attention: str, device: torch.device, dtype: str) -> str:
-    """The kernel to score with. `auto`: FlashAttention 2 where it is installed and can run, else eager.
+def attention_kernel(attention: str, folder: Path, device: torch.device, dtype: str) -> str:
+    """The kernel to score with. `auto`: FlashAttention 2 where it can run with the model's softcap, else eager.
 
-    Not sdpa, which knows no softcap: transformers refuses it for Gemma 2.
+    Not sdpa, which knows no softcap; not flex_attention, which compiles anew for each length of a batch.
     """
     if attention != "auto":
         return attention
-    flash = device.type == "cuda" and dtype == "bfloat16" and find_spec("flash_attn") is not None
-    return "flash_attention_2" if flash else "eager"
+    if device.type == "cuda" and dtype == "bfloat16":
+        with suppress(ConfigError):
+            return choose_attention("flash_attention_2", folder, device)
+    return "eager"
 
 
 def _first_line(error: BaseException) -> str:

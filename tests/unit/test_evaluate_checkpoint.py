@@ -163,6 +163,7 @@ def test_a_bos_that_means_something_else_to_the_model_is_refused(folder: Path) -
         load(folder)
 
 
-def test_attention_on_a_cpu_is_eager_and_is_what_was_asked_where_it_was() -> None:
-    assert attention_kernel("auto", CPU, "float32") == "eager"
-    assert attention_kernel("flex_attention", CPU, "float32") == "flex_attention"
+def test_attention_is_eager_unless_flash_attention_can_run_or_another_was_asked_for(whole: Path) -> None:
+    assert attention_kernel("auto", whole, CPU, "float32") == "eager"
+    assert attention_kernel("auto", whole, torch.device("cuda"), "bfloat16") == "eager"  # flash-attn is not installed
+    assert attention_kernel("flex_attention", whole, CPU, "float32") == "flex_attention"
