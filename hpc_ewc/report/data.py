@@ -1,0 +1,137 @@
+"""The numbers for other programs: CSV and JSON, long and wide. docs/report.md says what each field is."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from hpc_ewc.report.differences import Analysis, Difference, Estimate
+from hpc_ewc.report.study import Run
+
+SCHEMA = 1
+LONG = (
+    *("experiment", "run", "step", "fraction", "strength", "seed", "coordinates", "is_base", "model_hash", "base_hash"),
+    *("task", "language", "variant", "cell", "shots", "limit", "metric", "filter", "subset", "primary"),
+    *("higher_is_better", "chance", "value", "stderr", "low", "high", "n"),
+    *("difference", "difference_stderr", "difference_low", "difference_high", "p", "p_holm", "method"),
+    *("lost", "gained", "detectable", "batch_size", "dtype", "backend", "max_length", "task_version", "data_hash"),
+)
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""A text cell that starts so is run by a spreadsheet."""
+
+
+def long_rows(analysis: Analysis) -> list[dict[str, Any]]:
+    """One row a result, of every metric, filter and subset; differences stand beside primary and fluency metrics."""
+    rows = []
+    for (run, column), record in sorted(analysis.study.records.items(), key=lambda item: item[0]):
+        for result in record["results"]:
+            whole = result.get("subset", "") == "" and (
+                result["metric"] != column.metric or result.get("filter", "none") == column.filter
+            )
+            key = (run, column, result["metric"])
+            row = _run_fields(run) | {
+                "task": column.task,
+                "language": column.language,
+                "variant": column.variant,
+                "cell": column.cell,
+                "chance": column.chance,
+                **{name: record.get(name) for name in LONG if name in record and name not in _run_fields(run)},
+                **{name: result.get(name) for name in ("metric", "filter", "subset", "primary", "higher_is_better")},
+                **_estimate_fields(analysis.values.get(key) if whole else None, result),
+                **_difference_fields(analysis.differences.get(key) if whole else None),
+            }
+            rows.append({name: row.get(name) for name in LONG})
+    for (run, mean), estimate in sorted(analysis.mean_values.items(), key=lambda item: (item[0][0], item[0][1].label)):
+        row = _run_fields(run) | {
+            "task": "mean",
+            "language": mean.language,
+            "variant": mean.variant,
+            "cell": mean.label,
+        }
+        row |= {"metric": "mean over tasks", "primary": True, "higher_is_better": True, "subset": ""}
+        row |= _estimate_fields(estimate, {"value": estimate.value, "n": estimate.n})
+        row |= _difference_fields(analysis.mean_differences.get((run, mean)))
+        rows.append({name: row.get(name) for name in LONG})
+    return rows
+
+
+def _run_fields(run: Run) -> dict[str, Any]:
+    return {
+        "experiment": run.source,
+        "run": run.name,
+        "step": run.step,
+        "fraction": run.fraction,
+        "strength": run.strength,
+        "seed": dict(run.seeds).get("train.seed"),
+        "coordinates": dict(run.seeds) | dict(run.others),
+        "is_base": run.is_base,
+        "model_hash": run.model_hash,
+        "base_hash": run.base_hash,
+    }
+
+
+def _estimate_fields(estimate: Estimate | None, result: Mapping[str, Any]) -> dict[str, Any]:
+    if estimate is None:
+        return {"value": result["value"], "stderr": result.get("stderr"), "n": result["n"]}
+    return {name: getattr(estimate, name) for name in ("value", "stderr", "low", "high", "n")}
+
+
+def _difference_fields(difference: Difference | None) -> dict[str, Any]:
+    if difference is None:
+        return {}
+    names = ("p", "p_holm", "method", "lost", "gained", "detectable")
+    fields = {name: getattr(difference, name) for name in names}
+    for name in ("stderr", "low", "high"):
+        fields[f"difference_{name}"] = getattr(difference, name)
+    return {"difference": difference.value, **fields}
+
+
+def wide_rows(analysis: Analysis) -> list[dict[str, Any]]:
+    """One row a run; `<cell>` and `<cell>_stderr` of each primary metric, then the means."""
+    rows = []
+    study = analysis.study
+    for run in study.runs:
+        row: dict[str, Any] = {k: v for k, v in _run_fields(run).items() if k != "coordinates"}
+        cells: list[tuple[str, Estimate | None]] = [
+            (f"{column.label}.{column.language}".replace(" ", "_"), analysis.values.get((run, column, column.metric)))
+            for column in study.columns
+        ]
+        cells += [(mean.label.replace(" ", "_"), analysis.mean_values.get((run, mean))) for mean in analysis.means]
+        for name, estimate in cells:
+            row[name] = None if estimate is None else estimate.value
+            row[f"{name}_stderr"] = None if estimate is None else estimate.stderr
+        rows.append(row)
+    return rows
+
+
+def render_csv(rows: Iterable[Mapping[str, Any]]) -> str:
+    """CSV with the columns of the first row; texts never start as a formula."""
+    rows = list(rows)
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([_plain(name) for name in rows[0]] if rows else [])
+    for row in rows:
+        writer.writerow([_plain(value) for value in row.values()])
+    return out.getvalue()
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (int, float)):
+        return _rounded(value)
+    text = (
+        json.dumps(value, ensure_ascii=False, sort_keys=True) if isinstance(value, (dict, list, tuple)) else str(value)
+    )
+    text = text.replace("\x00", "�")
+    return f"'{text}" if text.startswith(FORMULA) else text
+
+
+def _rounded(value: float) -> str:
+    """Ten digits: enough for anything, and the same on machines whose last bits differ."""
+    return str(value) if isinstance(value, int) else f"{value:.10g}"

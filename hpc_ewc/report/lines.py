@@ -1,0 +1,183 @@
+"""The rows of the tables: a checkpoint each, or a setting each where it was repeated with several seeds."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+
+from hpc_ewc.report import statistics
+from hpc_ewc.report.differences import Analysis, Difference, Estimate
+from hpc_ewc.report.formats import strength_text
+from hpc_ewc.report.means import Mean
+from hpc_ewc.report.statistics import Moments
+from hpc_ewc.report.study import Column, Run, Study
+
+Key = TypeVar("Key")
+
+
+@dataclass(frozen=True)
+class Line:
+    """Runs that differ in their seeds alone; mostly one."""
+
+    runs: tuple[Run, ...]
+
+    @property
+    def first(self) -> Run:
+        return self.runs[0]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Standard deviation over seeds, and how many there are."""
+
+    deviation: float
+    seeds: int
+
+
+class Lines:
+    """Values and differences by line. With several seeds a value is their mean, and its standard error holds both the
+    documents' (as if those of all seeds were one, which they nearly are) and the seeds': √(SE² + SD²/k).
+    """
+
+    def __init__(self, analysis: Analysis) -> None:
+        self.analysis = analysis
+        self.study = analysis.study
+        groups: dict[object, list[Run]] = defaultdict(list)
+        for run in self.study.runs:
+            groups[run.setting].append(run)
+        self.lines = [Line(tuple(runs)) for runs in groups.values()]
+        self.repeated = any(len(line.runs) > 1 for line in self.lines)
+        self._differences = {
+            (line, column): self._difference(
+                [analysis.differences.get((run, column, column.metric)) for run in line.runs]
+            )
+            for line in self.lines
+            for column in self.study.columns
+        }
+        self._means = {
+            (line, mean): self._difference([analysis.mean_differences.get((run, mean)) for run in line.runs])
+            for line in self.lines
+            for mean in analysis.means
+        }
+        if self.repeated:
+            _correct(self._differences)
+            _correct(self._means)
+
+    def value(self, line: Line, column: Column, metric: str | None = None) -> tuple[Estimate | None, Spread | None]:
+        """Of a column's primary metric, or of another."""
+        metric = metric or column.metric
+        return _pooled([self.analysis.values.get((run, column, metric)) for run in line.runs])
+
+    def mean_value(self, line: Line, mean: Mean) -> tuple[Estimate | None, Spread | None]:
+        """Over the tasks of a language."""
+        return _pooled([self.analysis.mean_values.get((run, mean)) for run in line.runs])
+
+    def difference(self, line: Line, column: Column) -> Difference | None:
+        """To the base, in a column's primary metric."""
+        return self._differences[line, column]
+
+    def mean_difference(self, line: Line, mean: Mean) -> Difference | None:
+        """To the base, over the tasks of a language."""
+        return self._means[line, mean]
+
+    def other_difference(self, line: Line, column: Column, metric: str) -> Difference | None:
+        """To the base, in a metric that is not the column's primary one; it is in no family."""
+        return self._difference([self.analysis.differences.get((run, column, metric)) for run in line.runs])
+
+    def _difference(self, each: list[Difference | None]) -> Difference | None:
+        """Over seeds: tested by Student's t with Satterthwaite's degrees of freedom."""
+        known = [difference for difference in each if difference is not None]
+        if len(known) < len(each) or not known:
+            return None
+        if len(known) == 1:
+            return known[0]
+        moments = _over_seeds([d.value for d in known], [d.stderr for d in known])
+        try:
+            p = statistics.student(moments)
+        except ModuleNotFoundError:
+            p = math.nan
+        logs = [d.log_ratio for d in known if d.log_ratio is not None]
+        return Difference(
+            value=moments.value,
+            stderr=moments.stderr,
+            n=known[0].n,
+            method=f"{known[0].method}, {len(known)} seeds",
+            df=moments.df,
+            p=None if math.isnan(p) else p,
+            detectable=statistics.minimum_detectable(moments.stderr, known[0].n, binary=False),
+            log_ratio=sum(logs) / len(logs) if len(logs) == len(known) else None,
+        )
+
+
+def _pooled(each: list[Estimate | None]) -> tuple[Estimate | None, Spread | None]:
+    known = [estimate for estimate in each if estimate is not None]
+    if len(known) < len(each) or not known:
+        return None, None
+    if len(known) == 1:
+        return known[0], None
+    values = [estimate.value for estimate in known]
+    spread = Spread(float(np.std(values, ddof=1)), len(values))
+    stderrs = [estimate.stderr for estimate in known]
+    if any(stderr is None for stderr in stderrs):
+        return Estimate(sum(values) / len(values), None, known[0].n), spread
+    moments = _over_seeds(values, [float(stderr or 0.0) for stderr in stderrs])
+    return Estimate(moments.value, moments.stderr, known[0].n, df=moments.df), spread
+
+
+def _over_seeds(values: list[float], stderrs: list[float]) -> Moments:
+    seeds = len(values)
+    variances = [float(np.mean(stderrs)) ** 2, float(np.var(values, ddof=1)) / seeds]
+    df = statistics.satterthwaite(variances, [math.inf, seeds - 1])
+    return Moments(sum(values) / seeds, math.sqrt(sum(variances)), df)
+
+
+def _correct(differences: dict[tuple[Line, Key], Difference | None]) -> None:
+    known = [(key, difference) for key, difference in differences.items() if difference is not None]
+    adjusted = statistics.holm([math.nan if d.p is None else d.p for _, d in known])
+    for (key, difference), p in zip(known, adjusted, strict=True):
+        differences[key] = replace(difference, p_holm=None if math.isnan(p) else p)
+
+
+# ---------------------------------------------------------------------------------------------- names of lines
+
+
+def label_columns(study: Study, lines: list[Line]) -> list[tuple[str, dict[Line, str]]]:
+    """Heads and texts of the columns that say which line this is: λ first, then whatever else varies."""
+    columns = [("λ", {line: _who(line.first) for line in lines})]
+    trained = [line for line in lines if not line.first.is_base]
+    if len({line.first.source for line in trained}) > 1:
+        columns.append(("experiment", {line: line.first.source for line in lines}))
+    for name in dict.fromkeys(key for line in trained for key, _ in line.first.others):
+        values = {line: _short(dict(line.first.others).get(name, "")) for line in lines}
+        if len({values[line] for line in trained}) > 1:
+            columns.append((name.split(".")[-1], values))
+    if len({line.first.fraction for line in trained if line.first.strength is not None}) > 1:
+        columns.append(("step", {line: "" if line.first.is_base else str(line.first.step) for line in lines}))
+    if any(len(line.runs) == 1 and line.first.seeds for line in lines):
+        for name in dict.fromkeys(key for line in trained for key, _ in line.first.seeds):
+            values = {line: str(dict(line.first.seeds).get(name, "")) if len(line.runs) == 1 else "" for line in lines}
+            if len({values[line] for line in trained}) > 1:
+                columns.append((name.split(".")[-1] if name == "train.seed" else name, values))
+    return columns
+
+
+def _who(run: Run) -> str:
+    if run.is_base:
+        return "base"
+    return run.name if run.strength is None else strength_text(run.strength)
+
+
+def _short(value: object) -> str:
+    if isinstance(value, tuple):
+        return " ".join(map(_short, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def line_name(line: Line) -> str:
+    """Of a line in a sentence: base, or λ = 1e6."""
+    who = _who(line.first)
+    return f"λ = {who}" if line.first.strength is not None else who

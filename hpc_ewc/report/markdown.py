@@ -1,0 +1,47 @@
+"""The report as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hpc_ewc.report.document import Document
+from hpc_ewc.report.formats import SOFT_HYPHEN
+from hpc_ewc.report.tables import Cell, Table
+from hpc_ewc.report.terminal import clean
+
+SPECIAL = str.maketrans({c: f"\\{c}" for c in "\\`*_[]|#"} | {"<": "&lt;", ">": "&gt;", "&": "&amp;", "\n": " "})
+
+
+def escape(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    return clean(text.replace("\n", " ")).translate(SPECIAL)
+
+
+def render_markdown(document: Document, figures: Sequence[tuple[str, str]] = ()) -> str:
+    """The whole report.
+
+    Args:
+        document: to be rendered.
+        figures: (file beside the report, caption).
+    """
+    parts = [f"# {escape(document.title)}", *(escape(line) for line in document.leads)]
+    for table in document.tables:
+        parts += [f"## {escape(table.title)}", render_table(table), *(escape(note) for note in table.notes)]
+    if figures:
+        parts.append("## Figures")
+        parts += [f"![{escape(caption)}]({name})\n\n{escape(caption)}" for name, caption in figures]
+    for title, lines in document.lists:
+        parts += [f"## {escape(title)}", "\n".join(f"- {escape(line)}" for line in lines)]
+    return "\n\n".join(parts) + "\n"
+
+
+def render_table(table: Table) -> str:
+    """A pipe table; numbers stand to the right."""
+    heads = [escape(head.text.replace(SOFT_HYPHEN, "")) for head in table.heads]
+    rules = [":--" if head.is_label else "--:" for head in table.heads]
+    rows = [[_cell(cell) for cell in row] for row in (*table.rows, *table.foot)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (heads, rules, *rows))
+
+
+def _cell(cell: Cell) -> str:
+    return f"**{escape(cell.text)}**" if cell.bold else escape(cell.text)

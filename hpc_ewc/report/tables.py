@@ -1,0 +1,302 @@
+"""All numbers laid out once, for every medium: tables of cells, each with its text and what it sorts by."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from hpc_ewc.report import formats
+from hpc_ewc.report.differences import Difference, Estimate
+from hpc_ewc.report.formats import NOTHING, bits, number, p_text, percent, task_name
+from hpc_ewc.report.lines import Line, Lines, Spread
+from hpc_ewc.report.means import Mean
+from hpc_ewc.report.study import PERPLEXITIES, Column, language_name
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What stands in one place of a table."""
+
+    text: str
+    sort: float | None = None
+    detail: str = ""
+    """n and p, for media that have room beside the value."""
+    bold: bool = False
+
+
+@dataclass(frozen=True)
+class Head:
+    """A column of a table."""
+
+    text: str
+    is_label: bool = False
+    """Says which row this is; repeated where a table is broken to fit."""
+
+
+@dataclass
+class Table:
+    """A table with its explanation."""
+
+    key: str
+    title: str
+    heads: list[Head]
+    rows: list[list[Cell]]
+    notes: list[str] = field(default_factory=list)
+    foot: list[list[Cell]] = field(default_factory=list)
+    """Rows that are not runs, such as chance; they stay below when the table is sorted."""
+
+
+class Builder:
+    """Builds every table of a report."""
+
+    def __init__(self, lines: Lines) -> None:
+        from hpc_ewc.report.lines import label_columns
+
+        self.lines = lines
+        self.analysis = lines.analysis
+        self.study = lines.study
+        self.labels = label_columns(self.study, lines.lines)
+        self.languages = self.study.languages()
+
+    def table(self, key: str, title: str) -> Table:
+        return Table(key, title, [Head(name, is_label=True) for name, _ in self.labels], [])
+
+    def labelled(self, line: Line) -> list[Cell]:
+        """The first cells of a row."""
+        cells = [Cell(texts[line]) for _, texts in self.labels]
+        strength = line.first.strength
+        cells[0] = Cell(cells[0].text, -1.0 if line.first.is_base else strength)
+        return cells
+
+    def foot(self, name: str, cells: Sequence[Cell]) -> list[Cell]:
+        return [Cell(name), *[Cell("")] * (len(self.labels) - 1), *cells]
+
+
+def value_cell(
+    pair: tuple[Estimate | None, Spread | None], text: Callable[..., str], *, bold: bool = False, detail: str = ""
+) -> Cell:
+    """A value with its standard error; over seeds, with their spread in brackets."""
+    estimate, spread = pair
+    if estimate is None:
+        return Cell(NOTHING)
+    shown = text(estimate.value, estimate.stderr)
+    if spread is not None:
+        shown += f" ({text(spread.deviation)})"
+    parts = [f"n={estimate.n}", *([f"{spread.seeds} seeds"] if spread else [])]
+    if estimate.low is not None and estimate.high is not None:
+        parts.append(f"95 % {text(estimate.low)} to {text(estimate.high)}")
+    return Cell(shown, estimate.value, "; ".join([*parts, *([detail] if detail else [])]), bold)
+
+
+def difference_cell(difference: Difference | None, text: Callable[..., str]) -> Cell:
+    """A difference with its standard error, starred where it is significant after Holm's correction."""
+    if difference is None:
+        return Cell(NOTHING)
+    star = "*" if difference.is_significant else ""
+    parts = [f"n={difference.n}", difference.method]
+    if difference.lost is not None:
+        parts.append(f"{difference.lost} lost, {difference.gained} gained")
+    if difference.low is not None and difference.high is not None:
+        parts.append(f"95 % {text(difference.low, sign=True)} to {text(difference.high, sign=True)}")
+    if difference.p is not None:
+        parts.append(f"p={p_text(difference.p)}, Holm {p_text(difference.p_holm)}")
+    return Cell(text(difference.value, difference.stderr, sign=True) + star, difference.value, "; ".join(parts))
+
+
+def text_of(column: Column) -> Callable[..., str]:
+    """How values of a column are written."""
+    if column.kind == "share":
+        return percent
+    return bits if column.metric == "bits_per_byte" else number
+
+
+# ---------------------------------------------------------------------------------------------- the tables
+
+
+def summary(build: Builder) -> Table:
+    """The first table: what was kept, what was learnt, at which λ."""
+    lines, table = build.lines, build.table("summary", "Kept and learnt")
+    shown = [mean for language in build.languages if (mean := build.analysis.mean(language))]
+    fluency = [column for language in build.languages if (column := bits_column(build, language))]
+    table.heads += [Head(mean.label) for mean in shown]
+    table.heads += [Head(f"Δ {language_name(mean.language)}") for mean in shown]
+    table.heads += [Head(f"bits/byte {language_name(column.language)}") for column in fluency]
+    for line in lines.lines:
+        row = build.labelled(line)
+        row += [value_cell(lines.mean_value(line, mean), percent) for mean in shown]
+        row += [difference_cell(lines.mean_difference(line, mean), percent) for mean in shown]
+        row += [value_cell(lines.value(line, column, "bits_per_byte"), bits) for column in fluency]
+        table.rows.append(row)
+    if shown:
+        over = "; ".join(f"{language_name(m.language)}: {len(m.columns)} tasks" for m in shown)
+        table.notes.append(
+            f"Accuracy in per cent ± standard error, mean over tasks ({over}). Δ: points against the base."
+        )
+    if fluency:
+        texts = ", ".join(f"{language_name(c.language)}: {task_name(c.task)}" for c in fluency)
+        table.notes.append(f"Bits per byte, lower is better ({texts}).")
+    return table
+
+
+def bits_column(build: Builder, language: str) -> Column | None:
+    """Where bits per byte of a language are read: held-out text where there is some, else TruthfulQA's."""
+    columns = [c for c in build.study.columns if c.language == language and c.kind == "perplexity" and not c.variant]
+    columns.sort(key=lambda column: column.task != "ppl_heldout")
+    return columns[0] if columns else None
+
+
+def knowledge(build: Builder, language: str) -> Table | None:
+    """Accuracy of each task of a language."""
+    columns = [c for c in build.study.columns if c.language == language and c.kind != "perplexity"]
+    if not columns:
+        return None
+    shown = [mean for mean in build.analysis.means if mean.language == language]
+    table = build.table(f"accuracy.{language}", f"{language_name(language)}: accuracy in per cent")
+    table.heads += [Head(head(column)) for column in columns] + [Head(short(mean)) for mean in shown]
+    best = {column: best_lines(build.lines, column) for column in columns}
+    for line in build.lines.lines:
+        row = build.labelled(line)
+        row += [value_cell(build.lines.value(line, c), text_of(c), bold=line in best[c]) for c in columns]
+        row += [value_cell(build.lines.mean_value(line, mean), percent) for mean in shown]
+        table.rows.append(row)
+    if any(column.chance is not None for column in columns):
+        chances = [Cell(NOTHING if c.chance is None else percent(c.chance), c.chance) for c in columns]
+        table.foot.append(build.foot("chance", [*chances, *[Cell("")] * len(shown)]))
+    table.notes += [*settings_notes(build, columns), *mean_notes(build, language, shown)]
+    if any(best.values()):
+        table.notes.append(
+            "Bold: the best, with all that cannot be told from it (|difference| < 1.96 standard errors)."
+        )
+    return table
+
+
+def differences(build: Builder, language: str) -> Table | None:
+    """Accuracy against the base, task by task."""
+    columns = [c for c in build.study.columns if c.language == language and c.kind != "perplexity"]
+    rows = [line for line in build.lines.lines if any(build.lines.difference(line, c) for c in columns)]
+    if not rows:
+        return None
+    shown = [mean for mean in build.analysis.means if mean.language == language]
+    table = build.table(f"difference.{language}", f"{language_name(language)}: points against the base")
+    table.heads += [Head(head(column)) for column in columns] + [Head(short(mean)) for mean in shown]
+    for line in rows:
+        row = build.labelled(line)
+        row += [difference_cell(build.lines.difference(line, c), text_of(c)) for c in columns]
+        row += [difference_cell(build.lines.mean_difference(line, mean), percent) for mean in shown]
+        table.rows.append(row)
+    detectable = [_largest([build.lines.difference(line, c) for line in rows]) for c in columns]
+    detectable += [_largest([build.lines.mean_difference(line, m) for line in rows]) for m in shown]
+    cells = [Cell(NOTHING if d is None else percent(d), d) for d in detectable]
+    table.foot.append(build.foot("seen from", cells))
+    table.notes.append(
+        f"± standard error of the difference, {how_paired(build, rows, columns)}. *: p < .05 after Holm's correction "
+        "over every run × primary metric (tasks), or every run × language (means). Seen from: a true difference "
+        "smaller than this may well have gone unseen (80 % power, before correction; the widest of the column)."
+    )
+    return table
+
+
+def fluency(build: Builder, column: Column) -> Table:
+    """Perplexities and bits per byte of one text, and what they became."""
+    lines, language = build.lines, language_name(column.language)
+    title = f"{language}: {head(column)}, perplexity and bits per byte"
+    table = build.table(f"fluency.{column.language}.{column.label.replace(' ', '.')}", title)
+    unit = "bits/byte" if column.metric == "bits_per_byte" else "ppl"
+    table.heads += [Head(part) for part in ("ppl", "mean ppl", "median ppl", "bits/byte", f"Δ {unit}")]
+    for line in lines.lines:
+        row = build.labelled(line)
+        row += [value_cell(lines.value(line, column, metric), number) for metric in PERPLEXITIES[:3]]
+        row.append(value_cell(lines.value(line, column, "bits_per_byte"), bits))
+        row.append(difference_cell(lines.difference(line, column), text_of(column)))
+        table.rows.append(row)
+    table.notes.append(
+        "Lower is better. ppl: exp(ΣNLL/Σtokens). mean, median: of each document's own perplexity; the mean is the "
+        "paper's, and a few documents decide it. bits/byte: ΣNLL/Σbytes/ln 2, free of the tokenizer. "
+        "Δ against the base, paired by document; *: p < .05 after Holm's correction."
+    )
+    table.notes += settings_notes(build, [column])
+    return table
+
+
+# ---------------------------------------------------------------------------------------------- parts
+
+
+def head(column: Column) -> str:
+    """The task, with what tells this column from others of it; † where the Fisher has seen its documents."""
+    return column.label.replace(column.task, formats.TASK_HEADS.get(column.task, column.task), 1)
+
+
+def short(mean: Mean) -> str:
+    return mean.label.replace(f"mean {language_name(mean.language)}", "mean")
+
+
+def best_lines(lines: Lines, column: Column) -> list[Line]:
+    """The best of a column, with all that cannot be told from it; nobody where that is everybody."""
+    known = [(line, e) for line in lines.lines if (e := lines.value(line, column)[0]) is not None]
+    if len(known) < 2 or any(e.stderr is None for _, e in known):
+        return []
+    sign = 1 if column.higher_is_better else -1
+    top = max((e for _, e in known), key=lambda e: sign * e.value)
+    tied = [
+        line for line, e in known if abs(e.value - top.value) <= 1.96 * math.hypot(e.stderr or 0.0, top.stderr or 0.0)
+    ]
+    return tied if len(tied) < len(known) else []
+
+
+def how_paired(build: Builder, rows: list[Line], columns: list[Column]) -> str:
+    """The methods behind the differences of a table, in words."""
+    each = [build.lines.difference(line, column) for line in rows for column in columns]
+    methods = {d.method.split(",")[0] for d in each if d is not None}
+    words = {
+        "McNemar": "McNemar's exact test (right or wrong)",
+        "paired t": "Student's t (scores)",
+        "clustered t": "Student's t by passage (documents that share one)",
+    }
+    tests = ", ".join(text for method, text in words.items() if method in methods)
+    parts = [f"paired by document; p by {tests}"] if tests else []
+    return "; ".join([*parts, *(["unpaired where samples are missing"] if "unpaired" in methods else [])])
+
+
+def settings_notes(build: Builder, columns: list[Column]) -> list[str]:
+    """Shots, documents, limits: what the numbers of these columns rest on."""
+    parts = []
+    for column in columns:
+        counts = sorted({r["n"] for run in build.study.runs if (r := build.study.result(run, column))})
+        facts = [f"n={' or '.join(f'{n:,}' for n in counts)}"]
+        if column.kind != "perplexity":
+            shots = column.setting("shots")
+            facts.append("shots not recorded" if shots is None else f"{shots} shots" if shots != 1 else "1 shot")
+            facts += [column.metric] if column.metric != "acc" else []
+        if column.setting("limit") is not None:
+            facts.append(f"only the first {column.setting('limit')}")
+        if column in build.analysis.clustered:
+            facts.append(f"{build.analysis.clustered[column]:,} passages")
+        if column.cloze:
+            facts.append("cloze")
+        parts.append(f"{task_name(column.label)} ({', '.join(facts)})")
+    return ["; ".join(parts) + "."]
+
+
+def mean_notes(build: Builder, language: str, shown: list[Mean]) -> list[str]:
+    columns = build.study.means(language)
+    if columns and not shown:
+        return ["No mean: no run has every task under the same limit, backend, precision and seed."]
+    if len(shown) > 1:
+        return [f"{short(mean)}: {', '.join(c.label for c in mean.columns)}." for mean in shown]
+    incomplete = [line for line in build.lines.lines if shown and build.lines.mean_value(line, shown[0])[0] is None]
+    return ["A run without every task has no mean."] if incomplete else []
+
+
+def _largest(each: list[Difference | None]) -> float | None:
+    known = [d.detectable for d in each if d is not None and d.detectable is not None and not math.isnan(d.detectable)]
+    return max(known) if known else None
+
+
+def all_tables(build: Builder) -> list[Table]:
+    """In reading order."""
+    tables: list[Table | None] = [summary(build)]
+    tables += [knowledge(build, language) for language in build.languages]
+    tables += [differences(build, language) for language in build.languages]
+    tables += [fluency(build, column) for column in build.study.columns if column.kind == "perplexity"]
+    return [table for table in tables if table is not None]

@@ -1,0 +1,98 @@
+"""Tables on a terminal: coloured where there is one, plain where output is piped, never wider than it is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from hpc_ewc.report.document import Document
+from hpc_ewc.report.formats import SOFT_HYPHEN
+from hpc_ewc.report.tables import Cell, Table
+
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+"""Control characters and marks of direction: a name could otherwise move the cursor or turn the line around."""
+
+
+def clean(text: str) -> str:
+    """Text that does nothing to a terminal but stand there."""
+    return CONTROL.sub("�", text)
+
+
+def print_document(document: Document, console: Console) -> None:
+    """The whole report."""
+    console.print(Text(clean(document.title), style="bold"))
+    for line in document.leads:
+        console.print(Text(clean(line)))
+    for table in document.tables:
+        console.print()
+        print_table(table, console)
+    for title, lines in document.lists:
+        console.print()
+        console.print(Text(clean(title), style="bold"))
+        for line in lines:
+            console.print(Text(f"- {clean(line)}"))
+
+
+def print_table(table: Table, console: Console) -> None:
+    """One table; where it is too wide, in blocks of columns, each with the labels of the rows."""
+    console.print(Text(clean(table.title), style="bold"))
+    for columns in blocks(table, console.width):
+        console.print(_block(table, columns))
+    for note in table.notes:
+        console.print(Text(clean(note), style="dim"))
+
+
+def blocks(table: Table, width: int) -> list[list[int]]:
+    """Positions of the columns of each block: every label column, then as many others as fit."""
+    sizes = [_width(table, place) for place in range(len(table.heads))]
+    labels = [place for place, head in enumerate(table.heads) if head.is_label]
+    room = width - sum(sizes[place] + 1 for place in labels) + 1
+    found: list[list[int]] = []
+    used = room + 1
+    for place in range(len(table.heads)):
+        if place in labels:
+            continue
+        if used + sizes[place] + 1 > room:
+            found.append(list(labels))
+            used = 0
+        found[-1].append(place)
+        used += sizes[place] + 1
+    return found or [labels]
+
+
+def _width(table: Table, place: int) -> int:
+    """Of a column: its longest cell, or the longest word of its head."""
+    words = _breakable(table.heads[place].text).split()
+    cells = [row[place].text for row in (*table.rows, *table.foot)]
+    return max([1, *map(len, words), *map(len, cells)])
+
+
+def _breakable(head: str) -> str:
+    return head.replace(SOFT_HYPHEN, "- ")
+
+
+def _block(table: Table, columns: list[int]) -> RichTable:
+    out = RichTable(box=None, padding=(0, 1, 0, 0), header_style="", pad_edge=False, collapse_padding=True)
+    for place in columns:
+        head = table.heads[place]
+        justify = "left" if head.is_label else "right"
+        out.add_column(
+            Text(clean(_breakable(head.text)), style="bold cyan"),
+            justify=justify,  # type: ignore[arg-type]
+            width=_width(table, place),
+            vertical="bottom",
+            no_wrap=head.is_label,
+        )
+    for row in table.rows:
+        out.add_row(*_styled(row[place] for place in columns))
+    for row in table.foot:
+        out.add_row(*_styled((row[place] for place in columns), "dim"))
+    return out
+
+
+def _styled(cells: Iterable[Cell], style: str = "") -> list[Text]:
+    return [Text(clean(cell.text), style="bold" if cell.bold else style) for cell in cells]

@@ -1,0 +1,253 @@
+"""Runs made of records alone, with the fields of CONTRACTS §9: what a report can be tested on without a model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpc_ewc import records, suites
+from hpc_ewc.config import DataConfig, EvaluateConfig, Experiment, ModelConfig, TrainConfig, render_toml
+from hpc_ewc.rundir import RunDir, StageDir
+
+STRENGTHS = (0.0, 1e2, 1e6, 1e12)
+N = 60
+BASE_HASH = hashlib.sha256(b"base").hexdigest()
+TASKS = ("arc_easy", "belebele", "gsm8k", "hellaswag", "mmlu", "truthfulqa_mc2", "winogrande")
+
+
+def digest(*parts: Any) -> str:
+    return hashlib.sha256("/".join(map(str, parts)).encode()).hexdigest()
+
+
+def ability(strength: float | None, language: str) -> float:
+    """Chance of a right answer: English falls at small λ, Lithuanian rises there."""
+    if strength is None:
+        return 0.85 if language == "en" else 0.35
+    kept = min(1.0, math.log10(strength + 1) / 4)
+    return 0.35 + 0.5 * kept if language == "en" else 0.75 - 0.4 * max(0.0, (math.log10(strength + 1) - 4) / 8)
+
+
+class RunBuilder:
+    """Writes one experiment, `runs/NAME`.
+
+    Args:
+        root: its folder.
+        model: as `model.path` of the experiment.
+        strengths: λ of each run.
+        seeds: `train.seed` of each run.
+        tasks: share tasks; fluency is always there.
+        n: documents a cell.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        model: str = "google/gemma-2-2b-it",
+        strengths: Sequence[float] = STRENGTHS,
+        seeds: Sequence[int] = (0,),
+        tasks: Sequence[str] = TASKS,
+        n: int = N,
+        samples: bool = True,
+    ) -> None:
+        self.dir = RunDir(root)
+        self.model, self.strengths, self.seeds = model, strengths, seeds
+        self.tasks, self.n, self.samples = tasks, n, samples
+        self.run_folders: dict[str, StageDir] = {}
+
+    def build(self, *, base: bool = True) -> RunDir:
+        """Everything: experiment.toml, train folders, records."""
+        self.dir.root.mkdir(parents=True)
+        experiment = self.experiment()
+        records.write_text(self.dir.experiment_toml, render_toml(experiment))
+        if base:
+            self.evaluate("base", None, 0)
+        for seed in self.seeds:
+            for strength in self.strengths:
+                name = self.run_name(strength, seed)
+                self.train(name, strength, seed)
+                self.evaluate(name, strength, seed)
+        return self.dir
+
+    def experiment(self) -> Experiment:
+        grid: dict[str, tuple[Any, ...]] = {"ewc.strength": tuple(self.strengths)}
+        if len(self.seeds) > 1:
+            grid["train.seed"] = tuple(self.seeds)
+        return Experiment(
+            model=ModelConfig(path=self.model),
+            data=DataConfig(source="uonlp/CulturaX"),
+            train=TrainConfig(steps=40),
+            evaluate=EvaluateConfig(heldout={"en": "news.jsonl"}),
+            grid=grid,
+        )
+
+    def run_name(self, strength: float, seed: int) -> str:
+        seeds = f",seed={seed}" if len(self.seeds) > 1 else ""
+        return f"strength={strength:g}{seeds}-{digest(self.model, strength, seed)[:12]}"
+
+    def coordinates(self, strength: float | None, seed: int) -> dict[str, Any]:
+        if strength is None:
+            return {}
+        return {"ewc.strength": strength} | ({"train.seed": seed} if len(self.seeds) > 1 else {})
+
+    # ------------------------------------------------------------------------------------------ stages
+
+    def stage_json(self, folder: StageDir, **fields: Any) -> None:
+        facts = {"schema": 1, "key": digest(folder.path)[:12], "inputs": {}, "coordinates": {}, "expected": []}
+        records.write_json(folder.stage_json, facts | fields)
+
+    def train(self, name: str, strength: float, seed: int) -> None:
+        folder = self.dir.train(name)
+        self.stage_json(folder, stage="train", run=name, coordinates=self.coordinates(strength, seed))
+        from hpc_ewc.config import replace_at
+
+        point = replace_at(self.experiment(), self.coordinates(strength, seed))
+        records.write_text(folder.config_toml, render_toml(point))
+
+    def evaluate(self, name: str, strength: float | None, seed: int) -> None:
+        folder = self.dir.evaluate(name)
+        step = 0 if strength is None else 40
+        fraction = 0.0 if strength is None else 1.0
+        cells = self.cells()
+        self.stage_json(
+            folder,
+            stage="evaluate",
+            run=name,
+            coordinates=self.coordinates(strength, seed),
+            expected=[cell.at(fraction) for cell in cells],
+            inputs={} if strength is None else {"train": f"/elsewhere/runs/x/train/{name}"},
+        )
+        self.run_folders[name] = folder
+        for cell in cells:
+            rows = self.rows(cell, strength, seed)
+            self.write(folder, name, step, fraction, self.coordinates(strength, seed), cell, rows)
+
+    def cells(self) -> list[suites.Cell]:
+        config = EvaluateConfig(suites=(*self.tasks, "fluency"), heldout={"en": "news.jsonl"})
+        return suites.expand_suites(config, "lt")
+
+    # ------------------------------------------------------------------------------------------ records
+
+    def rows(self, cell: suites.Cell, strength: float | None, seed: int) -> list[dict[str, Any]]:
+        """Samples: a document is hard for every run alike, so pairing helps, as with real ones."""
+        documents = np.random.default_rng(int(digest(cell.name)[:8], 16))
+        mine = np.random.default_rng(int(digest(cell.name, strength, seed)[:8], 16))
+        hard = documents.random(self.n)
+        noise = mine.normal(0, 0.08, self.n)
+        rows = []
+        for i in range(self.n):
+            row = {"doc_id": i, "doc_hash": digest(cell.name, i), "subset": "", "filter": cell.filter or "none"}
+            row |= {"metrics": {}, "loglikelihoods": [-1.0, -2.0], "tokens": None, "words": None, "bytes": None}
+            p = ability(strength, cell.language)
+            if cell.kind == "perplexity":
+                size = 40 + int(60 * hard[i])
+                bits = (1.6 - p) * (1 + 0.3 * hard[i]) + noise[i]
+                nats = bits * size * math.log(2)
+                row |= {"loglikelihoods": [-nats], "tokens": size // 4, "words": size // 6, "bytes": size}
+                row["metrics"] = {"perplexity": math.exp(nats / (size // 4)), "bits_per_byte": bits}
+            elif cell.task == "truthfulqa_mc2":
+                row["metrics"] = {"acc": round(float(np.clip(0.3 + 0.4 * p + noise[i], 0, 1)), 6)}
+            else:
+                row["metrics"] = {cell.metric: float(hard[i] + noise[i] < p)}
+            if cell.task == "mmlu":
+                row["subset"] = ("anatomy", "astronomy", "law")[i % 3]
+            if cell.task == "belebele":
+                row["cluster"] = digest("passage", i // 3)[:12]
+            rows.append(row)
+        return rows
+
+    def results(self, cell: suites.Cell, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        shared = {"filter": cell.filter or "none", "subset": "", "n": len(rows)}
+        if cell.kind == "perplexity":
+            nats = np.array([-row["loglikelihoods"][0] for row in rows])
+            tokens, size = (np.array([row[unit] for row in rows], dtype=float) for unit in ("tokens", "bytes"))
+            each = np.exp(nats / tokens)
+            residuals = nats - nats.sum() / size.sum() * size
+            stderr = math.sqrt(len(nats) / (len(nats) - 1) * (residuals**2).sum()) / size.sum()
+            values = {
+                "perplexity": (math.exp(nats.sum() / tokens.sum()), stderr * 4 * math.exp(nats.sum() / tokens.sum())),
+                "perplexity_mean": (each.mean(), each.std(ddof=1) / math.sqrt(len(each))),
+                "perplexity_median": (float(np.median(each)), None),
+                "bits_per_byte": (nats.sum() / size.sum() / math.log(2), stderr / math.log(2)),
+            }
+        else:
+            each = np.array([row["metrics"][cell.metric] for row in rows])
+            values = {cell.metric: (each.mean(), each.std(ddof=1) / math.sqrt(len(each)))}
+        results = [
+            shared
+            | {"metric": name, "value": float(value), "stderr": None if stderr is None else float(stderr)}
+            | {"higher_is_better": cell.higher_is_better, "primary": name == cell.metric}
+            for name, (value, stderr) in values.items()
+        ]
+        for subset in dict.fromkeys(row["subset"] for row in rows if row["subset"]):
+            part = np.array([row["metrics"][cell.metric] for row in rows if row["subset"] == subset])
+            results.append(
+                shared
+                | {"metric": cell.metric, "subset": subset, "n": len(part), "value": float(part.mean())}
+                | {"stderr": float(part.std(ddof=1) / math.sqrt(len(part))), "higher_is_better": True, "primary": False}
+            )
+        return results
+
+    def write(
+        self,
+        folder: StageDir,
+        run: str,
+        step: int,
+        fraction: float,
+        coordinates: Mapping[str, Any],
+        cell: suites.Cell,
+        rows: list[dict[str, Any]],
+        **changes: Any,
+    ) -> Path:
+        """One record and its samples; `changes` replace fields of the record."""
+        model_hash = BASE_HASH if run == "base" else digest(self.model, run, step)
+        record = {
+            "schema": records.SCHEMA,
+            "status": "ok",
+            "error": None,
+            "cell_key": digest(run, step, cell.name, cell.shots, changes.get("limit"))[:12],
+            "experiment": self.dir.name,
+            "run": run,
+            "step": step,
+            "fraction": fraction,
+            "coordinates": dict(coordinates),
+            "model": self.model,
+            "model_hash": model_hash,
+            "base_hash": BASE_HASH,
+            "task": cell.task,
+            "language": cell.language,
+            "variant": cell.variant,
+            "suite": cell.suite,
+            "chance": cell.chance,
+            "cloze": False,
+            "shots": cell.shots,
+            "limit": None,
+            "seed": 1234,
+            "backend": "hf",
+            "dtype": "bfloat16",
+            "attention": "eager",
+            "batch_size": 16,
+            "max_length": 2048,
+            "truncated": 0,
+            "task_version": "1.0",
+            "data_hash": digest(cell.name)[:12],
+            "results": self.results(cell, rows),
+            "batch_invariance": 0.0,
+            "seconds": 12.5,
+            "job_id": "1",
+            "gpu_hours": 0.0125,
+            "versions": {"hpc_ewc": "0.1.0", "lm_eval": "0.4.13", "torch": "2.13.0"},
+        }
+        path = folder.cell(step, cell.name)
+        if self.samples:
+            records.write_samples(folder.samples(step, cell.name), rows)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        record |= changes
+        path.write_text(json.dumps(record, ensure_ascii=False, indent=1) + "\n")  # as records would; NaN where asked
+        return path
