@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 import torch
@@ -31,6 +32,23 @@ def join(timeout_s: float) -> torch.device:
     else:
         dist.init_process_group(backend, timeout=timeout, store=HashStore(), rank=0, world_size=1)
     return device
+
+
+LOST_PEER = ("connection closed by peer", "connection reset by peer", "broken pipe", "remote process has exited")
+"""What gloo and NCCL say, in part, when the process at the other end is gone."""
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """The error is a collective's that failed because another rank ended."""
+    text = str(error).lower()
+    return any(words in text for words in LOST_PEER)
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float) -> None:
+    """Return when `condition` holds, or after `timeout_s`."""
+    until = time.monotonic() + timeout_s
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.05)
 
 
 def total(values: Sequence[float]) -> list[float]:

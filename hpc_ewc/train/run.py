@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing.errors import record
 
 from hpc_ewc import records
 from hpc_ewc.data.dataset import read_tokens
 from hpc_ewc.data.loader import StepBatch, StepLoader
 from hpc_ewc.data.tokenizer import load_tokenizer
-from hpc_ewc.errors import InputError
+from hpc_ewc.errors import InputError, StageError
 from hpc_ewc.model.export import export_model
 from hpc_ewc.model.layers import prepare_layers
 from hpc_ewc.model.load import find_model, load_model
@@ -23,10 +25,14 @@ from hpc_ewc.train import collective
 from hpc_ewc.train.anchor import build_hold
 from hpc_ewc.train.checkpoint import Checkpoints
 from hpc_ewc.train.loop import Trainer
+from hpc_ewc.train.manifest import training_facts
 from hpc_ewc.train.metrics import Console, cut_back, flop_per_token, memory_gb, peak_tflops
 from hpc_ewc.train.optimizer import build_optimizer, learning_rate_at, optimizer_state, set_step_count
 from hpc_ewc.train.plan import make_plan
 from hpc_ewc.train.watchdog import Watchdog
+
+PEER_GRACE_S = 3.0
+"""How long a rank that lost another waits for that one's failed.json."""
 
 
 class Run:
@@ -46,6 +52,8 @@ class Run:
         self.tokens = read_tokens(stage.inputs["tokens"])
         self.plan = make_plan(self.config, len(self.tokens))
         self.base = find_model(stage.inputs["model"], experiment.model.revision)
+        # Beside training: hashing 5 GB takes seconds that no rank need wait for.
+        self._base_hash = ThreadPoolExecutor(1).submit(lambda: records.model_hash(self.base) if self.rank == 0 else "")
         self._check_vocabulary()
         watchdog.beat("loading the model")
         self.mesh = build_mesh(device.type, self.config.dp_replicate)
@@ -70,6 +78,11 @@ class Run:
         self.console = Console(self.rank, self.plan.steps)
         self.done, self.tokens_seen, self.loss, self.seconds = 0, 0, float("nan"), 0.0
         self._resume()
+        facts = training_facts(stage, self.model.origin, self.mesh, device)
+        if self.rank == 0:
+            stage.write_manifest(
+                facts | {"flop_per_token": self.flop, "steps": self.plan.steps, "from_step": self.done}
+            )
 
     # ------------------------------------------------------------------------------------------ begin
 
@@ -199,7 +212,7 @@ class Run:
             "tokens": self.tokens_seen,
             "coordinates": stage.coordinates,
             "train_key": stage.key,
-            "base_hash": records.model_hash(self.base) if self.rank == 0 else "",
+            "base_hash": self._base_hash.result(),
             "base_model": experiment.model.path,
             "strength": experiment.ewc.strength,
         }
@@ -208,7 +221,7 @@ class Run:
     def outputs(self) -> list[Path]:
         """Files of every export and the metrics: what done.json vouches for."""
         files = [path for folder in self.stage.dir.exports.iterdir() for path in folder.iterdir() if path.is_file()]
-        return [self.stage.dir.metrics, *sorted(files)]
+        return [self.stage.dir.metrics, self.stage.dir.manifest_json, *sorted(files)]
 
     def finish(self) -> None:
         """Write done.json. Every rank calls it."""
@@ -227,8 +240,11 @@ class Run:
         dist.barrier()
 
 
+@record
 def train(stage: Stage) -> None:
     """Run the training of `stage` to its end, or until it is asked to stop; every rank of the job calls it.
+
+    `record` hands an exception to torchrun, which reports that of the first rank.
 
     Raises:
         HpcEwcError: what stopped it, for failed.json.
@@ -244,5 +260,11 @@ def train(stage: Stage) -> None:
         else:
             run.console.say(f"stopped after step {run.done} of {run.plan.steps}; submit again to go on")
         dist.destroy_process_group()
+    except (dist.DistError, RuntimeError) as error:
+        if not collective.is_lost_peer(error):
+            raise
+        # The rank that failed says why; this one only noticed. Its word in failed.json must come first.
+        collective.wait_until(stage.dir.failed.exists, PEER_GRACE_S)
+        raise StageError(f"another rank of this job ended ({str(error).splitlines()[0][:200]})") from error
     finally:
         watchdog.close()

@@ -1,0 +1,57 @@
+"""What a stranger needs to know about a run beside its numbers: software, machine, layout, inputs."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import socket
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+
+from hpc_ewc.config import render_toml
+from hpc_ewc.model.load import Origin
+from hpc_ewc.stage import Stage
+
+PACKAGES = ("hpc-ewc", "torch", "transformers", "safetensors", "tokenizers", "numpy", "liger-kernel", "flash-attn")
+
+
+def training_facts(stage: Stage, origin: Origin, mesh: DeviceMesh, device: torch.device) -> dict[str, Any]:
+    """Facts of manifest.json, the same on every rank. Every rank calls it; one object all-gather."""
+    nodes: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(nodes, socket.gethostname())
+    cuda = device.type == "cuda"
+    return {
+        "key": stage.key,
+        "config": render_toml(stage.config),
+        "inputs": stage.inputs,
+        "coordinates": stage.coordinates,
+        "versions": versions(),
+        "device": torch.cuda.get_device_name(device) if cuda else platform.processor() or platform.machine(),
+        "gpus": dist.get_world_size() if cuda else 0,
+        "cuda": torch.version.cuda if cuda else None,
+        "nodes": sorted(set(nodes)),
+        "world_size": dist.get_world_size(),
+        "mesh": dict(zip(mesh.mesh_dim_names or (), mesh.shape, strict=True)),
+        "threads": torch.get_num_threads(),
+        "attention": origin.attention,
+        "loss": origin.loss,
+        "dtype": str(origin.dtype).removeprefix("torch."),
+        "job_id": stage.job_id,
+        "restart": stage.restart,
+        "commit": os.environ.get("HPC_EWC_COMMIT"),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of what computes the result, as far as it is installed."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
