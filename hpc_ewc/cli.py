@@ -1,0 +1,131 @@
+"""The commands. Each imports what it needs when it is called, so that `--help` answers at once and loads no torch."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from hpc_ewc.errors import HpcEwcError
+
+OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
+OptionalName = Annotated[str | None, tyro.conf.arg(metavar="NAME")]
+PROG = "hpc-ewc"
+DESCRIPTION = "Teach a language model a new language on a cluster without letting it forget."
+
+
+def submit(
+    sweep: tyro.conf.Positional[Path],
+    /,
+    profile: OptionalPath = None,
+    runs: OptionalPath = None,
+    out: OptionalPath = None,
+    dry_run: bool = False,
+    yes: Annotated[bool, tyro.conf.arg(aliases=["-y"])] = False,
+) -> int:
+    """Run an experiment: every stage that is not there yet. Again: only what is missing.
+
+    Exit status: 0 done, 1 something failed, 2 refused, 3 not finished, 130 interrupted (the same command goes on).
+
+    Args:
+        sweep: The experiment, such as sweeps/miniature.toml.
+        profile: Where and how jobs run, such as slurm/local.toml; absent: this machine.
+        runs: Folder of the run folders; absent: the profile's, else ./runs.
+        out: Folder of the tables; absent: ./results/NAME.
+        dry_run: Show the graph, with what is done, missing and shared. Writes nothing.
+        yes: Do not ask.
+    """
+    from hpc_ewc.launch.submit import submit
+
+    return submit(sweep, profile, runs, out, dry_run, yes)
+
+
+def status(
+    folder: tyro.conf.Positional[Path],
+    /,
+    watch: Annotated[bool, tyro.conf.arg(aliases=["-w"])] = False,
+    json: bool = False,
+) -> int:
+    """Show how an experiment stands, by stage and run.
+
+    Exit status: 0 all done, 1 something failed, 3 not finished.
+
+    Args:
+        folder: The run folder, such as runs/miniature.
+        watch: Go on showing it until nothing runs any more.
+        json: For programs.
+    """
+    from hpc_ewc.launch.status import status
+
+    return status(folder, watch, json)
+
+
+def logs(
+    folder: tyro.conf.Positional[Path],
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
+    /,
+    stage: OptionalName = None,
+    follow: Annotated[bool, tyro.conf.arg(aliases=["-f"])] = False,
+    rank: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
+) -> int:
+    """Show what a run printed; the error first, if it failed.
+
+    Args:
+        folder: The run folder, such as runs/miniature.
+        run: Any unique prefix of the run's name, or of a key of tokens or Fisher.
+        stage: tokens, fisher, train, evaluate; absent: what failed, else what runs, else the last.
+        follow: Go on as it prints more.
+        rank: One rank alone.
+    """
+    from hpc_ewc.launch.logs import logs
+
+    return logs(folder, run, stage, follow, rank)
+
+
+def cancel(
+    folder: tyro.conf.Positional[Path],
+    run: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[RUN]")] = None,
+    /,
+    stage: OptionalName = None,
+    yes: Annotated[bool, tyro.conf.arg(aliases=["-y"])] = False,
+) -> int:
+    """Ask jobs to save and stop; the next submit goes on from there.
+
+    Args:
+        folder: The run folder, such as runs/miniature.
+        run: Any unique prefix of one run's name; absent: the whole experiment.
+        stage: Of that run, or of all, one stage alone.
+        yes: Do not ask.
+    """
+    from hpc_ewc.launch.logs import cancel
+
+    return cancel(folder, run, stage, yes)
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {"submit": submit, "status": status, "logs": logs, "cancel": cancel}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status; our errors are one line on stderr."""
+    try:
+        plain = (tyro.conf.FlagCreatePairsOff,)  # no --no-dry-run
+        return int(
+            tyro.extras.subcommand_cli_from_dict(
+                COMMANDS, args=arguments, prog=PROG, description=DESCRIPTION, config=plain
+            )
+        )
+    except HpcEwcError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `hpc-ewc status … | head`
+        sys.stderr.close()
+        return 141
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,333 @@
+"""From the points of a grid to the stages that make an experiment, each once however many runs share it. Pure.
+
+tokens, fisher → one train a run → one evaluate a run, and one for the base model → report. A training whose λ is 0
+does not wait for the Fisher; a failed training costs its own evaluation alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hpc_ewc import records, suites
+from hpc_ewc.config import Experiment
+from hpc_ewc.errors import ConfigError
+from hpc_ewc.launch.profile import JobResources, Profile, job_resources
+from hpc_ewc.launch.resolve import MINIATURE, Inputs, local_path
+from hpc_ewc.rundir import RunDir, StageDir
+from hpc_ewc.suites import Cell
+from hpc_ewc.sweep import BASE_RUN, Point, fisher_key, run_name, tokens_key, train_key
+
+REPORT = "report"
+BASE_FRACTION = 0.0
+"""Of a model that is evaluated as it is, in `<fraction>:<cell>`."""
+
+
+@dataclass(frozen=True)
+class Element:
+    """One job of a stage: what its worker is told beside the folder."""
+
+    name: str
+    arguments: tuple[str, ...] = ()
+    expected: tuple[str, ...] = ()
+    """`<fraction>:<cell>` of an evaluation."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One artefact to be made."""
+
+    stage: str
+    run: str
+    """Name of its folder: a key (tokens, fisher), a run (train, evaluate), "" (report)."""
+    key: str
+    folder: StageDir
+    experiment: Experiment
+    """At this point of the grid, with absolute paths."""
+    resources: JobResources
+    inputs: dict[str, Any] = field(default_factory=dict)
+    coordinates: dict[str, Any] = field(default_factory=dict)
+    depends: tuple[str, ...] = ()
+    """`id`s of the nodes it reads."""
+    cells: tuple[Cell, ...] = ()
+    fractions: tuple[float, ...] = ()
+    settings: str = ""
+    """Hash of what an evaluation asks, whatever it asks it of: a changed one asks again."""
+
+    @property
+    def id(self) -> str:
+        return f"{self.stage}/{self.run}" if self.run else self.stage
+
+    @property
+    def expected(self) -> list[str]:
+        """The records of an evaluation; workers of other stages know their own parts."""
+        return [cell.at(fraction) for fraction in self.fractions for cell in self.cells]
+
+    @property
+    def stage_json(self) -> dict[str, Any]:
+        facts = {"schema": records.SCHEMA, "stage": self.stage, "run": self.run, "key": self.key}
+        facts |= {"inputs": self.inputs, "coordinates": self.coordinates, "expected": self.expected}
+        return facts | ({"settings": self.settings} if self.settings else {})
+
+
+@dataclass(frozen=True)
+class Graph:
+    """All stages of one experiment, each after those it depends on."""
+
+    root: RunDir
+    nodes: dict[str, Node]
+
+    def users(self) -> dict[str, list[str]]:
+        """By id, the nodes that directly wait for it."""
+        waiting: dict[str, list[str]] = {name: [] for name in self.nodes}
+        for node in self.nodes.values():
+            for name in node.depends:
+                waiting[name].append(node.id)
+        return waiting
+
+    def of(self, stage: str) -> list[Node]:
+        return [node for node in self.nodes.values() if node.stage == stage]
+
+
+def build_graph(
+    root: RunDir, points: Sequence[tuple[Point, Inputs]], experiment: Experiment, profile: Profile, where: str
+) -> Graph:
+    """The graph of an experiment.
+
+    Args:
+        root: the run folder.
+        points: of the grid, each with its inputs.
+        experiment: as it stands in the file; its resources, suites and `base` are those of every point.
+        profile: its resources come before the experiment's.
+        where: the file that errors name.
+
+    Raises:
+        ConfigError: two points of the grid are one run; a suite is unknown; a cell has no text.
+    """
+    resources = {stage: job_resources(stage, experiment, profile) for stage in ("tokens", "fisher", "train")}
+    resources |= {stage: job_resources(stage, experiment, profile) for stage in ("evaluate", REPORT)}
+    builder = _Builder(root, resources, where)
+    for point, inputs in points:
+        builder.add_run(dataclasses.replace(point, experiment=with_absolute_paths(point.experiment)), inputs)
+    if experiment.evaluate.base:
+        builder.add_bases()
+    return Graph(root, builder.finish(experiment))
+
+
+class _Builder:
+    def __init__(self, root: RunDir, resources: dict[str, JobResources], where: str) -> None:
+        self.root, self.resources, self.where = root, resources, where
+        self.nodes: dict[str, Node] = {}
+        self.bases: dict[tuple[str, str], tuple[Experiment, Inputs, str]] = {}
+        self.settings: dict[tuple[Any, ...], str] = {}
+        self.cells: dict[tuple[Any, ...], tuple[Cell, ...]] = {}
+
+    def add(self, node: Node) -> str:
+        self.nodes.setdefault(node.id, node)
+        return node.id
+
+    def add_run(self, point: Point, inputs: Inputs) -> None:
+        """One point of the grid: its training and evaluation, and what these read, unless it is there."""
+        experiment = point.experiment
+        tokens = self.add_tokens(experiment, inputs)
+        key = train_key(experiment, inputs.identities)
+        run = run_name(point.coordinates, key)
+        read = {"model": inputs.model, "tokens": str(self.nodes[tokens].folder.path)}
+        depends = [tokens]
+        if experiment.ewc.strength > 0:
+            fisher = self.add_fisher(experiment, inputs)
+            read["fisher"] = str(self.nodes[fisher].folder.path)
+            depends.append(fisher)
+        if f"train/{run}" in self.nodes:
+            raise ConfigError(f"{self.where}: the grid gives run {run} twice: {point.coordinates}; take one out")
+        folder = self.root.train(run)
+        common: dict[str, Any] = {"experiment": experiment, "coordinates": point.coordinates}
+        train = self.add(
+            Node(
+                "train",
+                run,
+                key,
+                folder,
+                resources=self.resources["train"],
+                inputs=read,
+                depends=tuple(depends),
+                **common,
+            )
+        )
+        exports = experiment.train.export_at
+        fractions = exports if experiment.evaluate.checkpoints == "all" else exports[-1:]
+        read = {"train": str(folder.path), "tokens": read["tokens"]}
+        self.add_evaluate(run, key, inputs, read, (train,), fractions, **common)
+        self.bases.setdefault((inputs.model, tokens), (experiment, inputs, tokens))
+
+    def add_tokens(self, experiment: Experiment, inputs: Inputs) -> str:
+        key = tokens_key(experiment, inputs.identities)
+        read = {"model": inputs.model, "files": list(inputs.corpus)}
+        folder = self.root.tokens(key)
+        return self.add(Node("tokens", key, key, folder, experiment, self.resources["tokens"], read))
+
+    def add_fisher(self, experiment: Experiment, inputs: Inputs) -> str:
+        key = fisher_key(experiment, inputs.identities)
+        read = {"model": inputs.model, "questions": list(inputs.fisher)}
+        folder = self.root.fisher(key)
+        return self.add(Node("fisher", key, key, folder, experiment, self.resources["fisher"], read))
+
+    def add_bases(self) -> None:
+        """The untrained model as a run of its own; several where the grid has several models or held-out texts."""
+        for (_, tokens), (experiment, inputs, _) in self.bases.items():
+            model = inputs.identities.model
+            name = BASE_RUN if len(self.bases) == 1 else f"{BASE_RUN}-{records.key_of([model, tokens])}"
+            read = {"model": inputs.model, "tokens": str(self.nodes[tokens].folder.path)}
+            own_text = experiment.data.language not in inputs.heldout
+            depends = (tokens,) if own_text else ()
+            key = records.key_of({"model": model})
+            self.add_evaluate(name, key, inputs, read, depends, (BASE_FRACTION,), experiment=experiment, coordinates={})
+
+    def add_evaluate(
+        self,
+        run: str,
+        key: str,
+        inputs: Inputs,
+        read: dict[str, Any],
+        depends: tuple[str, ...],
+        fractions: Sequence[float],
+        experiment: Experiment,
+        coordinates: dict[str, Any],
+    ) -> None:
+        cells = self.cells_of(experiment, inputs)
+        if inputs.questions is not None:
+            read["questions"] = inputs.questions
+        if inputs.heldout:
+            read["heldout"] = inputs.heldout
+        node = Node(
+            stage="evaluate",
+            run=run,
+            key=key,
+            folder=self.root.evaluate(run),
+            experiment=experiment,
+            resources=self.resources["evaluate"],
+            inputs=read,
+            coordinates=coordinates,
+            depends=depends,
+            cells=cells,
+            fractions=tuple(fractions),
+            settings=self.settings_of(experiment, inputs, read["tokens"], cells, tuple(fractions)),
+        )
+        self.add(node)
+
+    def cells_of(self, experiment: Experiment, inputs: Inputs) -> tuple[Cell, ...]:
+        language = experiment.data.language
+        known = (language, *inputs.heldout)
+        if known not in self.cells:
+            self.cells[known] = tuple(suites.expand_suites(experiment.evaluate, language, heldout=inputs.heldout))
+        textless = experiment.data.heldout_documents == 0 and language not in inputs.heldout
+        if textless and any(cell.name == f"ppl_heldout.{language}" for cell in self.cells[known]):
+            raise ConfigError(
+                f"{self.where}: ppl_heldout.{language} has no text: data.heldout_documents = 0; raise it, or name a "
+                f"file in evaluate.heldout.{language}"
+            )
+        return self.cells[known]
+
+    def settings_of(
+        self, experiment: Experiment, inputs: Inputs, tokens: str, cells: Sequence[Cell], fractions: tuple[float, ...]
+    ) -> str:
+        known = (inputs.model, tokens, experiment.model.dtype, fractions)
+        if known not in self.settings:
+            config, dtype = experiment.evaluate, experiment.model.dtype
+            texts = {experiment.data.language: tokens} | inputs.heldout_ids
+            asked = []
+            for cell in cells:
+                if cell.task == "ppl_heldout":
+                    data = texts[cell.language]
+                elif inputs.questions is not None and cell.task in suites.TASKS:
+                    data = inputs.question_id
+                else:
+                    data = suites.data_hash(cell, questions=None, heldout=None, include=config.include)
+                asked += [
+                    suites.cell_key(cell, checkpoint="", fraction=fraction, data=data, config=config, dtype=dtype)
+                    for fraction in fractions
+                ]
+            self.settings[known] = records.key_of(asked)
+        return self.settings[known]
+
+    def finish(self, experiment: Experiment) -> dict[str, Node]:
+        """All nodes in the order of stages, the report last."""
+        evaluated = tuple(name for name, node in self.nodes.items() if node.stage == "evaluate")
+        nothing = StageDir(self.root.root)
+        self.add(Node(REPORT, "", "", nothing, experiment, self.resources[REPORT], depends=evaluated))
+        order = ("tokens", "fisher", "train", "evaluate", REPORT)
+        base_first = sorted(self.nodes.values(), key=lambda node: not node.run.startswith(BASE_RUN))
+        return {node.id: node for node in sorted(base_first, key=lambda node: order.index(node.stage))}
+
+
+def with_absolute_paths(experiment: Experiment) -> Experiment:
+    """The experiment as jobs read it: they never depend on their working folder.
+
+    Raises:
+        ConfigError: a folder of `evaluate.include` that is not there.
+    """
+    model, data, fisher, evaluate = experiment.model, experiment.data, experiment.fisher, experiment.evaluate
+    for folder in evaluate.include:
+        if not local_path(folder).is_dir():
+            raise ConfigError(f"evaluate.include: {folder!r}: no such folder")
+    if model.path != MINIATURE and local_path(model.path).is_dir():
+        model = dataclasses.replace(model, path=str(local_path(model.path)))
+    return dataclasses.replace(
+        experiment,
+        model=model,
+        data=dataclasses.replace(data, files=_absolute(data.files)),
+        fisher=dataclasses.replace(fisher, files=_absolute(fisher.files)),
+        evaluate=dataclasses.replace(
+            evaluate,
+            include=_absolute(evaluate.include),
+            heldout={language: str(local_path(path)) for language, path in evaluate.heldout.items()},
+        ),
+    )
+
+
+def _absolute(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(str(local_path(name)) for name in names)
+
+
+# ---------------------------------------------------------------------------------------------- jobs
+
+
+def elements(node: Node, missing: Sequence[str] | None = None) -> list[Element]:
+    """The jobs that make an artefact.
+
+    Args:
+        node: the artefact.
+        missing: of an evaluation, the `<fraction>:<cell>` still to be computed; None: all.
+    """
+    if node.stage == "tokens" and node.resources.elements > 1:
+        n = node.resources.elements
+        return [Element(str(i), ("--part", f"{i}/{n}")) for i in range(n)]
+    if node.stage != "evaluate":
+        return [Element("0")]
+    wanted = set(node.expected if missing is None else missing)
+    found: list[Element] = []
+    for fraction in node.fractions:
+        cells = [cell for cell in node.cells if cell.at(fraction) in wanted]
+        for bundle in suites.deal(cells, node.resources.elements) if cells else []:
+            names = ",".join(cell.name for cell in bundle)
+            arguments = ("--checkpoint", repr(float(fraction)), "--cells", names)
+            found.append(Element(str(len(found)), arguments, tuple(cell.at(fraction) for cell in bundle)))
+    return found
+
+
+def priorities(graph: Graph, wanted: Iterable[str]) -> dict[str, int]:
+    """By id, how many of the wanted nodes wait for it, directly or not: whatever unblocks most runs first."""
+    chosen = set(wanted)
+    behind: dict[str, set[str]] = {name: set() for name in graph.nodes}
+    users = graph.users()
+    for name in reversed(list(graph.nodes)):  # users come after what they read
+        for user in users[name]:
+            behind[name] |= behind[user] | ({user} & chosen)
+    return {name: len(found) for name, found in behind.items()}
+
+
+def gpu_hours(graph: Graph, jobs: dict[str, int]) -> float:
+    """The most that so many elements of each node can use."""
+    return sum(graph.nodes[name].resources.gpu_hours * n for name, n in jobs.items())

@@ -1,0 +1,202 @@
+"""jobs.jsonl: what was submitted, in the order it happened; and submit.lock: one submit at a time.
+
+An intent is written before a job is given to the scheduler, its id after. Whoever dies in between leaves an intent
+without an id, which the next submit looks up before it submits anything again.
+
+    graph      the stages of a submit: what `status` shows
+    intent     token, stage, run, element
+    submitted  token, job_id, host, pid, started
+    ended      token, outcome (finished, stopped, failed)
+    cancelled  run, stage: not to be started by the submit that is at work
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hpc_ewc import records
+from hpc_ewc.errors import ArtefactError, SubmitError
+from hpc_ewc.launch.process import Process, this_process
+from hpc_ewc.rundir import RunDir
+
+
+@dataclass
+class Job:
+    """One job as the ledger tells it."""
+
+    token: str
+    stage: str
+    run: str
+    element: str
+    job_id: str = ""
+    process: Process | None = None
+    outcome: str = ""
+    at: float = 0.0
+
+    @property
+    def node(self) -> str:
+        return f"{self.stage}/{self.run}" if self.run else self.stage
+
+    def is_alive(self) -> bool:
+        """Submitted, not known to have ended, and its process is still there."""
+        return bool(self.job_id) and not self.outcome and self.process is not None and self.process.is_alive()
+
+
+@dataclass
+class History:
+    """The ledger read whole."""
+
+    jobs: dict[str, Job] = field(default_factory=dict)
+    graph: dict[str, Any] = field(default_factory=dict)
+    """Of the last submit."""
+    reported: dict[str, Any] = field(default_factory=dict)
+    """The last report that was made: of what, where."""
+    cancelled: set[str] = field(default_factory=set)
+    """`stage/run`s taken back since the last submit began."""
+
+    def live(self) -> list[Job]:
+        return [job for job in self.jobs.values() if job.is_alive()]
+
+    def of(self, node: str) -> list[Job]:
+        """The jobs of one node, oldest first."""
+        return [job for job in self.jobs.values() if job.node == node]
+
+
+class Ledger:
+    """`runs/NAME/jobs.jsonl`."""
+
+    def __init__(self, root: RunDir) -> None:
+        self.path = root.ledger
+
+    def write(self, event: str, **facts: Any) -> None:
+        records.append_line(self.path, {"event": event, **facts, "at": time.time()})
+
+    def graph(self, nodes: list[dict[str, Any]], **facts: Any) -> None:
+        self.write("graph", nodes=nodes, **facts)
+
+    def intent(self, token: str, stage: str, run: str, element: str) -> None:
+        self.write("intent", token=token, stage=stage, run=run, element=element)
+
+    def submitted(self, token: str, job_id: str, process: Process) -> None:
+        facts = {"host": process.host, "pid": process.pid, "started": process.started}
+        self.write("submitted", token=token, job_id=job_id, **facts)
+
+    def ended(self, token: str, outcome: str) -> None:
+        self.write("ended", token=token, outcome=outcome)
+
+    def cancelled(self, node: str) -> None:
+        self.write("cancelled", node=node)
+
+    def reported(self, token: str, of: str, out: str) -> None:
+        self.write("reported", token=token, of=of, out=out)
+
+    def read(self) -> History:
+        """Everything that happened.
+
+        Raises:
+            ArtefactError: a line in the middle is not ours.
+        """
+        history = History()
+        for line in records.read_lines(self.path):
+            try:
+                _apply(history, line)
+            except (KeyError, TypeError, ValueError) as error:
+                raise ArtefactError(f"{self.path}: not a line of ours ({error!r}): {json.dumps(line)[:100]}") from None
+        return history
+
+
+def _apply(history: History, line: dict[str, Any]) -> None:
+    match line["event"]:
+        case "graph":
+            history.graph, history.cancelled = line, set()
+        case "intent":
+            job = Job(line["token"], line["stage"], line["run"], line["element"], at=float(line["at"]))
+            history.jobs[job.token] = job
+        case "submitted":
+            job = history.jobs[line["token"]]
+            job.job_id = line["job_id"]
+            job.process = Process(line["host"], int(line["pid"]), line["started"])
+        case "ended":
+            history.jobs[line["token"]].outcome = line["outcome"]
+        case "cancelled":
+            history.cancelled.add(line["node"])
+        case "reported":
+            history.reported = line
+
+
+# ---------------------------------------------------------------------------------------------- lock
+
+
+@contextmanager
+def submit_lock(root: RunDir) -> Iterator[None]:
+    """Hold `submit.lock`: created with O_EXCL, which shared file systems honour where they do not honour flock.
+
+    Raises:
+        SubmitError: another submit holds it.
+    """
+    me = this_process()
+    root.root.mkdir(parents=True, exist_ok=True)
+    while True:
+        try:
+            descriptor = os.open(root.lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+            break
+        except FileExistsError:
+            _clear_stale(root)
+    with os.fdopen(descriptor, "w") as file:
+        json.dump({"host": me.host, "pid": me.pid, "started": me.started, "at": time.time()}, file)
+    try:
+        yield
+    finally:
+        if lock_holder(root) == me:
+            root.lock.unlink(missing_ok=True)
+
+
+def lock_holder(root: RunDir) -> Process | None:
+    """Who holds the lock; None if nobody does, or what it holds cannot be read."""
+    return _holder_in(root.lock)
+
+
+def _holder_in(path: Path) -> Process | None:
+    try:
+        facts = records.read_json(path)
+        return Process(facts["host"], int(facts["pid"]), facts["started"])
+    except (FileNotFoundError, ArtefactError, KeyError, TypeError, ValueError):
+        return None
+
+
+def _clear_stale(root: RunDir) -> None:
+    """Remove the lock of a process of this host that is gone.
+
+    Raises:
+        SubmitError: its holder lives, or cannot be asked.
+    """
+    holder = lock_holder(root)
+    if holder is None:
+        time.sleep(0.5)  # being written this moment, or its writer was killed between creating and writing it
+        holder = lock_holder(root)
+    if holder is None:
+        if root.lock.exists():
+            raise SubmitError(
+                f"{root.lock}: another submit is starting, or was killed at its start; if none is, remove it"
+            )
+        return
+    if holder.is_alive():
+        hint = (
+            "" if holder.is_here else f"; whether it lives cannot be seen from here: if it does not, remove {root.lock}"
+        )
+        raise SubmitError(f"{root.root}: another submit is at work: pid {holder.pid} on {holder.host}{hint}")
+    # Two who find it stale at once must not both remove it, the second one the first one's new lock.
+    aside = root.lock.with_name(f"{root.lock.name}.{os.getpid()}")
+    with suppress(FileNotFoundError):
+        root.lock.rename(aside)
+        if _holder_in(aside) != holder:
+            with suppress(FileExistsError):
+                root.lock.hardlink_to(aside)
+        aside.unlink()

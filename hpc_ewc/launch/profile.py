@@ -1,0 +1,222 @@
+"""A machine as frozen dataclasses: every key of `slurm/*.toml`, its type, range, default and meaning.
+
+A profile says where and how jobs run; it never changes what they compute, so it enters no key. Its values reach
+scripts and environments: a control character (a newline would be a line of the script) is refused in all of them but
+`slurm.setup`, which is shell by design.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hpc_ewc.config import Experiment, Resources, build_resources, build_section, load_toml, option
+from hpc_ewc.errors import ConfigError, did_you_mean
+
+
+@dataclass(frozen=True)
+class LocalConfig:
+    """[local]: this machine, when executor = "local"."""
+
+    cpus: int | None = option(None, low=1)
+    """CPU cores in use at once; absent: all. A job takes its cpus_per_task, and one may always run."""
+    gpus: int = option(0, low=0)
+    """GPUs in use at once; a job takes its gpus_per_node."""
+
+
+@dataclass(frozen=True)
+class SlurmConfig:
+    """[slurm]: a cluster, when executor = "slurm". Slurm's own spellings."""
+
+    partition: str = option("")
+    """Partition(s) of the jobs."""
+    account: str = option("")
+    """Account that is charged."""
+    qos: str = option("")
+    """Quality of service."""
+    constraint: str = option("")
+    """Node features, such as "a100"."""
+    exclude: str = option("")
+    """Nodes to avoid."""
+    gres: str = option("")
+    """Generic resources, such as "gpu:a100:4", where gpus_per_node is not accepted."""
+    setup: tuple[str, ...] = option(())
+    """Shell lines before the job, such as "module load LUMI"."""
+    srun_args: tuple[str, ...] = option(())
+    """Further arguments of srun."""
+    sbatch: dict[str, str] = option({})
+    """Any further flag of sbatch by its long name, such as reservation = "x"."""
+    max_array_size: int = option(1000, low=1)
+    """The cluster's MaxArraySize."""
+    max_running: int = option(64, low=1)
+    """Elements of one array that run at once."""
+    signal_delay_s: int = option(120, low=10)
+    """Seconds before the time limit at which a job is told to save."""
+    continuation: str = option("requeue", choices=("requeue", "chain"))
+    """chain: where requeue is forbidden, successors are submitted beforehand."""
+    max_submitted: int | None = option(None, low=1)
+    """Jobs of a user that the site accepts, array elements counted; the next submit tops up."""
+    cells_per_job: str = option("gpu", choices=("gpu", "node"))
+    """node: where whole nodes are billed, a worker on each GPU."""
+    host_suffix: str = option("")
+    """What a host name needs to be reached over the fast network, such as JSC's "i"."""
+    cpu_bind: str = option("")
+    """Of srun."""
+
+
+@dataclass(frozen=True)
+class ContainerConfig:
+    """[container]: what torchrun and the workers run in; submitit and the launcher stay on the host."""
+
+    runtime: str = option("", choices=("", "apptainer", "pyxis"))
+    """Absent: no container."""
+    image: str = option("")
+    """Path of the image."""
+    binds: tuple[str, ...] = option(())
+    """Folders to show inside, such as "/scratch"."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One machine or cluster."""
+
+    executor: str = option("local", choices=("local", "slurm"))
+    """local: this machine, in the foreground."""
+    runs: str | None = option(None)
+    """Folder of the run folders; absent: ./runs."""
+    python: str | None = option(None)
+    """Python of the jobs; absent: this one."""
+    max_gpu_hours: float = option(100.0, low=0.0)
+    """A submission that asks for more wants a yes."""
+    env: dict[str, str] = option({})
+    """Further environment of the jobs."""
+    local: LocalConfig = dataclasses.field(default_factory=LocalConfig)
+    slurm: SlurmConfig = dataclasses.field(default_factory=SlurmConfig)
+    container: ContainerConfig = dataclasses.field(default_factory=ContainerConfig)
+    resources: dict[str, Resources] = dataclasses.field(default_factory=dict)
+    """[resources.<stage>], key by key before the experiment's own."""
+
+    @property
+    def cpus(self) -> int:
+        """CPU cores that local jobs may use at once."""
+        return self.local.cpus or len(os.sched_getaffinity(0))
+
+    @property
+    def interpreter(self) -> str:
+        return self.python or sys.executable
+
+
+@dataclass(frozen=True)
+class JobResources:
+    """What one job of a stage gets, nothing left open."""
+
+    nodes: int
+    nproc_per_node: int
+    gpus_per_node: int
+    cpus_per_task: int
+    mem_gb: int | None
+    time_min: int
+    elements: int
+
+    @property
+    def gpu_hours(self) -> float:
+        """The most that one element can use."""
+        return self.nodes * self.gpus_per_node * self.time_min / 60
+
+
+SECTIONS: dict[str, type[Any]] = {"local": LocalConfig, "slurm": SlurmConfig, "container": ContainerConfig}
+
+
+def load_profile(path: Path | str | None) -> Profile:
+    """The profile in a TOML file, checked whole; None: this machine, all its cores, no GPU.
+
+    Raises:
+        ConfigError: no such file, not TOML, unknown key, wrong type, value out of range, keys that disagree.
+    """
+    return Profile() if path is None else build_profile(load_toml(Path(path)), str(path))
+
+
+def build_profile(table: Mapping[str, Any], where: str) -> Profile:
+    """The profile a table describes; `where` is the file that errors name."""
+    scalars = {f.name for f in dataclasses.fields(Profile)} - {*SECTIONS, "resources"}
+    known = [*scalars, *SECTIONS, "resources"]
+    for key in table:
+        if key not in known:
+            raise ConfigError(f"{where}: unknown key '{key}'{did_you_mean(key, known)}")
+    for key in (*SECTIONS, "resources"):
+        if not isinstance(table.get(key, {}), dict):
+            raise ConfigError(f"{where}: '{key}' must be a table [{key}], not {table[key]!r}")
+    slurm, setup = _take_setup(table.get("slurm", {}), where)
+    tables = {name: table.get(name, {}) for name in SECTIONS} | {"slurm": slurm}
+    sections = {name: build_section(cls, tables[name], name, where) for name, cls in SECTIONS.items()}
+    sections["slurm"] = dataclasses.replace(sections["slurm"], setup=setup)
+    resources = build_resources(table.get("resources", {}), where)
+    top = build_section(Profile, {key: table[key] for key in table if key in scalars}, "profile", where)
+    profile: Profile = dataclasses.replace(top, **sections, resources=resources)
+    _check_together(profile, table, where)
+    return profile
+
+
+def _take_setup(table: Mapping[str, Any], where: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """[slurm] without `setup`, and `setup`: the one value that may hold control characters, being shell itself."""
+    rest = dict(table)
+    setup = rest.pop("setup", [])
+    if not isinstance(setup, list) or not all(isinstance(line, str) and "\0" not in line for line in setup):
+        raise ConfigError(f"{where}: slurm.setup = {setup!r}: must be a list of shell lines")
+    return rest, tuple(setup)
+
+
+def _check_together(profile: Profile, table: Mapping[str, Any], where: str) -> None:
+    other = "slurm" if profile.executor == "local" else "local"
+    for name in (other, "container") if profile.executor == "local" else (other,):
+        if name in table:
+            raise ConfigError(f'{where}: [{name}] has no meaning with executor = "{profile.executor}"; take it out')
+    for name in profile.env:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise ConfigError(f"{where}: env.{name!r}: not a name of an environment variable")
+    if bool(profile.container.runtime) != bool(profile.container.image):
+        raise ConfigError(f"{where}: container.runtime and container.image go together; set both or neither")
+    for flag in profile.slurm.sbatch:
+        if not re.fullmatch(r"[a-z][a-z-]*", flag):
+            raise ConfigError(f"{where}: slurm.sbatch.{flag!r}: not a long flag of sbatch, such as reservation")
+    if profile.executor == "slurm":
+        for stage, resources in profile.resources.items():
+            check_time(stage, resources.time_min, profile, where)
+
+
+def check_time(stage: str, time_min: int | None, profile: Profile, where: str) -> None:
+    """A job needs time to start before it is told to stop: USR2 before its handler is up ends it (FACTS: 60 s)."""
+    least = profile.slurm.signal_delay_s + 180
+    if time_min is not None and time_min * 60 < least:
+        raise ConfigError(
+            f"{where}: resources.{stage}.time_min = {time_min}: allowed is at least {-(-least // 60)}, "
+            f"slurm.signal_delay_s = {profile.slurm.signal_delay_s} and 180 s to start"
+        )
+
+
+DEFAULT_TIME_MIN = 60
+
+
+def job_resources(stage: str, experiment: Experiment, profile: Profile) -> JobResources:
+    """What a job of this stage gets: the profile's keys, then the experiment's, then defaults."""
+    chosen = dataclasses.asdict(experiment.resources.get(stage, Resources()))
+    for key, value in dataclasses.asdict(profile.resources.get(stage, Resources())).items():
+        if value is not None:
+            chosen[key] = value
+    gpus = chosen["gpus_per_node"] or 0
+    nproc = chosen["nproc_per_node"] or gpus or 1
+    return JobResources(
+        nodes=chosen["nodes"] or 1,
+        nproc_per_node=nproc,
+        gpus_per_node=gpus,
+        cpus_per_task=chosen["cpus_per_task"] or nproc,
+        mem_gb=chosen["mem_gb"],
+        time_min=chosen["time_min"] or DEFAULT_TIME_MIN,
+        elements=chosen["elements"] or 1,
+    )

@@ -1,0 +1,262 @@
+"""One command for a whole experiment: read it, see what is there, run what is missing, show the table."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from hpc_ewc import records
+from hpc_ewc.config import NAME_PATTERN, Experiment, load_experiment
+from hpc_ewc.errors import ConfigError, SubmitError
+from hpc_ewc.launch import code
+from hpc_ewc.launch.artefacts import Found, find, make_ready
+from hpc_ewc.launch.graph import REPORT, Graph, build_graph, elements, gpu_hours
+from hpc_ewc.launch.ledger import History, Ledger, submit_lock
+from hpc_ewc.launch.profile import Profile, load_profile
+from hpc_ewc.launch.resolve import Resolver, local_path, prepare_miniature, uses_miniature
+from hpc_ewc.launch.view import STAGES, Display
+from hpc_ewc.rundir import RunDir, rank_logs
+from hpc_ewc.sweep import expand
+
+DONE, FAILED, REFUSED, UNFINISHED, INTERRUPTED = 0, 1, 2, 3, 130
+"""Exit statuses of the commands."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An experiment, and what is there of it."""
+
+    sweep: Path
+    experiment: Experiment
+    profile: Profile
+    graph: Graph
+    found: dict[str, Found]
+    out: Path
+    history: History
+
+    @property
+    def jobs(self) -> dict[str, int]:
+        """By id, how many jobs are missing."""
+        counted = {}
+        for name, found in self.found.items():
+            if not found.done:
+                counted[name] = len(elements(self.graph.nodes[name], found.missing or None))
+        return counted
+
+
+def submit(sweep: Path, profile: Path | None, runs: Path | None, out: Path | None, dry_run: bool, yes: bool) -> int:
+    """Submit an experiment; see `hpc-ewc submit --help`.
+
+    Returns:
+        The exit status of the command.
+
+    Raises:
+        HpcEwcError: refused before anything started, or a damaged artefact stands in the way.
+    """
+    loaded = load_profile(profile)
+    experiment = load_experiment(sweep)
+    root = run_folder(sweep, loaded, runs)
+    out = local_path(str(out)) if out else Path.cwd() / "results" / root.name
+    display = Display()
+    if dry_run:
+        render(make_plan(sweep, experiment, loaded, root, out, display))
+        return DONE
+    if loaded.executor != "local":
+        raise SubmitError(f"{profile}: executor = {loaded.executor!r}: this version runs local profiles; see --dry-run")
+    with submit_lock(root):
+        return run_here(sweep, experiment, loaded, root, out, yes, display)
+
+
+def run_here(
+    sweep: Path, experiment: Experiment, profile: Profile, root: RunDir, out: Path, yes: bool, display: Display
+) -> int:
+    """Everything that a local submit does while it holds the lock."""
+    plan = make_plan(sweep, experiment, profile, root, out, display)
+    if not plan.jobs:
+        show_report(root, plan.history.reported.get("token", ""))
+        print_end(plan, "nothing to do: everything is there")
+        return DONE
+    ask_for_gpu_hours(plan, yes)
+    if uses_miniature(experiment):
+        prepare_miniature(profile.interpreter, display.say)
+        plan = make_plan(sweep, experiment, profile, root, out, display)
+
+    # submitit alone takes a tenth of a second, which `status` and a submit with nothing to do need not wait for
+    from hpc_ewc.launch.local import LocalRun, wait_for_lost
+
+    lost = plan.history.live()
+    if lost:
+        wait_for_lost([(job.process, root.job(job.job_id)) for job in lost if job.process], display)
+        plan = make_plan(sweep, experiment, profile, root, out, display)
+    ledger = write_down(plan)
+    package = code.snapshot(root)
+    with display:
+        run = LocalRun(plan.graph, plan.found, profile, ledger, package, out, display)
+        display.say(f"{sum(plan.jobs.values())} jobs to run, {profile.cpus} cores; files in {root.root}")
+        whole = run.run()
+    if run.report_token:
+        ledger.reported(run.report_token, fingerprint(plan.graph), str(out))
+        show_report(root, run.report_token)
+    return conclude(plan, run.rows_by_state(), whole)
+
+
+def run_folder(sweep: Path, profile: Profile, runs: Path | None) -> RunDir:
+    """`runs/NAME`, absolute.
+
+    Raises:
+        ConfigError: the file's name cannot be the name of an experiment.
+    """
+    name = sweep.name.removesuffix(".toml")
+    if not NAME_PATTERN.fullmatch(name):
+        raise ConfigError(
+            f"{sweep}: its name becomes the name of the run folder and of jobs: small letters, digits, '.', '_', '-', "
+            "and a letter or digit first; rename the file"
+        )
+    return RunDir(local_path(str(runs or profile.runs or "runs")) / name)
+
+
+def make_plan(sweep: Path, experiment: Experiment, profile: Profile, root: RunDir, out: Path, display: Display) -> Plan:
+    """Resolve the inputs, build the graph, and look what of it is there. Writes nothing but the cache of hashes."""
+    resolver = Resolver(str(sweep))
+    resolver.hashes.announced = display.say
+    points = [(point, resolver.resolve(point.experiment)) for point in expand(experiment)]
+    graph = build_graph(root, points, experiment, profile, str(sweep))
+    history = Ledger(root).read()
+    found = {name: find(node) for name, node in graph.nodes.items() if node.stage != REPORT}
+    found[REPORT] = Found(_is_reported(graph, found, history, out))
+    return Plan(sweep, experiment, profile, graph, found, out, history)
+
+
+def _is_reported(graph: Graph, found: dict[str, Found], history: History, out: Path) -> bool:
+    """The last report was of exactly what is there now, and its folder still is."""
+    if not all(entry.done for entry in found.values()) or not out.is_dir():
+        return False
+    reported = history.reported
+    return (reported.get("of"), reported.get("out")) == (fingerprint(graph), str(out))
+
+
+def fingerprint(graph: Graph) -> str:
+    """Of everything that a report of this graph reads: which evaluations, finished when."""
+    finished = {
+        node.id: records.read_json(node.folder.done)["finished_at"]
+        for node in graph.of("evaluate")
+        if node.folder.done.is_file()
+    }
+    return records.key_of(finished)
+
+
+def write_down(plan: Plan) -> Ledger:
+    """The experiment, the graph for `status`, and a folder ready for each artefact to be made."""
+    root = plan.graph.root
+    records.write_text(root.experiment_toml, plan.sweep.read_text(encoding="utf-8"))
+    root.jobs.mkdir(mode=0o700, exist_ok=True)
+    root.jobs.chmod(0o700)
+    ledger = Ledger(root)
+    listed = [
+        {"stage": node.stage, "run": node.run, "depends": list(node.depends)} for node in plan.graph.nodes.values()
+    ]
+    ledger.graph(listed, sweep=str(plan.sweep.absolute()), out=str(plan.out), executor=plan.profile.executor)
+    for name, found in plan.found.items():
+        if not found.done and name != REPORT:
+            make_ready(plan.graph.nodes[name])
+    return ledger
+
+
+def ask_for_gpu_hours(plan: Plan, yes: bool) -> None:
+    """Above `max_gpu_hours`, ask; where nobody can answer, refuse.
+
+    Raises:
+        SubmitError: more GPU-hours than the profile allows without a yes.
+    """
+    hours = gpu_hours(plan.graph, plan.jobs)
+    if yes or hours <= plan.profile.max_gpu_hours:
+        return
+    asked = f"this asks for up to {hours:.0f} GPU-hours, max_gpu_hours = {plan.profile.max_gpu_hours:g}"
+    if sys.stdin.isatty():
+        sys.stderr.write(f"{asked}. Submit? [y/N] ")
+        sys.stderr.flush()
+        if sys.stdin.readline().strip().lower() in ("y", "yes"):
+            return
+    raise SubmitError(f"{asked}; say --yes, or raise it in the profile")
+
+
+# ---------------------------------------------------------------------------------------------- what is shown
+
+
+def render(plan: Plan) -> None:
+    """The graph, a line a stage and run: what is done, what is missing, and how many runs share it."""
+    console = Console(highlight=False)
+    users = plan.graph.users()
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("stage", "run", "state", "jobs", "shared by", "each"):
+        table.add_column(column, no_wrap=True, justify="right" if column == "jobs" else "left")
+    for name, node in plan.graph.nodes.items():
+        found, shared = plan.found[name], len(users[name])
+        state = "done" if found.done else "failed, will run again" if found.failed else "missing"
+        if node.stage == "evaluate" and 0 < len(found.missing) < len(node.expected):
+            state = f"{len(found.missing)} of {len(node.expected)} cells missing"
+        jobs = "" if found.done else str(plan.jobs[name])
+        table.add_row(node.stage, node.run, state, jobs, f"{shared} stages" if shared > 1 else "", _asked(plan, name))
+    console.print(table, soft_wrap=True)
+    stages = []
+    for stage in STAGES:
+        done = [plan.found[node.id].done for node in plan.graph.of(stage)]
+        stages += [f"{stage} {sum(done)} of {len(done)} done"] if done else []
+    console.print(f"{', '.join(stages)}; jobs missing: {sum(plan.jobs.values())}", soft_wrap=True)
+    hours = gpu_hours(plan.graph, plan.jobs)
+    if hours:
+        console.print(f"up to {hours:.1f} GPU-hours")
+    console.print(f"runs: {plan.graph.root.root}; tables: {plan.out}. A dry run: nothing was written", soft_wrap=True)
+
+
+def _asked(plan: Plan, name: str) -> str:
+    """What one job asks for."""
+    resources = plan.graph.nodes[name].resources
+    parts = [f"{resources.nodes} nodes" if resources.nodes > 1 else "", f"{resources.cpus_per_task} cpus"]
+    parts += [f"{resources.gpus_per_node} gpus" if resources.gpus_per_node else ""]
+    return " ".join(part for part in parts if part)
+
+
+def show_report(root: RunDir, token: str) -> None:
+    """Print what the report job printed: its tables."""
+    for path in sorted(rank_logs(root.job(token)).rglob("stdout.log")) if token else ():
+        sys.stdout.write(path.read_text(encoding="utf-8", errors="replace"))
+        sys.stdout.flush()
+
+
+def conclude(plan: Plan, rows: dict[str, list[tuple[str, str]]], whole: bool) -> int:
+    """Say what failed and what is left, and the exit status."""
+    root = plan.graph.root.root
+    for name, note in rows.get("failed", []):
+        sys.stderr.write(f"{name} failed: {note}\n")
+        if not name.startswith(REPORT):
+            stage, _, run = name.partition("/")
+            sys.stderr.write(f"  see: hpc-ewc logs {_short(root)} {run} --stage {stage}\n")
+    for name, note in rows.get("blocked", []):
+        sys.stderr.write(f"{name} was not started: {note}\n")
+    again = f"hpc-ewc submit {_short(plan.sweep)} goes on from here"
+    if not whole:
+        print_end(plan, f"interrupted; what was done is kept: {again}")
+        return INTERRUPTED
+    if rows.get("failed"):
+        print_end(plan, f"{len(rows['failed'])} failed; {again}")
+        return FAILED
+    if rows.get("stopped"):
+        print_end(plan, f"{len(rows['stopped'])} stopped; {again}")
+        return UNFINISHED
+    print_end(plan, "done")
+    return DONE
+
+
+def print_end(plan: Plan, text: str) -> None:
+    sys.stderr.write(f"{text}. Runs: {_short(plan.graph.root.root)}; tables: {_short(plan.out)}\n")
+
+
+def _short(path: Path) -> str:
+    """Relative to the current folder where that is shorter."""
+    path = path.absolute()
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

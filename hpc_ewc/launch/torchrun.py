@@ -1,0 +1,190 @@
+"""What a job runs before its ranks: start the worker, pass on the wish to stop, keep what it ended with.
+
+One such launcher runs on each node, as submitit's task, in the host's Python; it imports no torch. The worker gets a
+session of its own: signals of a terminal and of Slurm reach the launcher alone, which turns them into a stop file, seen
+by every rank wherever it runs, and USR2 to the ranks of its node. USR2 is ignored until a rank has its handler
+(an ignored signal stays ignored through exec), so a rank that is still importing does not die of it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+from hpc_ewc import records, rundir
+from hpc_ewc.launch.process import Process, children, send
+
+POLL_S = 0.2
+PR_SET_PDEATHSIG = 1
+WORKER = "hpc_ewc.worker"
+REPORT = "hpc_ewc.report"
+
+
+@dataclass(frozen=True)
+class WorkerJob:
+    """What submitit calls in the job; only plain values, so that its pickle says the same on any node."""
+
+    command: tuple[str, ...]
+    """The worker's command line, torchrun included."""
+    job_id: str
+    folder: str
+    """runs/NAME/jobs/<job_id>."""
+    environment: dict[str, str] = field(default_factory=dict)
+    torchrun: bool = False
+    owner: Process | None = None
+    """The foreground submit of a local job: when it is gone, the job stops."""
+
+    def __call__(self) -> int:
+        """Run the worker to its end, and return its exit status. Nobody decides by it alone: see outcome.py."""
+        return Launcher(self).run()
+
+
+class Launcher:
+    """One attempt of one job."""
+
+    def __init__(self, job: WorkerJob) -> None:
+        self.job = job
+        self.restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+        self.folder = Path(job.folder)
+        self.stop_file = rundir.stop_file(self.folder, self.restart)
+        self.worker: subprocess.Popen[bytes] | None = None
+        self.told = False
+        self.parent = os.getppid()
+
+    def run(self) -> int:
+        for number in (signal.SIGUSR2, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+        if self.stop_file.exists():  # asked to stop while it was being started
+            return self._end(0)
+        with self._logs() as (out, err):
+            self.worker = subprocess.Popen(
+                self.job.command,
+                env=self._environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+                preexec_fn=_before_exec,
+            )
+            while self.worker.poll() is None:
+                self._pass_on_stop()
+                time.sleep(POLL_S)
+        return self._end(self.worker.returncode)
+
+    def _environment(self) -> dict[str, str]:
+        named = {"HPC_EWC_JOB_ID": self.job.job_id, "HPC_EWC_STOP_FILE": str(self.stop_file)}
+        return os.environ | self.job.environment | named
+
+    def _logs(self) -> _Logs:
+        """Torchrun keeps what its ranks print under ranks/; what one plain worker prints goes to the same place."""
+        return _Logs(None if self.job.torchrun else rundir.rank_logs(self.folder) / f"attempt_{self.restart}" / "0")
+
+    # ------------------------------------------------------------------------------------------ stop
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._ask_to_stop()
+
+    def _ask_to_stop(self) -> None:
+        self.stop_file.touch()
+
+    def _pass_on_stop(self) -> None:
+        owner = self.job.owner
+        if owner is not None and (not owner.is_alive() or os.getppid() != self.parent):
+            self._ask_to_stop()
+        if not self.told and self.stop_file.exists():
+            self.told = True
+            for rank in self._ranks():
+                send(rank, signal.SIGUSR2)
+
+    def _ranks(self) -> list[int]:
+        """Torchrun's children on this node; without torchrun, the worker itself."""
+        assert self.worker is not None
+        return children(self.worker.pid) if self.job.torchrun else [self.worker.pid]
+
+    def _end(self, status: int) -> int:
+        facts = {"status": status, "stopped": self.stop_file.exists(), "ended_at": time.time()}
+        records.write_json(rundir.exit_file(self.folder, self.restart), facts)
+        return status
+
+
+class _Logs:
+    """The files a plain worker prints to; nothing where torchrun keeps its own."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        self.files: list[IO[bytes]] = []
+
+    def __enter__(self) -> tuple[IO[bytes] | None, IO[bytes] | None]:
+        if self.folder is None:
+            return None, None
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.files = [(self.folder / name).open("ab") for name in ("stdout.log", "stderr.log")]
+        return self.files[0], self.files[1]
+
+    def __exit__(self, *error: object) -> None:
+        for file in self.files:
+            file.close()
+
+
+def _before_exec() -> None:
+    """In the child: end with the launcher (of TERM, torchrun takes its ranks along); no USR2 before a handler is up."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    for number in (signal.SIGUSR2, signal.SIGCONT):
+        signal.signal(number, signal.SIG_IGN)
+
+
+# ---------------------------------------------------------------------------------------------- command lines
+
+
+def local_command(
+    python: str, stage: str, folder: Path, arguments: Sequence[str], *, ranks: int, job: Path
+) -> tuple[str, ...]:
+    """The command line of a worker on one machine. Always -m: by path, `import evaluate` would find ours.
+
+    Args:
+        python: of the jobs.
+        stage: tokens, fisher, train or evaluate.
+        folder: of the artefact.
+        arguments: further ones of the worker.
+        ranks: processes of fisher and train, of all nodes, since here all nodes are this one.
+        job: its folder.
+    """
+    worker = ("-m", WORKER, stage, str(folder), *arguments)
+    if not uses_torchrun(stage):
+        return (python, *worker)
+    # --standalone: c10d on a free port of this machine, so that jobs that start at once do not meet
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", "--max-restarts=0"]
+    logs = [f"--nproc-per-node={ranks}", f"--log-dir={rundir.rank_logs(job)}", "--redirects=3"]
+    return (python, *torchrun, *logs, *worker)
+
+
+def uses_torchrun(stage: str) -> bool:
+    return stage in ("fisher", "train")
+
+
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACEHUB_API_TOKEN", "WANDB_API_KEY")
+"""Not for jobs: they work offline, and a log shows an environment sooner or later."""
+
+
+def worker_environment(code: Path, profile_env: Mapping[str, str], threads: int) -> dict[str, str]:
+    """What a worker gets beside the environment of `submit`.
+
+    Args:
+        code: folder that holds the package as it was at submission.
+        profile_env: the profile's `env`, which comes before the rest.
+        threads: OMP_NUM_THREADS; ranks times threads never exceed the job's cores.
+    """
+    given = os.environ.get("PYTHONPATH")
+    found = {"PYTHONPATH": os.pathsep.join([str(code), *([given] if given else [])]), "PYTHONSAFEPATH": "1"}
+    found |= {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+    found |= {"HPC_EWC_CACHE": str(rundir.cache_dir()), "GLOO_SOCKET_IFNAME": "lo"}
+    return found | OFFLINE | dict(profile_env)

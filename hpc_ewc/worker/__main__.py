@@ -1,0 +1,35 @@
+"""`python -m hpc_ewc.worker tokens|fisher|train|evaluate DIR …`: what runs inside a job, one module a stage.
+
+Any such line can be run by hand; fisher and train under torchrun, which finds the first rank's traceback by `record`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+STAGES = ("tokens", "fisher", "train", "evaluate")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one stage's worker; its exit status."""
+    if not arguments or arguments[0] not in STAGES:
+        sys.stderr.write(f"usage: python -m hpc_ewc.worker {'|'.join(STAGES)} DIR …\n")
+        return 2
+    module = importlib.import_module(f"hpc_ewc.worker.{arguments[0]}")
+    return int(module.main(list(arguments[1:])) or 0)
+
+
+def run() -> int:
+    """`main`, recorded for torchrun where there is one: an import that fails is then known too."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return main(sys.argv[1:])
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    return int(record(main)(sys.argv[1:]) or 0)
+
+
+if __name__ == "__main__":
+    sys.exit(run())
