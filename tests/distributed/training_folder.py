@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,23 @@ from tests.distributed.tiny_gemma import build_gemma
 
 KEY = "0123456789ab"
 SEQUENCE_LENGTH = 24
-WORDS = "the a river runs past old town where cold rain falls on red roofs and seven crows sing".split()
+WORDS = [
+    "the",
+    "a",
+    "river",
+    "runs",
+    "past",
+    "old",
+    "town",
+    "where",
+    "cold",
+    "rain",
+    "falls",
+    "on",
+    "red",
+    "roofs",
+    "crows",
+]
 
 
 def documents(count: int = 60, seed: int = 0) -> list[str]:
@@ -99,16 +117,43 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return list(records.read_lines(folder / "metrics.jsonl"))
 
 
-def run_training(folder: Path) -> None:
-    """What a rank of the worker does once the process group is up; every rank of `run_ranks` calls it."""
+def run_training(folder: Path, stop_after: int | None = None, stop_rank: int = 0) -> int:
+    """What a rank of the worker does once the process group is up; every rank of `run_ranks` calls it.
+
+    Args:
+        folder: of the stage.
+        stop_after: step after which `stop_rank` alone gets USR2, as from a launcher whose other nodes are late.
+        stop_rank: the rank that gets it.
+
+    Returns:
+        The step the run stands at.
+    """
     from hpc_ewc.train.run import Run
     from hpc_ewc.train.watchdog import Watchdog
 
     stage = Stage(folder)
+    stage.listen()
     watchdog = Watchdog(100.0, lambda message: None)
     try:
         run = Run(stage, torch.device("cpu"), watchdog)
+        make_step = run.trainer.step
+
+        def step(batch: Any, rate: float) -> tuple[float, float]:
+            result = make_step(batch, rate)
+            if batch.step + 1 == stop_after and run.rank == stop_rank:
+                os.kill(os.getpid(), signal.SIGUSR2)
+            return result
+
+        run.trainer.step = step  # type: ignore[method-assign]
         if run.train():
             run.finish()
+        return run.done
     finally:
         watchdog.close()
+
+
+def final_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Of the last export."""
+    from safetensors.torch import load_file
+
+    return load_file(sorted((folder / "exports").iterdir())[-1] / "model.safetensors")

@@ -1,0 +1,158 @@
+"""The engine against a loop anyone would write: transformers, AdamW, one process, autograd of eq. 3."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from transformers import AutoModelForCausalLM
+
+from hpc_ewc.data import batch_indices, read_tokens
+from hpc_ewc.ewc import load_ewc_state
+from hpc_ewc.stage import Stage
+from tests.distributed.ranks import run_ranks
+from tests.distributed.training_folder import (
+    build_fisher,
+    build_model,
+    build_stage,
+    build_tokens,
+    final_weights,
+    read_metrics,
+    run_training,
+)
+
+STRENGTH = 300.0
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    base = tmp_path_factory.mktemp("oracle")
+    model = build_model(base / "model")
+    return {
+        "model": base / "model",
+        "tokens": build_tokens(base / "tokens", base / "model", count=150),
+        "padded": build_tokens(base / "padded", base / "model", packing="truncate", count=150),
+        "fisher": build_fisher(base / "fisher", model),
+    }
+
+
+def plain_loop(stage: Stage) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
+    """The same training without any of this project's engine: the whole batch at once, the penalty by autograd."""
+    train, ewc = stage.config.train, stage.config.ewc
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        stage.inputs["model"], attn_implementation="eager", dtype=torch.float32
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=train.learning_rate, weight_decay=train.weight_decay)
+    steps = train.steps or 0
+    schedule = transformers.get_cosine_schedule_with_warmup(optimizer, -(-steps // 20), steps)
+    tokens = read_tokens(stage.inputs["tokens"])
+    fisher, anchor = {}, {name: p.detach().clone() for name, p in model.named_parameters()}
+    if ewc.strength:
+        fisher = load_ewc_state(stage.inputs["fisher"]).fisher
+    lines = []
+    for step in range(steps):
+        rows, lengths = tokens.batch(batch_indices(train.seed, step, train.global_batch_size, len(tokens)))
+        ids = torch.from_numpy(rows)
+        labels = ids.masked_fill(torch.arange(ids.shape[1]) >= torch.from_numpy(lengths)[:, None], -100)
+        loss = model(input_ids=ids, labels=labels).loss  # the mean over scored tokens
+        differences = {name: p - anchor[name] for name, p in model.named_parameters()}
+        penalty = sum((ewc.strength / 2 * (fisher[n] * d**2).sum() for n, d in differences.items() if n in fisher), 0.0)
+        optimizer.zero_grad()
+        if ewc.clip == "total":
+            (loss + penalty).backward()
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), train.max_grad_norm)
+        else:
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), train.max_grad_norm)
+            (penalty + 0.0 * loss.detach()).backward()
+        rate = schedule.get_last_lr()[0]
+        optimizer.step()
+        schedule.step()
+        with torch.no_grad():
+            moved = {name: p - anchor[name] for name, p in model.named_parameters()}
+            distance = sum(float((d.double() ** 2).sum()) for d in moved.values()) ** 0.5
+            value = sum(ewc.strength / 2 * float((fisher[n].double() * d**2).sum()) for n, d in moved.items() if fisher)
+        line = {"loss": loss.item(), "grad_norm": norm.item(), "learning_rate": rate}
+        lines.append(line | {"distance": distance, "penalty": value})
+    return lines, {name: p.detach() for name, p in model.named_parameters()}
+
+
+def train(rank: int, world_size: int, *folders: Path) -> None:
+    for folder in folders:
+        run_training(folder)
+
+
+def compare(folder: Path, tolerance: float) -> None:
+    want, weights = plain_loop(Stage(folder))
+    got = read_metrics(folder)
+    assert len(got) == len(want)
+    for mine, other in zip(got, want, strict=True):
+        for name, value in other.items():
+            assert mine[name] == pytest.approx(value, rel=tolerance, abs=1e-6), (mine["step"], name)
+    for name, tensor in final_weights(folder).items():
+        torch.testing.assert_close(tensor, weights[name], rtol=100 * tolerance, atol=20 * tolerance, msg=name)
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "free": {"steps": 50},
+    "held": {"steps": 20, "ewc": {"strength": STRENGTH}},
+    "held_after_clipping": {"steps": 20, "ewc": {"strength": STRENGTH, "clip": "task"}, "max_grad_norm": 0.5},
+    "decayed": {"steps": 10, "weight_decay": 0.1},
+    "padded": {"steps": 20, "local_batch_size": 1},
+}
+
+
+@pytest.mark.parametrize(("world_size", "replicate"), [(2, 1), (4, 2)])
+def test_losses_equal_a_plain_loop(inputs: dict[str, Path], tmp_path: Path, world_size: int, replicate: int) -> None:
+    """50 steps at λ = 0, and autograd of eq. 3 at λ > 0; six sequences over four ranks leave two of them short."""
+    for name, case in CASES.items():
+        tokens = inputs["padded" if name == "padded" else "tokens"]
+        options = {"learning_rate": 1e-3, "dp_replicate": replicate} | case
+        build_stage(tmp_path / name, inputs["model"], tokens, fisher=inputs["fisher"], **options)
+    run_ranks(world_size, train, *(tmp_path / name for name in CASES))
+    for name in CASES:
+        compare(tmp_path / name, tolerance=2e-5)
+
+
+def train_variants(rank: int, world_size: int, *folders: Path) -> None:
+    for folder in folders:
+        run_training(folder)
+
+
+def test_memory_options_and_λ_0_with_a_fisher_change_not_one_bit(inputs: dict[str, Path], tmp_path: Path) -> None:
+    variants: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "selective": {"activation_checkpointing": "selective"},
+        "full": {"activation_checkpointing": "full"},
+        "fisher_at_0": {"fisher": inputs["fisher"], "ewc": {"strength": 0.0, "clip": "task", "mode": "proximal"}},
+    }
+    for name, options in variants.items():
+        build_stage(tmp_path / name, inputs["model"], inputs["tokens"], **options)
+    run_ranks(2, train_variants, *(tmp_path / name for name in variants))
+    plain = final_weights(tmp_path / "plain")
+    for name in variants:
+        for tensor, value in final_weights(tmp_path / name).items():
+            assert torch.equal(value, plain[tensor]), (name, tensor)
+
+
+def test_the_chunked_and_the_full_loss_train_alike_and_proximal_holds_at_any_λ(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    build_stage(tmp_path / "chunked", inputs["model"], inputs["tokens"])
+    build_stage(tmp_path / "full", inputs["model"], inputs["tokens"], model_options={"loss": "full"})
+    ewc = {"strength": 1e12, "mode": "proximal"}
+    build_stage(tmp_path / "proximal", inputs["model"], inputs["tokens"], fisher=inputs["fisher"], ewc=ewc)
+    run_ranks(2, train_variants, tmp_path / "chunked", tmp_path / "full", tmp_path / "proximal")
+    for a, b in zip(read_metrics(tmp_path / "chunked"), read_metrics(tmp_path / "full"), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+    held = Stage(tmp_path / "proximal")
+    fisher, anchor = load_ewc_state(held.inputs["fisher"]).fisher, load_ewc_state(held.inputs["fisher"]).anchor
+    for name, tensor in final_weights(tmp_path / "proximal").items():
+        important = fisher[name] > 1e-5
+        assert torch.allclose(tensor[important], anchor[name][important], atol=1e-6)
+        assert not torch.equal(tensor[fisher[name] == 0], anchor[name][fisher[name] == 0])
+    shutil.rmtree(tmp_path)
