@@ -22,6 +22,8 @@ from hpc_ewc.errors import InputError, did_you_mean
 KINDS = (".jsonl", ".parquet", ".txt")
 COMPRESSIONS = (".gz", ".zst")
 BUFFER_BYTES = 1 << 20
+BOM = b"\xef\xbb\xbf"
+"""The byte order mark that some editors put in front of UTF-8: no text."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,9 @@ class Span:
     """Its number in the list of files."""
     count: int
     line: int
-    """Of the first record, from 1."""
+    """Where it begins, from 1: at the first record, or at blank lines in front of it; a row of a .parquet."""
     offset: int
-    """Bytes before it, uncompressed; 0 in a .parquet."""
+    """Bytes before that line, uncompressed; 0 in a .parquet."""
     bytes: int
     """Of the records; estimated in a .parquet."""
 
@@ -165,23 +167,31 @@ class _WholeZstd(io.RawIOBase):
 # ---------------------------------------------------------------------------------------------- records
 
 
-def lines_of(path: str, file: BinaryIO, line: int = 1) -> Iterator[tuple[int, int, bytes]]:
-    """(line number, bytes it takes, the record) of each record from where `file` stands."""
+def lines_of(path: str, file: BinaryIO, line: int = 1) -> Iterator[tuple[Record, int, int]]:
+    """Each record of a .jsonl or .txt from where `file` stands, with the lines and bytes read since the one before.
+
+    Args:
+        path: says which of the two it is.
+        file: open where a record or a blank line begins.
+        line: number of that line.
+    """
     blocks = kind_of(path) == ".txt"
-    begun, held, taken = line, b"", 0
+    held: list[bytes] = []
+    begun = line
+    lines = size = 0
     for number, text in enumerate(file, line):
-        blank = not text.strip()
-        taken += len(text)
+        lines, size = lines + 1, size + len(text)
+        blank = not text.removeprefix(BOM).strip()
         if blocks and not blank:
-            begun, held = (begun, held + text) if held else (number, text)
-        elif not blank:
-            yield number, taken, text
-            taken = 0
-        elif held:
-            yield begun, taken, held
-            held, taken = b"", 0
+            begun = begun if held else number
+            held.append(text)
+            continue
+        if blank and not held:
+            continue
+        yield Record(begun if blocks else number, b"".join(held) if blocks else text), lines, size
+        held, lines, size = [], 0, 0
     if held:
-        yield begun, taken, held
+        yield Record(begun, b"".join(held)), lines, size
 
 
 def read_span(path: str, span: Span, column: str) -> Iterator[Record]:
@@ -198,8 +208,8 @@ def read_span(path: str, span: Span, column: str) -> Iterator[Record]:
     elif span.count:
         with open_bytes(path) as file:
             _skip(file, span.offset)
-            for number, _, raw in lines_of(path, file, span.line):
-                yield Record(number, raw)
+            for record, _, _ in lines_of(path, file, span.line):
+                yield record
                 count += 1
                 if count == span.count:
                     break

@@ -158,17 +158,18 @@ def _cut(
         yield from _cut_parquet(path, number, column, part_records, part_bytes)
         return
     with open_bytes(path) as file:
-        first, offset, count, size = 1, 0, 0, 0
-        for line, taken, _ in lines_of(path, file):
-            first = line if count == 0 else first
-            count, size = count + 1, size + taken
-            if count == part_records or size >= part_bytes:
-                yield Span(number, count, first, offset, size)
-                offset, count, size = offset + size, 0, 0
+        span = Span(number, count=0, line=1, offset=0, bytes=0)
+        line = 1
+        for _, lines, size in lines_of(path, file):
+            line += lines
+            span = replace(span, count=span.count + 1, bytes=span.bytes + size)
+            if span.count == part_records or span.bytes >= part_bytes:
+                yield span
+                span = Span(number, count=0, line=line, offset=span.offset + span.bytes, bytes=0)
                 if stop():
                     raise Stopped
-        if count:
-            yield Span(number, count, first, offset, size)
+        if span.count:
+            yield span
 
 
 def _cut_parquet(path: str, number: int, column: str, part_records: int, part_bytes: int) -> Iterator[Span]:

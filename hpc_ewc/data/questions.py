@@ -11,7 +11,6 @@ import numpy as np
 from hpc_ewc.config import FisherConfig
 from hpc_ewc.data.files import (
     BadText,
-    Record,
     decode,
     kind_of,
     lines_of,
@@ -131,16 +130,12 @@ def read_rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
                     yield place(path, number), row
         return
     with open_bytes(path) as file:
-        for line, _, raw in lines_of(path, file):
+        for record, _, _ in lines_of(path, file):
             try:
-                row = (
-                    parse_row(decode(raw))
-                    if kind == ".jsonl"
-                    else {"text": parse_text(path, Record(line, raw), "text")}
-                )
+                row = parse_row(decode(record.raw)) if kind == ".jsonl" else {"text": parse_text(path, record, "text")}
             except BadText as bad:
-                raise InputError(f"{place(path, line)}: {bad}") from None
-            yield place(path, line), row
+                raise InputError(f"{place(path, record.line)}: {bad}") from None
+            yield place(path, record.line), row
 
 
 def _collate(examples: Sequence[Example], indices: Sequence[int], pad_id: int) -> dict[str, Tensor]:
