@@ -14,8 +14,9 @@ import hpc_ewc
 from hpc_ewc import records
 from hpc_ewc.errors import InputError
 from hpc_ewc.report import data
+from hpc_ewc.report.analysis import Analysis
 from hpc_ewc.report.collect import Collection, collect
-from hpc_ewc.report.differences import Analysis, analyse
+from hpc_ewc.report.differences import analyse
 from hpc_ewc.report.document import build_document
 from hpc_ewc.report.markdown import render_markdown
 from hpc_ewc.report.stages import read_stages

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from hpc_ewc.report.differences import Analysis, Difference, Estimate
+from hpc_ewc.report.analysis import Analysis, Difference, Estimate
 from hpc_ewc.report.study import Run
 
 SCHEMA = 1

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from hpc_ewc.report.differences import Analysis
+from hpc_ewc.report.analysis import Analysis
+from hpc_ewc.report.choose import MAX_LOSS, Choice, choice_table, choose
+from hpc_ewc.report.criterion import criterion_table
 from hpc_ewc.report.lines import Lines
 from hpc_ewc.report.study import Study
-from hpc_ewc.report.tables import Builder, Table, all_tables
+from hpc_ewc.report.subsets import subset_tables
+from hpc_ewc.report.tables import Builder, Table, differences, fluency, knowledge, summary
+from hpc_ewc.report.tradeoff import tradeoff
+from hpc_ewc.report.training import cost_table, held_table
 
 
 @dataclass
@@ -18,22 +24,46 @@ class Document:
     leads: list[str]
     """Sentences before the first table."""
     tables: list[Table]
-    lists: list[tuple[str, list[str]]] = field(default_factory=list)
+    lists: list[tuple[str, list[str]]]
+    build: Builder
+    choice: Choice | None
 
 
-def build_document(analysis: Analysis) -> Document:
-    """The whole report of an analysis."""
+def build_document(analysis: Analysis, *, subsets: Sequence[str] = (), max_loss: float = MAX_LOSS) -> Document:
+    """The whole report of an analysis.
+
+    Args:
+        analysis: the numbers.
+        subsets: "groups", "subjects": tables of the parts of a task too.
+        max_loss: of accuracy in the old language that a recommended λ may cost.
+    """
     study = analysis.study
-    builder = Builder(Lines(analysis))
+    build = Builder(Lines(analysis))
+    choice = choose(build, max_loss)
     return Document(
         title=f"Report on {study.title}",
-        leads=leads(analysis, builder),
-        tables=all_tables(builder),
+        leads=leads(analysis, build),
+        tables=_tables(build, choice, subsets),
         lists=[part for part in (missing(study), problems(study)) if part[1]],
+        build=build,
+        choice=choice,
     )
 
 
-def leads(analysis: Analysis, builder: Builder) -> list[str]:
+def _tables(build: Builder, choice: Choice | None, subsets: Sequence[str]) -> list[Table]:
+    """In reading order."""
+    if not build.study.runs:
+        return []
+    tables: list[Table | None] = [summary(build), criterion_table(build), tradeoff(build), choice_table(build, choice)]
+    tables += [knowledge(build, language) for language in build.languages]
+    tables += [differences(build, language) for language in build.languages]
+    tables += [fluency(build, column) for column in build.study.columns if column.kind == "perplexity"]
+    tables += [held_table(build), cost_table(build)]
+    tables += [table for kind in subsets for table in subset_tables(build, kind)]
+    return [table for table in tables if table is not None]
+
+
+def leads(analysis: Analysis, build: Builder) -> list[str]:
     """What a reader must know before any number."""
     study = analysis.study
     found = []
@@ -49,9 +79,9 @@ def leads(analysis: Analysis, builder: Builder) -> list[str]:
             "The base model was not evaluated (evaluate.base = true asks for it): there is nothing to compare to."
         )
     trained = [run for run in study.runs if run.strength is not None]
-    if trained and not builder.lines.repeated:
+    if trained and not build.lines.repeated:
         found.append("One seed a setting: what is said here is about these checkpoints, not about a λ.")
-    elif builder.lines.repeated:
+    elif build.lines.repeated:
         found.append(
             "Settings were repeated with several seeds: a value is their mean, ± holds documents and seeds, and the "
             "standard deviation over seeds follows in brackets."

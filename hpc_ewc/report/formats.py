@@ -16,7 +16,7 @@ TASK_HEADS = {
     "gsm8k": "GSM8K",
     "hellaswag": "HellaSwag",
     "mmlu": "MMLU",
-    "truthfulqa_mc2": "Truthful QA mc2",
+    "truthfulqa_mc2": "Truthful\u00adQA mc2",
     "winogrande": "Wino\u00adgrande",
     "ppl_truthfulqa": "TruthfulQA text",
     "ppl_heldout": "held-out text",

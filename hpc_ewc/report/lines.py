@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from hpc_ewc.report import statistics
-from hpc_ewc.report.differences import Analysis, Difference, Estimate
+from hpc_ewc.report.analysis import Analysis, Difference, Estimate
 from hpc_ewc.report.formats import strength_text
 from hpc_ewc.report.means import Mean
 from hpc_ewc.report.statistics import Moments
@@ -67,14 +67,20 @@ class Lines:
             _correct(self._differences)
             _correct(self._means)
 
+    def name(self, line: Line) -> str:
+        """Of a line in a sentence: base, or λ = 1e6, step 90."""
+        (_, who), *others = label_columns(self.study, self.lines)
+        parts = [f"λ = {who[line]}" if line.first.strength is not None else who[line]]
+        return ", ".join([*parts, *(f"{head} {texts[line]}" for head, texts in others if texts[line])])
+
     def value(self, line: Line, column: Column, metric: str | None = None) -> tuple[Estimate | None, Spread | None]:
         """Of a column's primary metric, or of another."""
         metric = metric or column.metric
-        return _pooled([self.analysis.values.get((run, column, metric)) for run in line.runs])
+        return pooled([self.analysis.values.get((run, column, metric)) for run in line.runs])
 
     def mean_value(self, line: Line, mean: Mean) -> tuple[Estimate | None, Spread | None]:
         """Over the tasks of a language."""
-        return _pooled([self.analysis.mean_values.get((run, mean)) for run in line.runs])
+        return pooled([self.analysis.mean_values.get((run, mean)) for run in line.runs])
 
     def difference(self, line: Line, column: Column) -> Difference | None:
         """To the base, in a column's primary metric."""
@@ -113,7 +119,7 @@ class Lines:
         )
 
 
-def _pooled(each: list[Estimate | None]) -> tuple[Estimate | None, Spread | None]:
+def pooled(each: list[Estimate | None]) -> tuple[Estimate | None, Spread | None]:
     known = [estimate for estimate in each if estimate is not None]
     if len(known) < len(each) or not known:
         return None, None
@@ -175,9 +181,3 @@ def _short(value: object) -> str:
     if isinstance(value, tuple):
         return " ".join(map(_short, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def line_name(line: Line) -> str:
-    """Of a line in a sentence: base, or λ = 1e6."""
-    who = _who(line.first)
-    return f"λ = {who}" if line.first.strength is not None else who

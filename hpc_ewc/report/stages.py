@@ -35,7 +35,7 @@ class Trained:
     """Of done.json."""
     manifest: dict[str, Any]
     fisher: dict[str, Any]
-    """Manifest of the Fisher that held it, with the summary of its done.json."""
+    """Manifest of the Fisher that held it, over the summary of its done.json."""
     folder: StageDir
 
     @property
@@ -52,6 +52,8 @@ class Stages:
     """Last submitted, by source."""
     trained: dict[tuple[str, str], Trained] = field(default_factory=dict)
     """By (source, run)."""
+    expected: dict[tuple[str, str], set[tuple[float, str]]] = field(default_factory=dict)
+    """(fraction, cell) that each evaluated run was asked for, by (source, run)."""
     missing: list[Missing] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
@@ -87,7 +89,7 @@ def _read_trained(source: Source, stages: Stages) -> None:
             config=config,
             summary=_summary(folder),
             manifest=_read(folder.manifest_json),
-            fisher={**_read(fisher.manifest_json), "summary": _summary(fisher)},
+            fisher={**_summary(fisher), **_read(fisher.manifest_json)},
             folder=folder,
         )
 
@@ -108,8 +110,9 @@ def _find_missing(source: Source, collection: Collection, stages: Stages) -> Non
         if not stage:
             continue
         why = ""
-        for name in map(str, stage["expected"]):
-            fraction, cell = _expected(name)
+        expected = [_expected(str(name)) for name in stage["expected"]]
+        stages.expected[source.label, stage["run"]] = set(expected)
+        for fraction, cell in expected:
             if (source.label, stage["run"], fraction, cell) in collection.measured:
                 continue
             why = why or explain(source.folder, folder, stage)

@@ -167,20 +167,23 @@ def build_study(collection: Collection, stages: Stages) -> Study:
 
 
 def _asked(good: list[dict[str, Any]], stages: Stages, problems: list[Problem]) -> list[dict[str, Any]]:
-    """Without the records of runs that the experiment, as last submitted, does not ask for; these are listed."""
-    dropped: dict[tuple[str, str], int] = defaultdict(int)
+    """Without the records that the experiment, as last submitted, does not ask for; these are listed."""
+    dropped: dict[tuple[str, str], list[str]] = defaultdict(list)
+    asked: dict[tuple[str, str], bool] = {}
     kept = []
     for record in good:
         at = record["source"], record["run"]
-        experiment, trained = stages.experiments.get(at[0]), stages.trained.get(at)
-        if experiment is not None and trained is not None and not is_asked(trained, experiment):
-            dropped[at] += 1
-            continue
-        kept.append(record)
-    for (source, run), count in sorted(dropped.items()):
-        problems.append(
-            Problem(f"{source}/evaluate/{run}", f"{count} records of a run that experiment.toml no longer asks for")
-        )
+        if at not in asked:
+            experiment, trained = stages.experiments.get(at[0]), stages.trained.get(at)
+            asked[at] = experiment is None or trained is None or is_asked(trained, experiment)
+        expected = stages.expected.get(at)
+        if asked[at] and (expected is None or (float(record["fraction"]), record["cell"]) in expected):
+            kept.append(record)
+        else:
+            dropped[at].append(record["cell"])
+    for (source, run), cells in sorted(dropped.items()):
+        what = ", ".join(sorted(set(cells))) if asked[source, run] else f"{len(cells)} records of a run"
+        problems.append(Problem(f"{source}/evaluate/{run}", f"{what}: experiment.toml no longer asks for it"))
     return kept
 
 

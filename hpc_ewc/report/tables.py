@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from hpc_ewc.report import formats
-from hpc_ewc.report.differences import Difference, Estimate
+from hpc_ewc.report.analysis import Difference, Estimate
+from hpc_ewc.report.contamination import MARK, contaminated
 from hpc_ewc.report.formats import NOTHING, bits, number, p_text, percent, task_name
-from hpc_ewc.report.lines import Line, Lines, Spread
+from hpc_ewc.report.lines import Line, Lines, Spread, label_columns
 from hpc_ewc.report.means import Mean
 from hpc_ewc.report.study import PERPLEXITIES, Column, language_name
 
@@ -51,13 +52,12 @@ class Builder:
     """Builds every table of a report."""
 
     def __init__(self, lines: Lines) -> None:
-        from hpc_ewc.report.lines import label_columns
-
         self.lines = lines
         self.analysis = lines.analysis
         self.study = lines.study
         self.labels = label_columns(self.study, lines.lines)
         self.languages = self.study.languages()
+        self.contaminated = contaminated(self.study)
 
     def table(self, key: str, title: str) -> Table:
         return Table(key, title, [Head(name, is_label=True) for name, _ in self.labels], [])
@@ -153,21 +153,20 @@ def knowledge(build: Builder, language: str) -> Table | None:
         return None
     shown = [mean for mean in build.analysis.means if mean.language == language]
     table = build.table(f"accuracy.{language}", f"{language_name(language)}: accuracy in per cent")
-    table.heads += [Head(head(column)) for column in columns] + [Head(short(mean)) for mean in shown]
-    best = {column: best_lines(build.lines, column) for column in columns}
+    table.heads += [Head(head(build, column)) for column in columns] + [Head(short(mean)) for mean in shown]
+    every: list[Column | Mean] = [*columns, *shown]
+    best = {column: best_lines(build.lines, column) for column in every}
     for line in build.lines.lines:
         row = build.labelled(line)
         row += [value_cell(build.lines.value(line, c), text_of(c), bold=line in best[c]) for c in columns]
-        row += [value_cell(build.lines.mean_value(line, mean), percent) for mean in shown]
+        row += [value_cell(build.lines.mean_value(line, mean), percent, bold=line in best[mean]) for mean in shown]
         table.rows.append(row)
     if any(column.chance is not None for column in columns):
         chances = [Cell(NOTHING if c.chance is None else percent(c.chance), c.chance) for c in columns]
         table.foot.append(build.foot("chance", [*chances, *[Cell("")] * len(shown)]))
     table.notes += [*settings_notes(build, columns), *mean_notes(build, language, shown)]
     if any(best.values()):
-        table.notes.append(
-            "Bold: the best, with all that cannot be told from it (|difference| < 1.96 standard errors)."
-        )
+        table.notes.append("Bold: the best, with all that cannot be told from it (95 %, before correction).")
     return table
 
 
@@ -179,7 +178,7 @@ def differences(build: Builder, language: str) -> Table | None:
         return None
     shown = [mean for mean in build.analysis.means if mean.language == language]
     table = build.table(f"difference.{language}", f"{language_name(language)}: points against the base")
-    table.heads += [Head(head(column)) for column in columns] + [Head(short(mean)) for mean in shown]
+    table.heads += [Head(head(build, column)) for column in columns] + [Head(short(mean)) for mean in shown]
     for line in rows:
         row = build.labelled(line)
         row += [difference_cell(build.lines.difference(line, c), text_of(c)) for c in columns]
@@ -200,7 +199,7 @@ def differences(build: Builder, language: str) -> Table | None:
 def fluency(build: Builder, column: Column) -> Table:
     """Perplexities and bits per byte of one text, and what they became."""
     lines, language = build.lines, language_name(column.language)
-    title = f"{language}: {head(column)}, perplexity and bits per byte"
+    title = f"{language}: {plain_name(column)}, perplexity and bits per byte"
     table = build.table(f"fluency.{column.language}.{column.label.replace(' ', '.')}", title)
     unit = "bits/byte" if column.metric == "bits_per_byte" else "ppl"
     table.heads += [Head(part) for part in ("ppl", "mean ppl", "median ppl", "bits/byte", f"Δ {unit}")]
@@ -222,25 +221,47 @@ def fluency(build: Builder, column: Column) -> Table:
 # ---------------------------------------------------------------------------------------------- parts
 
 
-def head(column: Column) -> str:
+def head(build: Builder, column: Column) -> str:
     """The task, with what tells this column from others of it; † where the Fisher has seen its documents."""
+    return column_name(column) + (f" {MARK}" if column in build.contaminated else "")
+
+
+def column_name(column: Column) -> str:
+    """The task in its own spelling, with what tells this column from others of it; may hold soft hyphens."""
     return column.label.replace(column.task, formats.TASK_HEADS.get(column.task, column.task), 1)
+
+
+def plain_name(column: Column) -> str:
+    """`column_name` for a sentence."""
+    return column_name(column).replace(formats.SOFT_HYPHEN, "")
 
 
 def short(mean: Mean) -> str:
     return mean.label.replace(f"mean {language_name(mean.language)}", "mean")
 
 
-def best_lines(lines: Lines, column: Column) -> list[Line]:
-    """The best of a column, with all that cannot be told from it; nobody where that is everybody."""
-    known = [(line, e) for line in lines.lines if (e := lines.value(line, column)[0]) is not None]
+def best_lines(lines: Lines, column: Column | Mean) -> list[Line]:
+    """The best of a column, with all that cannot be told from it on the same documents; nobody where that is everybody.
+
+    Over seeds the documents are not paired: the errors of both are added.
+    """
+    if isinstance(column, Mean):
+        known = [(line, e) for line in lines.lines if (e := lines.mean_value(line, column)[0]) is not None]
+    else:
+        known = [(line, e) for line in lines.lines if (e := lines.value(line, column)[0]) is not None]
     if len(known) < 2 or any(e.stderr is None for _, e in known):
         return []
-    sign = 1 if column.higher_is_better else -1
-    top = max((e for _, e in known), key=lambda e: sign * e.value)
-    tied = [
-        line for line, e in known if abs(e.value - top.value) <= 1.96 * math.hypot(e.stderr or 0.0, top.stderr or 0.0)
-    ]
+    if not lines.repeated and column in lines.analysis.tied:
+        best = lines.analysis.tied[column]
+        tied = [line for line, _ in known if line.first in best]
+    else:
+        sign = 1 if isinstance(column, Mean) or column.higher_is_better else -1
+        top = max((e for _, e in known), key=lambda e: sign * e.value)
+        tied = [
+            line
+            for line, e in known
+            if abs(e.value - top.value) <= 1.96 * math.hypot(e.stderr or 0.0, top.stderr or 0.0)
+        ]
     return tied if len(tied) < len(known) else []
 
 
@@ -274,8 +295,9 @@ def settings_notes(build: Builder, columns: list[Column]) -> list[str]:
             facts.append(f"{build.analysis.clustered[column]:,} passages")
         if column.cloze:
             facts.append("cloze")
-        parts.append(f"{task_name(column.label)} ({', '.join(facts)})")
-    return ["; ".join(parts) + "."]
+        parts.append(f"{plain_name(column)} ({', '.join(facts)})")
+    seen = [f"{MARK} {plain_name(c)}: {why}." for c in columns if (why := build.contaminated.get(c))]
+    return ["; ".join(parts) + ".", *seen]
 
 
 def mean_notes(build: Builder, language: str, shown: list[Mean]) -> list[str]:
@@ -291,12 +313,3 @@ def mean_notes(build: Builder, language: str, shown: list[Mean]) -> list[str]:
 def _largest(each: list[Difference | None]) -> float | None:
     known = [d.detectable for d in each if d is not None and d.detectable is not None and not math.isnan(d.detectable)]
     return max(known) if known else None
-
-
-def all_tables(build: Builder) -> list[Table]:
-    """In reading order."""
-    tables: list[Table | None] = [summary(build)]
-    tables += [knowledge(build, language) for language in build.languages]
-    tables += [differences(build, language) for language in build.languages]
-    tables += [fluency(build, column) for column in build.study.columns if column.kind == "perplexity"]
-    return [table for table in tables if table is not None]

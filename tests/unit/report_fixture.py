@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hpc_ewc import records, suites
-from hpc_ewc.config import DataConfig, EvaluateConfig, Experiment, ModelConfig, TrainConfig, render_toml
+from hpc_ewc.config import DataConfig, EvaluateConfig, Experiment, ModelConfig, TrainConfig, render_toml, replace_at
 from hpc_ewc.rundir import RunDir, StageDir
 
 STRENGTHS = (0.0, 1e2, 1e6, 1e12)
@@ -102,13 +102,38 @@ class RunBuilder:
         facts = {"schema": 1, "key": digest(folder.path)[:12], "inputs": {}, "coordinates": {}, "expected": []}
         records.write_json(folder.stage_json, facts | fields)
 
-    def train(self, name: str, strength: float, seed: int) -> None:
-        folder = self.dir.train(name)
-        self.stage_json(folder, stage="train", run=name, coordinates=self.coordinates(strength, seed))
-        from hpc_ewc.config import replace_at
+    def fisher(self) -> StageDir:
+        """The Fisher's folder: its manifest alone."""
+        folder = self.dir.fisher("0123456789ab")
+        layers = {"model.embed_tokens.weight": 0.4, "0": 0.1, "1": 0.2, "2": 0.3}
+        kinds = {"model.embed_tokens.weight": 0.4, "self_attn.q_proj.weight": 0.2, "mlp.up_proj.weight": 0.4}
+        summary = {"trace": 6.1, "parameters": 424000, "zeros": 12000, "mean": 6.1 / 424000}
+        summary |= {"share_by_layer": layers, "share_by_kind": kinds, "quantiles": {"0.5": 1e-7}}
+        records.write_json(folder.manifest_json, {"schema": 1, "split": "validation", "summary": summary})
+        return folder
 
+    def train(self, name: str, strength: float, seed: int) -> None:
+        """A finished training: configuration, manifest, metrics, done.json."""
+        folder = self.dir.train(name)
+        inputs = {} if strength == 0 else {"fisher": str(self.fisher().path)}
+        self.stage_json(folder, stage="train", run=name, coordinates=self.coordinates(strength, seed), inputs=inputs)
         point = replace_at(self.experiment(), self.coordinates(strength, seed))
         records.write_text(folder.config_toml, render_toml(point))
+        manifest = {"schema": 1, "stage": "train", "run": name, "gpus": 8, "world_size": 8, "device": "NVIDIA H200"}
+        records.write_json(folder.manifest_json, manifest | {"nodes": ["node1"], "commit": "abc"})
+        distance = 28.0 / (1 + math.log10(strength + 1))
+        lines = []
+        for step in range(1, 41):
+            share = 1 - math.exp(-step / 12)
+            penalty = strength * 1e-3 / (1 + strength)
+            line = {"step": step, "tokens": 4096 * step, "loss": 9 - 6 * share, "penalty": penalty, "restart": 0}
+            lines.append(json.dumps(line | {"distance": distance * share, "tokens_per_s": 50000.0}))
+        records.write_text(folder.metrics, "\n".join(lines) + "\n")
+        summary = {"steps": 40, "tokens": 4096 * 40, "loss": 3.2, "seconds": 30.0, "penalty": 0.1, "distance": distance}
+        if strength:
+            summary |= {"free_parameters": 12000, "free_distance": 1.7, "fisher_trace": 6.1}
+        done = {"schema": 1, "key": "k", "finished_at": 1.0, "outputs": {}, "summary": summary}
+        records.write_json(folder.done, done)
 
     def evaluate(self, name: str, strength: float | None, seed: int) -> None:
         folder = self.dir.evaluate(name)

@@ -111,6 +111,7 @@ def test_a_cell_that_could_not_start_is_explained_from_upstream(run: RunBuilder)
     name = run.run_name(1e6, 0)
     run.dir.evaluate(name).cell(40, "mmlu.en").unlink()
     train = run.dir.train(name)
+    train.done.unlink()
     assert why(run) == {"strength=1e+06 mmlu.en": "training is not finished"}
     records.write_json(train.progress(), {"schema": 1, "done": 12, "total": 40, "unit": "step"})
     assert why(run)["strength=1e+06 mmlu.en"] == "training is not finished: step 12 of 40"

@@ -1,0 +1,191 @@
+"""Which λ to take: the largest gain in the new language whose loss in the old one is within what is allowed.
+
+Chosen on one hash-half of the documents and reported on the other, so that the winner's luck is not reported as its
+merit. How sure the choice is, is how often each λ would have been chosen under resampled documents.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hpc_ewc.report import statistics
+from hpc_ewc.report.formats import percent
+from hpc_ewc.report.lines import Line
+from hpc_ewc.report.means import Mean
+from hpc_ewc.report.statistics import Array
+from hpc_ewc.report.study import SOURCE_LANGUAGE, language_name
+from hpc_ewc.report.tables import Builder, Cell, Head, Table
+
+MAX_LOSS = 0.01
+"""Of accuracy, mean over tasks of the old language."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """Of a mean against the base, on one half."""
+
+    value: float
+    stderr: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One setting: what it lost and gained, on either half."""
+
+    line: Line
+    old: Change
+    new: Change
+    """On the half for choosing."""
+    old_reported: Change
+    new_reported: Change
+    chosen: float
+    """Share of the resamples of the first half in which this one is chosen."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The recommendation; `best` is None where no setting keeps the old language."""
+
+    best: Candidate | None
+    candidates: list[Candidate]
+    max_loss: float
+    documents: tuple[int, int]
+    """On which was chosen, and on which is reported."""
+    none: float
+    """Share of the resamples in which no setting keeps the old language."""
+
+
+def choose(build: Builder, max_loss: float = MAX_LOSS) -> Choice | None:
+    """The recommendation; None where means cannot be split by document, or there is nothing to choose from."""
+    old, new = build.analysis.mean(SOURCE_LANGUAGE), build.analysis.mean(build.study.target)
+    if old is None or new is None:
+        return None
+    lines = [line for line in build.lines.lines if line.first.strength is not None]
+    changes = {}
+    for line in lines:
+        each = [_change(build, line, mean, half) for half in (True, False) for mean in (old, new)]
+        if all(each):
+            changes[line] = [change for change in each if change is not None]
+    lines = list(changes)
+    if len(lines) < 2:
+        return None
+    # from the largest λ: of two with the same gain the one that is held more
+    lines.sort(key=lambda line: -(line.first.strength or 0.0))
+    points = np.array([[changes[line][0][0], changes[line][1][0]] for line in lines])
+    best = _pick(points[None, :, 0], points[None, :, 1], max_loss)[0]
+    drawn_old, drawn_new = (np.stack([changes[line][part][1] for line in lines], axis=1) for part in (0, 1))
+    picks = _pick(drawn_old, drawn_new, max_loss)
+    candidates = []
+    for place, line in enumerate(lines):
+        old_first, new_first, old_other, new_other = map(_summary, changes[line])
+        chosen = float((picks == place).mean())
+        candidates.append(Candidate(line, old_first, new_first, old_other, new_other, chosen))
+    documents = _documents(build, lines[0], old, new)
+    return Choice(
+        best=None if best < 0 else candidates[best],
+        candidates=sorted(candidates, key=lambda c: c.line.first),
+        max_loss=max_loss,
+        documents=documents,
+        none=float((picks < 0).mean()),
+    )
+
+
+def _change(build: Builder, line: Line, mean: Mean, half: bool) -> tuple[float, Array] | None:
+    """Against the base, over the seeds of a line: the value, and the same under resampling."""
+    halves = build.analysis.halves
+    pairs = [(halves.get((half, run, mean)), build.study.bases.get(run)) for run in line.runs]
+    values, drawn = [], []
+    for mine, base in pairs:
+        theirs = None if base is None else halves.get((half, base, mean))
+        if mine is None or theirs is None or {mine.tasks, theirs.tasks} != {len(mean.columns)}:
+            return None
+        values.append(mine.value - theirs.value)
+        drawn.append(mine.replicates - theirs.replicates)
+    return float(np.mean(values)), np.mean(drawn, axis=0)
+
+
+def _pick(old: Array, new: Array, max_loss: float) -> Array:
+    """[resamples] place of the largest gain among those within the loss, −1 for none. old, new: [resamples, lines]."""
+    gain = np.where(old >= -max_loss, new, -np.inf)
+    best = np.argmax(gain, axis=1)
+    return np.where(np.isfinite(gain.max(axis=1)), best, -1)
+
+
+def _summary(change: tuple[float, Array]) -> Change:
+    value, drawn = change
+    low, high = statistics.interval(drawn[:, None])
+    return Change(value, float(drawn.std(ddof=1)), float(low[0]), float(high[0]))
+
+
+def _documents(build: Builder, line: Line, old: Mean, new: Mean) -> tuple[int, int]:
+    halves = build.analysis.halves
+    counts = [sum(halves[half, line.first, mean].documents for mean in (old, new)) for half in (True, False)]
+    return counts[0], counts[1]
+
+
+# ---------------------------------------------------------------------------------------------- in words
+
+
+def choice_table(build: Builder, choice: Choice | None) -> Table | None:
+    """The recommendation, and what it was chosen from."""
+    if choice is None:
+        return None
+    old, new = language_name(SOURCE_LANGUAGE), language_name(build.study.target)
+    table = build.table("choice", "Choosing λ")
+    table.heads += [Head(f"{name} {half} half") for half in ("first", "other") for name in (f"Δ {old}", f"Δ {new}")]
+    table.heads += [Head("allowed"), Head("chosen in")]
+    for candidate in choice.candidates:
+        row = build.labelled(candidate.line)
+        row += [_cell(change) for change in (candidate.old, candidate.new)]
+        row += [_cell(change) for change in (candidate.old_reported, candidate.new_reported)]
+        allowed = candidate.old.value >= -choice.max_loss
+        row.append(Cell("yes" if allowed else "no", float(allowed)))
+        is_best = candidate is choice.best
+        row.append(Cell(f"{100 * candidate.chosen:.0f} %", candidate.chosen, bold=is_best))
+        table.rows.append(row)
+    table.notes.append(sentence(build, choice))
+    table.notes.append(
+        f"Rule: of the runs that lose at most {100 * choice.max_loss:g} points of {old}, the one that gains most "
+        f"{new} (means over tasks, points against the base). Chosen on the first half of the documents "
+        f"(n={choice.documents[0]:,}, by hash), reported on the other (n={choice.documents[1]:,}). Chosen in: share of "
+        "bootstrap resamples of the first half in which the rule picks this row. ± standard error, by bootstrap."
+    )
+    return table
+
+
+def sentence(build: Builder, choice: Choice) -> str:
+    """The recommendation with its uncertainty."""
+    old, new = language_name(SOURCE_LANGUAGE), language_name(build.study.target)
+    if choice.best is None:
+        return (
+            f"No recommendation: on the first half no run loses at most {100 * choice.max_loss:g} points of {old}; "
+            "try a larger λ, or allow more (--max-loss)."
+        )
+    best = choice.best
+    lost, gained = best.old_reported, best.new_reported
+    words = f"Recommended: {build.lines.name(best.line)}. On the other half it changes {old} by {_with_interval(lost)} "
+    words += f"and {new} by {_with_interval(gained)} points"
+    others = [c for c in choice.candidates if c is not best and c.chosen > 0]
+    second = max(others, key=lambda candidate: candidate.chosen, default=None)
+    words += f"; under resampled documents the rule picks it in {100 * best.chosen:.0f} % of cases"
+    if second is not None:
+        words += f", {build.lines.name(second.line)} in {100 * second.chosen:.0f} %"
+    if choice.none > 0:
+        words += f", no run in {100 * choice.none:.0f} %"
+    if lost.low < -choice.max_loss:
+        words += f". Its loss may be larger than allowed: the interval reaches {percent(lost.low, sign=True)}"
+    return words + ("." if build.lines.repeated else ". This is about these checkpoints, one seed each.")
+
+
+def _cell(change: Change) -> Cell:
+    detail = f"95 % {percent(change.low, sign=True)} to {percent(change.high, sign=True)}"
+    return Cell(percent(change.value, change.stderr, sign=True), change.value, detail)
+
+
+def _with_interval(change: Change) -> str:
+    low, high = percent(change.low, sign=True), percent(change.high, sign=True)
+    return f"{percent(change.value, change.stderr, sign=True)} (95 %: {low} to {high})"
