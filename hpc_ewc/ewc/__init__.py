@@ -7,7 +7,20 @@ penalty = EwcPenalty(model, state.anchor, state.fisher, strength=1e6)
 penalty.add_gradient_()                                   # after the last backward, once a step
 """
 
+from hpc_ewc.ewc.fisher import FisherAccumulator, FisherEstimate, FisherSums, NonFiniteExampleError, estimate_fisher
 from hpc_ewc.ewc.penalty import EwcPenalty, FreeParameters, Measures
 from hpc_ewc.ewc.state import EwcState, load_ewc_state, save_ewc_state
 
-__all__ = ["EwcPenalty", "EwcState", "FreeParameters", "Measures", "load_ewc_state", "save_ewc_state"]
+__all__ = [
+    "EwcPenalty",
+    "EwcState",
+    "FisherAccumulator",
+    "FisherEstimate",
+    "FisherSums",
+    "FreeParameters",
+    "Measures",
+    "NonFiniteExampleError",
+    "estimate_fisher",
+    "load_ewc_state",
+    "save_ewc_state",
+]

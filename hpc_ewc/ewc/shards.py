@@ -110,10 +110,19 @@ def _layout(tensor: Tensor) -> str:
     return f"a full tensor, {where}"
 
 
-def any_rank(flags: list[int], device: torch.device) -> list[int]:
-    """The largest of each flag over all ranks (one all-reduce), or the flags themselves in one process."""
+def max_over_ranks(numbers: list[int], device: torch.device) -> list[int]:
+    """The largest of each number over all ranks. Every rank calls it; one all-reduce."""
+    return _over_ranks(numbers, device, dist.ReduceOp.MAX)
+
+
+def sum_over_ranks(numbers: list[int], device: torch.device) -> list[int]:
+    """The sum of each number over all ranks. Every rank calls it; one all-reduce."""
+    return _over_ranks(numbers, device, dist.ReduceOp.SUM)
+
+
+def _over_ranks(numbers: list[int], device: torch.device, op: dist.ReduceOp.RedOpType) -> list[int]:
     if not dist.is_initialized() or dist.get_world_size() == 1:
-        return flags
-    tensor = torch.tensor(flags, dtype=torch.int64, device=device)
-    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
-    return [int(flag) for flag in tensor.tolist()]
+        return numbers
+    tensor = torch.tensor(numbers, dtype=torch.int64, device=device)
+    dist.all_reduce(tensor, op=op)
+    return [int(number) for number in tensor.tolist()]

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from hpc_ewc.errors import ArtefactError, HpcEwcError, InputError, did_you_mean
 from hpc_ewc.ewc.kernels import tiles
-from hpc_ewc.ewc.shards import any_rank, check_layout, local_flat, reduce_elements, trainable_parameters
+from hpc_ewc.ewc.shards import check_layout, local_flat, max_over_ranks, reduce_elements, trainable_parameters
 from hpc_ewc.ewc.summary import summarize
 from hpc_ewc.ewc.tensor_files import TensorFiles, gather_objects, hash_files, rank_and_world_size, write_tensors
 
@@ -229,7 +229,7 @@ def _lossless_dtypes(anchor: Mapping[str, Tensor]) -> dict[str, torch.dtype]:
     """The smallest dtype each tensor survives bit for bit. Every rank calls it; one all-reduce."""
     candidates = (torch.bfloat16, torch.float16, torch.float32)
     lossy = [int(not _survives(tensor, dtype)) for tensor in anchor.values() for dtype in candidates]
-    lossy = any_rank(lossy, local_flat(next(iter(anchor.values()))).device)
+    lossy = max_over_ranks(lossy, local_flat(next(iter(anchor.values()))).device)
     chosen = {}
     for index, (name, tensor) in enumerate(anchor.items()):
         flags = lossy[index * len(candidates) : (index + 1) * len(candidates)]
