@@ -110,6 +110,8 @@ class RunBuilder:
         summary = {"trace": 6.1, "parameters": 424000, "zeros": 12000, "mean": 6.1 / 424000}
         summary |= {"share_by_layer": layers, "share_by_kind": kinds, "quantiles": {"0.5": 1e-7}}
         records.write_json(folder.manifest_json, {"schema": 1, "split": "validation", "summary": summary})
+        done = {"schema": 1, "key": "k", "finished_at": 1.0, "outputs": {}, "summary": {}}
+        records.write_json(folder.done, done)
         return folder
 
     def train(self, name: str, strength: float, seed: int) -> None:

@@ -1,0 +1,127 @@
+"""Data sets laid out as on the hub: which files a configuration and split are made of. No network is used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+
+from hpc_ewc.config import FisherConfig
+from hpc_ewc.data import hub, load_tokenizer, question_batches
+from hpc_ewc.errors import InputError
+from tests.unit.data_corpus import make_texts, write_compressed, write_model, write_parquet
+
+CARD = """---
+configs:
+- config_name: lt
+  data_files:
+  - split: train
+    path: lt/*.parquet
+- config_name: questions
+  data_files:
+  - split: validation
+    path: questions/validation.parquet
+  - split: test
+    path: questions/test.parquet
+- config_name: table
+  data_files: table.csv
+---
+"""
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder as the hub's cache holds a data set, with a card that names its configurations."""
+    monkeypatch.setattr("datasets.config.HF_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "corpus"
+    for name in ("lt", "questions"):
+        (folder / name).mkdir(parents=True)
+    (folder / "README.md").write_text(CARD)
+    texts = make_texts(20)
+    for i in range(2):
+        write_parquet(folder / "lt" / f"lt_part_0000{i}.parquet", {"text": texts[10 * i : 10 * i + 10]})
+    for split in ("validation", "test"):
+        rows = {"question": [f"{split}?"], "choices": [["a", "b", "c", "d"]], "answer": [1], "subject": ["x"]}
+        write_parquet(folder / "questions" / f"{split}.parquet", rows)
+    write_compressed(folder / "table.csv", b"text\na\n")
+    return folder
+
+
+def test_the_card_says_which_files_a_split_has(repository: Path) -> None:
+    found = hub.resolve(str(repository), "lt", "train")
+    assert [Path(name).name for name in found.files] == ["lt_part_00000.parquet", "lt_part_00001.parquet"]
+    assert all(Path(name).is_file() for name in found.files)
+    assert hub.fetch(found) == found  # nothing to download
+
+
+def test_questions_come_from_the_hub_where_submit_gave_no_files(repository: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(write_model(tmp_path / "model"))
+    config = FisherConfig(source=str(repository), subset="questions", split="validation", prompt="text")
+    (batch,) = question_batches(config, None, tokenizer, rank=0, world_size=1)
+    decoded = tokenizer.backend.decode(batch["input_ids"][0].tolist())
+    assert decoded == "Question: validation?\nAnswer: b"
+
+
+def test_what_is_not_there_is_named(repository: Path) -> None:
+    with pytest.raises(InputError, match=r"\(questions\): no split 'tests'; did you mean 'test'\?"):
+        hub.resolve(str(repository), "questions", "tests")
+    with pytest.raises(InputError, match=r"data set .*\(et\): .*BuilderConfig 'et' not found"):
+        hub.resolve(str(repository), "et", "train")
+    with pytest.raises(InputError, match=r"table\.csv: cannot be read; allowed are \.jsonl \.parquet \.txt"):
+        hub.resolve(str(repository), "table", "train")
+
+
+class GatedRepoError(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (GatedRepoError("403"), r"\(lt\): gated: accept its terms on the hub, then set HF_TOKEN"),
+        (ConnectionError("no route"), r"not in the cache and the hub is out of reach; run `hpc-ewc prefetch`"),
+        (ValueError("odd  card"), r"data set 'uonlp/CulturaX' \(lt\): ValueError: odd card"),
+    ],
+)
+def test_a_refusal_of_the_hub_says_what_to_do(monkeypatch: pytest.MonkeyPatch, error: Exception, message: str) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("datasets.load_dataset_builder", refuse)
+    with pytest.raises(InputError, match=message):
+        hub.resolve("uonlp/CulturaX", "lt", "train")
+
+
+def test_the_token_of_the_environment_and_the_commit_are_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    urls = [f"hf://datasets/uonlp/CulturaX@abc123/lt/lt_part_0000{i}.parquet" for i in range(2)]
+
+    class Builder:
+        class config:  # noqa: N801 - as `datasets` spells it
+            data_files = {"train": urls}  # noqa: RUF012
+
+    asked = []
+
+    def load(source: str, subset: str, *, revision: str | None, token: str | None) -> type[Builder]:
+        asked.append((source, subset, revision, token))
+        return Builder
+
+    monkeypatch.setattr("datasets.load_dataset_builder", load)
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    found = hub.resolve("uonlp/CulturaX", "lt", "train", "v1")
+    assert asked == [("uonlp/CulturaX", "lt", "v1", "secret")]
+    assert (list(found.files), found.commit) == (urls, "abc123")
+
+    def download(repository: str, path: str, *, repo_type: str, revision: str) -> str:
+        assert (repository, repo_type, revision) == ("uonlp/CulturaX", "dataset", "abc123")
+        return str(tmp_path / path)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    assert hub.fetch(found).files == tuple(str(tmp_path / "lt" / f"lt_part_0000{i}.parquet") for i in range(2))
+
+    def refuse(*_: object, **__: object) -> str:
+        raise GatedRepoError("403")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
+    with pytest.raises(InputError, match=r"lt_part_00000\.parquet: gated: accept its terms"):
+        hub.fetch(found)
