@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.device_mesh import DeviceMesh
@@ -137,7 +138,10 @@ def read_weights(model: nn.Module, folder: Path) -> None:
                 f"{folder}: {name} is {list(size or ())} in the files and {list(parameter.shape)} by config.json"
             )
     if any(isinstance(parameter, DTensor) for parameter in wanted.values()):
-        load({name: p.detach() for name, p in wanted.items()}, storage_reader=reader)
+        try:
+            load({name: p.detach() for name, p in wanted.items()}, storage_reader=reader)
+        except CheckpointException as error:  # no Exception: nothing above would record it
+            raise InputError(f"{folder}: weights cannot be read: {error}") from error
     else:
         _read_whole(wanted, folder)
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
@@ -25,6 +26,9 @@ from hpc_ewc import records
 from hpc_ewc.errors import ArtefactError, StageError
 from hpc_ewc.model.agree import raise_together
 from hpc_ewc.rundir import StageDir
+
+SHORT_WRITE = ("unexpected pos", "failed writing file")
+"""What torch.save says of a file system that took fewer bytes than it was given; the OSError itself is lost there."""
 
 
 class Checkpoints:
@@ -95,7 +99,7 @@ class Checkpoints:
         outputs: dict[str, list[Any]] = {}
         try:
             outputs = future.result()
-        except Exception as caught:
+        except (Exception, CheckpointException) as caught:  # DCP's own is no Exception
             error = _cannot_write(step, self.dir.checkpoints, caught)
         try:
             raise_together(error)
@@ -144,7 +148,7 @@ class Checkpoints:
         A damaged one is named on stderr and the one before it is taken.
 
         Raises:
-            ArtefactError: a checkpoint that another user could have written, or of another training.
+            StageError: a checkpoint that another user could have written, or of another model; on every rank.
         """
         if self.rank == 0:
             self._clean()
@@ -152,10 +156,13 @@ class Checkpoints:
         dist.broadcast_object_list(steps, src=0)
         for step in reversed(steps[0]):
             place = self.dir.checkpoint(step)
-            self._check_owner(place)
+            raise_together(_fault_of_owner(place))
             position, fault = self._verify(place)
             if fault is None:
-                load(state, checkpoint_id=str(place), process_group=self._group)
+                try:
+                    load(state, checkpoint_id=str(place), process_group=self._group)
+                except CheckpointException as error:  # the same on every rank
+                    raise StageError(f"{place}: is of another model or version: {_cause(error)}") from error
                 return position
             if self.rank == 0:
                 sys.stderr.write(
@@ -163,14 +170,6 @@ class Checkpoints:
                 )
                 sys.stderr.flush()
         return None
-
-    def _check_owner(self, place: Path) -> None:
-        status = place.stat()
-        if status.st_uid != os.getuid() or status.st_mode & 0o022:
-            raise ArtefactError(
-                f"{place}: belongs to user {status.st_uid} with mode {status.st_mode & 0o777:o}; a checkpoint is read "
-                "only from a folder of your own that nobody else can write: copy it, or chmod go-w"
-            )
 
     def _verify(self, place: Path) -> tuple[dict[str, Any], str | None]:
         """The checkpoint's position, and what is wrong with it: each rank hashes its share of the files."""
@@ -206,6 +205,17 @@ class Checkpoints:
         shutil.rmtree(self.dir.checkpoints, ignore_errors=True)
 
 
+def _fault_of_owner(place: Path) -> StageError | None:
+    """Why a checkpoint must not be read: unpickling it would run what another user put there."""
+    status = place.stat()
+    if status.st_uid == os.getuid() and not status.st_mode & 0o022:
+        return None
+    return StageError(
+        f"{place}: belongs to user {status.st_uid} with mode {status.st_mode & 0o777:o}; a checkpoint is read only "
+        "from a folder of your own that nobody else can write: copy it, or chmod go-w"
+    )
+
+
 def _remove(place: Path) -> None:
     """Take a checkpoint away so that no moment shows a half of it."""
     hidden = place.with_name(f".{place.name}.removed.{os.getpid()}")
@@ -215,9 +225,9 @@ def _remove(place: Path) -> None:
 
 def _cannot_write(step: int, folder: Path, error: BaseException) -> StageError:
     """One clear line out of what DCP wraps around the error of the file system."""
-    causes = [failure[0] for failure in getattr(error, "failures", {}).values()] or [error]
-    cause = next((c for c in causes if isinstance(c, OSError)), causes[0])
-    reason = " ".join(str(cause).split())[:300] or type(cause).__name__
+    reason = _cause(error)
+    if any(words in reason for words in SHORT_WRITE):
+        reason = f"a write was cut short, as by a full disk or a quota [{reason[:80]}]"
     try:
         free = f"{shutil.disk_usage(folder).free / 1e9:.1f} GB free there"
     except OSError:
@@ -226,3 +236,10 @@ def _cannot_write(step: int, folder: Path, error: BaseException) -> StageError:
         f"checkpoint of step {step} could not be written to {folder}: {reason} ({free}); "
         "the last good checkpoint is as it was: make room, and submit again to go on from it"
     )
+
+
+def _cause(error: BaseException) -> str:
+    """What one rank met, on one line, out of the exception that DCP makes of all of theirs."""
+    causes = [failure[0] for failure in getattr(error, "failures", {}).values()] or [error]
+    cause = next((c for c in causes if isinstance(c, OSError)), causes[0])
+    return " ".join(str(cause).split())[:300] or type(cause).__name__
