@@ -25,7 +25,6 @@ from typing import Any, TypeVar
 
 from hpc_ewc import records
 from hpc_ewc.config import DataConfig
-from hpc_ewc.data.cores import available_cores
 from hpc_ewc.data.files import (
     BadText,
     Span,
@@ -39,6 +38,7 @@ from hpc_ewc.data.files import (
     read_span,
     size_of,
 )
+from hpc_ewc.data.processes import available_cores, begin_child
 from hpc_ewc.errors import ArtefactError, InputError
 
 PART_BYTES = 64 << 20
@@ -252,7 +252,7 @@ def _map_parts(work: Callable[[Sequence[Span]], T], parts: Sequence[Sequence[Spa
     if cores < 2 or sum(span.bytes for part in parts for span in part) < PARALLEL_FROM_BYTES:
         yield from map(work, parts)
         return
-    with ProcessPoolExecutor(cores, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(cores, get_context("spawn"), begin_child) as pool:
         try:
             yield from pool.map(work, parts)
         finally:

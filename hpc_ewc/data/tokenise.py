@@ -10,7 +10,6 @@ import importlib.metadata
 import multiprocessing
 import os
 import platform
-import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -21,9 +20,9 @@ from typing import Any
 
 from hpc_ewc import records
 from hpc_ewc.config import DataConfig, Experiment
-from hpc_ewc.data.cores import available_cores
 from hpc_ewc.data.parts import is_whole, read_part, write_part
 from hpc_ewc.data.plan import Plan, Stopped, build_plan, load_plan, save_plan
+from hpc_ewc.data.processes import available_cores, begin_child
 from hpc_ewc.data.tokenizer import TextTokenizer, load_tokenizer
 from hpc_ewc.errors import ArtefactError, InputError, StageError
 from hpc_ewc.rundir import StageDir
@@ -170,28 +169,23 @@ _CHILD: dict[str, Any] = {}
 
 
 def _begin(threads: int, stop: Any, done: Any, folder: str, data: DataConfig, model: str, revision: str | None) -> None:
-    """In a new process: the parent alone hears signals; the tokenizer gets its share of the cores."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
+    """In a new process: the tokenizer gets its share of the cores."""
+    begin_child()
     os.environ["RAYON_NUM_THREADS"] = str(threads)
     stage = StageDir(Path(folder))
     tokenizer, plan = load_tokenizer(model, revision), load_plan(stage.plan)
     _CHILD.update(stop=stop, done=done, parts=stage.parts, plan=plan, data=data, tokenizer=tokenizer)
-    _CHILD.update(parent=os.getppid())
 
 
 def _write(part: int) -> None:
-    parent, done = _CHILD["parent"], _CHILD["done"]
-
-    def stopped() -> bool:
-        return bool(_CHILD["stop"].is_set()) or os.getppid() != parent
+    done = _CHILD["done"]
 
     def advance(count: int) -> None:
         with done.get_lock():
             done.value += count
 
     arguments = (_CHILD["parts"], _CHILD["plan"], part, _CHILD["data"], _CHILD["tokenizer"])
-    write_part(*arguments, stop=stopped, advance=advance)
+    write_part(*arguments, stop=_CHILD["stop"].is_set, advance=advance)
 
 
 # ---------------------------------------------------------------------------------------------- the whole

@@ -17,12 +17,8 @@ from hpc_ewc.data.prompts import MAX_TEXT_TOKENS, Question, build_example, paper
 from hpc_ewc.errors import InputError
 from tests.unit.data_corpus import write_compressed, write_jsonl, write_model, write_parquet
 
-MMLU = {
-    "question": "Is a stone wet?",
-    "subject": "abstract_algebra",
-    "choices": ["the", "old", "cold", "wet"],
-    "answer": 3,
-}
+CHOICES = ["the", "old", "cold", "wet"]
+MMLU = {"question": "Is a stone wet?", "subject": "abstract_algebra", "choices": CHOICES, "answer": 3}
 BOS, PAD = 2, 0
 
 
