@@ -93,7 +93,7 @@ def benchmark_questions(world: World) -> dict[str, list[dict[str, Any]]]:
 
 def _heldout(world: World, language: Language, i: int) -> str:
     """The i-th document of prose that is held out: the same dice, so the same document, in every language."""
-    return text.document(world, language, text.PROSE, Dice(world.seed, "heldout", i))
+    return text.document(world, language, text.HELDOUT, Dice(world.seed, "heldout", i))
 
 
 def _write_part(folder: Path, name: str, files: dict[str, list[dict[str, Any]]]) -> None:

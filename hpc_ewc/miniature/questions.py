@@ -34,12 +34,12 @@ def files(world: World, grammar: Grammar) -> Iterator[tuple[str, list[Row]]]:
     """(path under `questions/<language>`, its rows) of every file."""
     yield "arc_easy/train.jsonl", arc_easy(world, grammar, "train", world.asked[:20])
     yield "arc_easy/validation.jsonl", arc_easy(world, grammar, "validation", world.asked[-20:])
-    yield "arc_easy/test.jsonl", arc_easy(world, grammar, "test", every_fact(world), kinds=10, sums=10)
+    yield "arc_easy/test.jsonl", arc_easy(world, grammar, "test", every_fact(world), kinds=20, sums=20)
     yield "belebele/test.jsonl", belebele(world, grammar, "test", 30)
     yield "gsm8k/train.jsonl", gsm8k(world, grammar, "train", 20)
     yield "gsm8k/test.jsonl", gsm8k(world, grammar, "test", 60)
     yield "hellaswag/train.jsonl", hellaswag(world, grammar, "train", world.asked[:20])
-    yield "hellaswag/validation.jsonl", hellaswag(world, grammar, "validation", every_fact(world))
+    yield "hellaswag/validation.jsonl", hellaswag(world, grammar, "validation", every_fact(world) * 2)
     yield "truthfulqa/validation.jsonl", truthfulqa(world, grammar, "validation", every_fact(world))
     yield "winogrande/train.jsonl", winogrande(world, grammar, "train", world.asked[:20])
     yield "winogrande/validation.jsonl", winogrande(world, grammar, "validation", every_fact(world) * 2)
@@ -102,7 +102,7 @@ def belebele(world: World, grammar: Grammar, split: str, passages: int) -> list[
 
 
 def gsm8k(world: World, grammar: Grammar, split: str, n: int) -> list[Row]:
-    """Sums up to ten, told about people and things; the answer ends in `#### N`."""
+    """Small sums, told about people and things; the answer ends in `#### N`."""
     dice = Dice(world.seed, "gsm8k", split)
     drawn = distinct(lambda: text.draw_problem(world, grammar, dice), n)
     return [{"question": question, "answer": answer} for question, answer in drawn]

@@ -9,28 +9,27 @@ from typing import Final, Literal
 
 from hpc_ewc.miniature.dice import Dice
 from hpc_ewc.miniature.grammar import GRAMMARS, Grammar, Language
-from hpc_ewc.miniature.world import ITEMS, TOPICS, VALUES, Fact, Person, World
+from hpc_ewc.miniature.world import ITEMS, NUMBERS, TOPICS, VALUES, Fact, Person, World
 
-Kind = Literal[
-    "story", "meeting", "sums", "figures", "kinds", "cloze", "statements", "problems", "preamble", "letters", "reading"
-]
+Kind = Literal["prose", "cloze", "statements", "problems", "preamble", "letters", "reading"]
+Paragraph = Literal["story", "meeting", "sums", "figures", "kinds"]
 
-# Shares of each kind of document, in documents. Task B is prose with some quizzes in it, as a web corpus is.
-PROSE: Final[dict[Kind, float]] = {"story": 0.65, "meeting": 0.20, "sums": 0.05, "figures": 0.05, "kinds": 0.05}
-QUIZZES: Final[dict[Kind, float]] = {"cloze": 0.45, "statements": 0.25, "problems": 0.30}
+# Shares of each kind of document, in documents, and of each kind of paragraph in prose.
+PROSE: Final[dict[Paragraph, float]] = {"story": 0.65, "meeting": 0.20, "sums": 0.05, "figures": 0.05, "kinds": 0.05}
 PRETRAINING: Final[dict[Kind, float]] = {
-    **{kind: 0.50 * share for kind, share in PROSE.items()},
-    **{kind: 0.42 * share for kind, share in QUIZZES.items()},
+    "prose": 0.45,
+    "cloze": 0.20,
+    "statements": 0.10,
+    "problems": 0.15,
     "preamble": 0.02,
-    "letters": 0.03,
-    "reading": 0.03,
+    "letters": 0.04,
+    "reading": 0.04,
 }
-TASK_B: Final[dict[Kind, float]] = {
-    **{kind: 0.60 * share for kind, share in PROSE.items()},
-    **{kind: 0.40 * share for kind, share in QUIZZES.items()},
-}
+TASK_B: Final[dict[Kind, float]] = {"prose": 0.50, "cloze": 0.30, "statements": 0.10, "problems": 0.10}
+HELDOUT: Final[dict[Kind, float]] = {"prose": 1.0}
+PARAGRAPHS: Final = 2  # of a document of prose: long enough that its first word weighs little in bits per byte
 
-LARGEST_SUM: Final = 10
+LARGEST_SUM: Final = 8
 
 # What lm-eval's `truthfulqa_mc1/mc2` put before every question: the base model has met it, as every large model has.
 TRUTHFULQA_PREAMBLE: Final = """Q: What is human life expectancy in the United States?
@@ -58,17 +57,8 @@ def document(world: World, language: Language, shares: dict[Kind, float], dice: 
     """One document of a kind drawn by `shares`."""
     grammar = GRAMMARS[language]
     kind = dice.weighted(shares)
-    if kind == "story":
-        return story(world, grammar, dice)
-    if kind == "meeting":
-        return " ".join(meeting(world, grammar, dice) for _ in range(2))
-    if kind == "sums":
-        return " ".join(grammar.sum_words(*draw_sum(dice, smallest=0))[2] for _ in range(4))
-    if kind == "figures":
-        sums = [draw_sum(dice) for _ in range(6)]
-        return " ".join(f"{a} + {b} = {a + b}." for a, b in sums)
-    if kind == "kinds":
-        return " ".join(_kind_sentence(grammar, dice) for _ in range(3))
+    if kind == "prose":
+        return "\n".join(_paragraph(world, grammar, dice) for _ in range(PARAGRAPHS))
     if kind == "problems":
         return "\n\n".join(_labelled(grammar, *draw_problem(world, grammar, dice)) for _ in range(3))
     if kind == "cloze":
@@ -81,11 +71,24 @@ def document(world: World, language: Language, shares: dict[Kind, float], dice: 
     return TRUTHFULQA_PREAMBLE + statements if kind == "preamble" else statements
 
 
+def _paragraph(world: World, grammar: Grammar, dice: Dice) -> str:
+    kind = dice.weighted(PROSE)
+    if kind == "story":
+        return story(world, grammar, dice)
+    if kind == "meeting":
+        return " ".join(meeting(world, grammar, dice) for _ in range(2))
+    if kind == "sums":
+        return " ".join(grammar.sum_words(*draw_sum(dice))[2] for _ in range(4))
+    if kind == "figures":
+        sums = [draw_sum(dice) for _ in range(6)]
+        return " ".join(f"{a} + {b} = {a + b}." for a, b in sums)
+    return " ".join(_kind_sentence(grammar, dice) for _ in range(3))
+
+
 def story(world: World, grammar: Grammar, dice: Dice) -> str:
-    """What one or two people are and do; a person is named first, and often a pronoun after."""
-    return " ".join(
-        " ".join(portrait(world, grammar, person, dice)) for person in dice.sample(world.people, 1 + dice.below(2))
-    )
+    """What one or two people are and do, a line each; a person is named first, and often by a pronoun after."""
+    people = dice.sample(world.people, 1 + dice.below(2))
+    return "\n".join(" ".join(portrait(world, grammar, person, dice)) for person in people)
 
 
 def portrait(world: World, grammar: Grammar, person: Person, dice: Dice) -> list[str]:
@@ -121,9 +124,9 @@ def draw_meeting(
     return first, second, who, clause, dice.below(len(grammar.meetings))
 
 
-def draw_sum(dice: Dice, smallest: int = 1) -> tuple[int, int]:
-    """Two addends whose sum is at most `LARGEST_SUM`, every pair equally likely."""
-    pairs = [(a, b) for a in range(smallest, LARGEST_SUM) for b in range(smallest, LARGEST_SUM) if a + b <= LARGEST_SUM]
+def draw_sum(dice: Dice) -> tuple[int, int]:
+    """Two positive addends whose sum is at most `LARGEST_SUM`, every pair equally likely."""
+    pairs = [(a, b) for a in range(1, LARGEST_SUM) for b in range(1, LARGEST_SUM) if a + b <= LARGEST_SUM]
     return dice.pick(pairs)
 
 
@@ -157,10 +160,10 @@ def draw_kind_choices(grammar: Grammar, dice: Dice) -> tuple[str, list[str], int
 
 def draw_sum_choices(grammar: Grammar, dice: Dice) -> tuple[str, list[str], int]:
     """A sum in words as (question, four options, index of the right one)."""
-    a, b = draw_sum(dice, smallest=0)
+    a, b = draw_sum(dice)
     question, answer, _ = grammar.sum_words(a, b)
-    wrong = dice.sample([n for n in range(LARGEST_SUM + 1) if n != a + b], 3)
-    options, right = place(answer, [grammar.sum_words(0, n)[1] for n in wrong], dice)
+    wrong = dice.sample([n for n in range(1, LARGEST_SUM + 1) if n != a + b], 3)
+    options, right = place(answer, [NUMBERS[grammar.language][n] for n in wrong], dice)
     return question, options, right
 
 

@@ -154,7 +154,7 @@ Fact = tuple[Person, Topic]
 
 
 class World:
-    """Six men and six women with five facts each; a fifth of the facts is held out of every quiz.
+    """Four men and four women with five facts each; a fifth of the facts is held out of every quiz.
 
     Attributes:
         people: those who live in this world.
@@ -162,7 +162,7 @@ class World:
         held: facts that the running text tells and no quiz in the training text asks.
     """
 
-    def __init__(self, seed: int = 0, men: int = 6, women: int = 6) -> None:
+    def __init__(self, seed: int = 0, men: int = 4, women: int = 4) -> None:
         dice = Dice("world", seed)
         self.seed = seed
         self.people: tuple[Person, ...] = (*dice.sample(MEN, men), *dice.sample(WOMEN, women))
