@@ -116,7 +116,7 @@ class Element:
     def _run_cell(self, cell: Cell) -> bool:
         """Score a cell and write its record, of a failure too; False if another attempt may end otherwise."""
         scorer = self._scorer(whole_texts=cell.kind == "perplexity")
-        scorer.batch_size_per_gpu, scorer.truncated = self.config.batch_size, 0
+        scorer.begin()
         started = time.monotonic()
         self.cell, self.requests = cell, 0
         facts: dict[str, Any] = {"status": "ok", "error": None, "retry": False, "results": []}
@@ -174,7 +174,7 @@ class Element:
             "backend": config.backend,
             "dtype": self.model_config.dtype,
             "attention": scorer.model.config._attn_implementation,
-            "batch_size": scorer.batch_size_per_gpu,
+            "batch_size": scorer.smallest_batch_size,
             "max_length": scorer.max_length,
             "truncated": scorer.truncated,
             "task_version": "",

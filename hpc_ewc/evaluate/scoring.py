@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,18 @@ class Scorer(HFLM):  # type: ignore[misc]
         )
         self.bos = int(tokenizer.bos_token_id)
         self.on_batch = on_batch
-        self.truncated = 0
-        """Requests that were too long and lost their beginning (documents are cut into windows instead)."""
+        self.requested = batch_size
+        self.begin()
         self.batch_invariance: float | None = None
         """Largest difference, in nats, between a request scored in its batch and alone."""
+
+    def begin(self) -> None:
+        """Count anew, for another cell; and take the batch size that was asked for."""
+        self.batch_size_per_gpu = self.requested
+        self.smallest_batch_size = self.requested
+        """Requests at once where memory was shortest."""
+        self.truncated = 0
+        """Requests that were too long and lost their beginning (documents are cut into windows instead)."""
 
     # ------------------------------------------------------------------------------------------ batches
 
@@ -93,7 +102,7 @@ class Scorer(HFLM):  # type: ignore[misc]
                 if not _out_of_memory(error) or self.batch_size_per_gpu == 1:
                     raise
                 message = str(error).splitlines()[0]
-            self.batch_size_per_gpu = max(1, self.batch_size_per_gpu // 2)
+            self._limit_batch(self.batch_size_per_gpu // 2)
             logger.warning("out of memory; batch size is now %d (%s)", self.batch_size_per_gpu, message)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
@@ -104,17 +113,19 @@ class Scorer(HFLM):  # type: ignore[misc]
         self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
         requests = [self._fitted(request) for request in requests]
-        longest = max(len(context) + len(scored) for _, context, scored in requests)
-        self._plan(longest)
-        inner = super()._loglikelihood_tokens
-
-        def run() -> list[tuple[float, bool]]:
-            found: list[tuple[float, bool]] = inner(requests, disable_tqdm=True)
-            return found
-
-        scores: list[tuple[float, bool]] = self._halving(run)
+        score = super()._loglikelihood_tokens
+        by_size: dict[int, list[int]] = {}
+        for i, size in enumerate(self._planned([len(context) + len(scored) for _, context, scored in requests])):
+            by_size.setdefault(size, []).append(i)
+        scores: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+        for size in sorted(by_size):
+            self._limit_batch(size)
+            found = self._halving(partial(score, [requests[i] for i in by_size[size]], disable_tqdm=True))
+            for i, value in zip(by_size[size], found, strict=True):
+                scores[i] = value
+            self.batch_size_per_gpu = self.requested
         if self.batch_invariance is None:
-            self._probe(requests, scores, inner)
+            self._probe(requests, scores, score)
         return scores
 
     def _fitted(self, request: Request) -> Request:
@@ -175,19 +186,22 @@ class Scorer(HFLM):  # type: ignore[misc]
 
     # ------------------------------------------------------------------------------------------ memory
 
-    def _plan(self, longest: int) -> None:
-        """Lower the batch size until the logits of the longest requests fit.
+    def _planned(self, lengths: Sequence[int]) -> list[int]:
+        """Batch size for requests of these lengths: as asked, or the power of two whose logits fit.
 
         A batch holds its logits, their softcapped copy, and the fp32 log-softmax: over a vocabulary of 256,000 that is
-        more than the model from a few thousand tokens on.
+        more than the model from a few thousand tokens on. Requests of one length get one size, so those that share a
+        context stay together.
         """
         vocabulary = self.model.get_output_embeddings().out_features
-        itemsize = self.model.dtype.itemsize
-        bytes_each = min(longest, self.max_length) * vocabulary * (3 * itemsize + 8)
-        fits = max(1, int(0.8 * free_memory(self.device) / bytes_each))
-        if fits < self.batch_size_per_gpu:
-            logger.warning("batch size %d → %d: %d tokens of logits each", self.batch_size_per_gpu, fits, longest)
-            self.batch_size_per_gpu = fits
+        token_bytes = vocabulary * (3 * self.model.dtype.itemsize + 8)
+        room = 0.8 * free_memory(self.device) / token_bytes
+        fits = [max(1, int(room / min(length, self.max_length))) for length in lengths]
+        return [self.requested if size >= self.requested else 1 << (size.bit_length() - 1) for size in fits]
+
+    def _limit_batch(self, size: int) -> None:
+        self.batch_size_per_gpu = max(1, min(size, self.batch_size_per_gpu))
+        self.smallest_batch_size = min(self.smallest_batch_size, self.batch_size_per_gpu)
 
     def _probe(
         self, requests: Sequence[Request], scores: Sequence[tuple[float, bool]], score: Callable[..., Any]

@@ -3,123 +3,41 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import lm_eval
 import pytest
-import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from safetensors.torch import load_file, save_file
 
 from hpc_ewc import miniature, records, suites
-from hpc_ewc.config import build_experiment, render_toml
 from hpc_ewc.errors import StageError
 from hpc_ewc.evaluate import element
 from hpc_ewc.evaluate.task_files import LocalQuestions, write_task_files
-from hpc_ewc.rundir import RunDir, StageDir
+from hpc_ewc.rundir import StageDir
 from hpc_ewc.stage import Stage
 from hpc_ewc.suites import Cell, expand_suites
-from hpc_ewc.worker import evaluate as worker
-
-FOUR = ("arc_easy.en", "gsm8k.en", "mmlu.lt", "ppl_heldout.en")
-SHOTS = {"gsm8k": 2, "arc_easy": 1}
+from tests.end_to_end.evaluation import (
+    FOUR,
+    SHOTS,
+    assert_same_numbers,
+    noised,
+    prepare,
+    primary,
+    run,
+    stamps,
+    start,
+)
 
 
 @pytest.fixture(scope="module")
 def world(miniature_cache: Path) -> Path:
     """The miniature, with its base model."""
     return miniature_cache / "miniature" / miniature.version()
-
-
-def noised(model: Path, folder: Path, sigma: float, *, fraction: float = 1.0, step: int = 10) -> Path:
-    """A training's folder with one export: the base with noise of `sigma` times each tensor's own spread."""
-    train = StageDir(folder)
-    place = train.export(step)
-    shutil.copytree(model, place)
-    tensors = load_file(place / "model.safetensors")
-    draw = torch.Generator().manual_seed(0)
-    for name, tensor in tensors.items():
-        if tensor.dim() > 1:
-            tensors[name] = tensor + sigma * tensor.std() * torch.randn(tensor.shape, generator=draw)
-    save_file(tensors, place / "model.safetensors", metadata={"format": "pt"})
-    facts = {
-        "run": folder.name,
-        "step": step,
-        "fraction": fraction,
-        "tokens": 1,
-        "coordinates": {"ewc.strength": sigma},
-    }
-    facts |= {"train_key": f"key-{sigma}", "base_hash": records.model_hash(model)}
-    records.write_json(place / "hpc_ewc.json", facts | {"model_hash": records.model_hash(place)})
-    return folder
-
-
-def prepare(
-    root: Path,
-    world: Path,
-    cells: Iterable[str] = FOUR,
-    *,
-    run: str = "base",
-    train: Path | None = None,
-    limit: int | None = 16,
-    heldout: Mapping[str, Path] | None = None,
-    **evaluate: Any,
-) -> StageDir:
-    """The folder of an evaluated run, as `submit` writes it."""
-    settings = {"suites": list(cells), "shots": SHOTS, "batch_size": 8, **evaluate}
-    table = {"model": {"path": "miniature", "dtype": "float32"}, "data": {"source": "miniature"}}
-    experiment = build_experiment(table | {"evaluate": settings | ({"limit": limit} if limit else {})}, "test.toml")
-    texts = {language: world / "text" / f"heldout.{language}.jsonl" for language in ("en", "lt")}
-    inputs: dict[str, Any] = {"questions": str(world / "questions")}
-    inputs["heldout"] = {language: str(path) for language, path in (heldout or texts).items()}
-    inputs |= {"train": str(train)} if train else {"model": str(world / "model")}
-    fraction = 1.0 if train else 0.0
-    asked = expand_suites(experiment.evaluate, "lt", inputs["heldout"])
-    stage = RunDir(root).evaluate(run)
-    stage.path.mkdir(parents=True, exist_ok=True)
-    stage.config_toml.write_text(render_toml(experiment))
-    key = records.key_of({name: value for name, value in {**settings, "limit": limit}.items() if name != "batch_size"})
-    facts = {"schema": 1, "stage": "evaluate", "run": run, "key": key, "coordinates": {"ewc.strength": 1e6}}
-    records.write_json(stage.stage_json, facts | {"inputs": inputs, "expected": [c.at(fraction) for c in asked]})
-    return stage
-
-
-def run(stage: StageDir, cells: Iterable[str] | None = None, element: str = "0") -> None:
-    """One element, in this process: what `worker.evaluate.main` does but for signals."""
-    opened = Stage(stage.path, element)
-    fraction = 1.0 if "train" in opened.inputs else 0.0
-    names = cells or [name.partition(":")[2] for name in opened.expected]
-    with opened.attempt():
-        worker.run(opened, fraction, list(names))
-
-
-def start(stage: StageDir, cells: Iterable[str], fraction: float = 0.0, **env: str) -> subprocess.Popen[str]:
-    """One element as its job runs it."""
-    code = "import sys; from hpc_ewc.worker.evaluate import main; main(sys.argv[1:])"
-    command = [sys.executable, "-c", code, str(stage.path), "--checkpoint", str(fraction), "--cells", ",".join(cells)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])} | env
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def primary(stage: StageDir, step: int, cell: str) -> dict[str, Any]:
-    record = records.read_checked(stage.cell(step, cell), "record")
-    (result,) = (result for result in record["results"] if result["primary"])
-    return dict(result)
-
-
-def stamps(stage: StageDir) -> dict[str, tuple[int, str]]:
-    """When each record was written, and by which job."""
-    paths = sorted(stage.path.glob("[0-9]*/*.json"))
-    return {path.name: (path.stat().st_mtime_ns, records.read_json(path)["job_id"]) for path in paths}
 
 
 @pytest.fixture(scope="module")
@@ -239,20 +157,6 @@ def test_numbers_equal_lm_evals_own(base: StageDir, world: Path, tmp_path: Path,
         log_samples=False,
     )
     assert_same_numbers(records.read_json(base.cell(0, cell)), cell, theirs["results"])
-
-
-def assert_same_numbers(record: Mapping[str, Any], cell: str, theirs: Mapping[str, Mapping[str, Any]]) -> None:
-    compared = 0
-    for result in record["results"]:
-        metrics = theirs[f"{cell}.{result['subset']}" if result["subset"] else cell]
-        name = f"{result['metric']},{result['filter']}"
-        if name in metrics:  # `perplexity` by token is ours alone
-            assert result["value"] == pytest.approx(metrics[name], rel=1e-9), (cell, result)
-            if isinstance(metrics[f"{result['metric']}_stderr,{result['filter']}"], float) and "ppl" not in cell:
-                error = metrics[f"{result['metric']}_stderr,{result['filter']}"]
-                assert result["stderr"] == pytest.approx(error, rel=1e-9), (cell, result)
-            compared += 1
-    assert compared >= (3 if "ppl" in cell else 1)
 
 
 def test_batch_size_does_not_change_a_loglikelihood_beyond_rounding(

@@ -20,6 +20,7 @@ TEXT = (
     "Anna lives in Vilnius and keeps a cat. John lives in Kaunas, keeps a dog, and walks to work in the morning. "
 )
 BOS = 2
+LENGTHS = (*range(4, 24), *range(4, 14), 60, 100, 110, 120, 200, 300)  # of documents, in letters
 
 
 @pytest.fixture(scope="module")
@@ -175,10 +176,10 @@ def test_a_batch_that_does_not_fit_is_halved_and_nothing_changes(
     with caplog.at_level(logging.WARNING):
         found = small.loglikelihood(choices())
     assert [value for value, _ in found] == pytest.approx([value for value, _ in expected], abs=1e-4)
-    assert small.batch_size == 2 and "batch size is now 2" in caplog.text
+    assert small.smallest_batch_size == 2 and "batch size is now 2" in caplog.text
     small = scorer(model, tokenizer, batch_size=8)
     assert small.generate_until(prompts(30, 60, 90, 45)) == answers
-    assert small.batch_size == 2
+    assert small.smallest_batch_size == 2
 
 
 def test_an_error_that_is_not_memory_is_not_retried(
@@ -192,14 +193,19 @@ def test_an_error_that_is_not_memory_is_not_retried(
         scorer(model, tokenizer).loglikelihood(choices())
 
 
-def test_the_first_batch_is_planned_into_the_memory_there_is(
+def test_batches_are_planned_into_the_memory_there_is(
     model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, seen: list[torch.Tensor]
 ) -> None:
-    monkeypatch.setattr(scoring, "free_memory", lambda device: 3 * 60 * len(tokenizer) * 20 / 0.8)
-    planned = scorer(model, tokenizer, whole_texts=True, max_length=60, batch_size=64)
-    planned.loglikelihood_rolling(documents(300, 300, 300, 300))
-    assert planned.batch_size == 3
-    assert max(len(batch) for batch in seen) == 3
+    expected = scorer(model, tokenizer, whole_texts=True, batch_size=64).loglikelihood_rolling(documents(*LENGTHS))
+    seen.clear()
+    monkeypatch.setattr(scoring, "free_memory", lambda device: 3 * 60 * model.config.vocab_size * 20 / 0.8)
+    planned = scorer(model, tokenizer, whole_texts=True, batch_size=8)
+    planned.on_batch = lambda requests: None
+    found = planned.loglikelihood_rolling(documents(*LENGTHS))
+    assert found == pytest.approx(expected, abs=1e-4)
+    assert all(batch.numel() <= 3 * 60 for batch in seen if len(batch) > 1)
+    assert max(len(batch) for batch in seen) == 8  # short ones are not held back by the long ones
+    assert planned.smallest_batch_size == 1 and planned.batch_size == 8
 
 
 def test_the_probe_finds_rounding_alone_in_a_sound_model(
