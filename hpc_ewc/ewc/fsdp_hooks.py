@@ -33,7 +33,7 @@ class _SquaringReduceScatter(ReduceScatter):
         self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, op: Any, async_op: bool = False
     ) -> dist.Work | None:
         self._square(input_tensor)
-        work: dist.Work | None = dist.reduce_scatter_tensor(output_tensor, input_tensor, op, group, async_op)
+        work: dist.Work | None = dist.reduce_scatter_single(output_tensor, input_tensor, op, group, async_op)
         return work
 
 
