@@ -45,10 +45,11 @@ def find(node: Node) -> Found:
 
 def _find_evaluation(node: Node) -> Found:
     """An evaluation is done when it asked what is asked now; else each record says whether it is current."""
-    note = ""
-    try:
+    with suppress(ArtefactError):  # a record that it names was deleted or changed: the records themselves tell
         if _settings_of(node.folder) == node.settings and records.read_done(node.folder.done, node.key) is not None:
             return Found(True)
+    note = ""
+    try:
         missing = missing_cells(node)
     except ArtefactError as error:  # the worker looks at each record again, and replaces what is damaged
         missing, note = tuple(node.expected), str(error)

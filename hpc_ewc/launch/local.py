@@ -27,8 +27,7 @@ from hpc_ewc.launch.ledger import Ledger
 from hpc_ewc.launch.outcome import Outcome, decide, read_exit, tail
 from hpc_ewc.launch.process import Process, kill_tree, process, this_process
 from hpc_ewc.launch.profile import Profile
-from hpc_ewc.launch.torchrun import REPORT as REPORT_MODULE
-from hpc_ewc.launch.torchrun import SECRETS, WorkerJob, local_command, uses_torchrun, worker_environment
+from hpc_ewc.launch.torchrun import SECRETS, WorkerJob, local_command, report_command, uses_torchrun, worker_environment
 from hpc_ewc.launch.view import Display, Row, duration, read_progress
 
 POLL_S = 0.2
@@ -197,8 +196,7 @@ class LocalRun:
         ranks = resources.nproc_per_node * resources.nodes if uses_torchrun(node.stage) else 1
         threads = max(1, min(self._cpus(node), self.profile.cpus) // ranks)
         if node.stage == REPORT:
-            root = str(self.graph.root.root)
-            command: tuple[str, ...] = (self.profile.interpreter, "-m", REPORT_MODULE, root, "--out", str(self.out))
+            command = report_command(self.profile.interpreter, self.graph.root.root, self.out)
         else:
             python, where = self.profile.interpreter, node.folder.path
             command = local_command(python, node.stage, where, element.arguments, ranks=ranks, job=folder)

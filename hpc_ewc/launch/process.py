@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import socket
@@ -90,3 +91,11 @@ def send(pid: int, number: int) -> None:
     """Signal a process that may be gone."""
     with suppress(ProcessLookupError, PermissionError):
         os.kill(pid, number)
+
+
+PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """Between fork and exec: this process gets TERM when its parent is gone, however that ended."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -21,6 +21,7 @@ from typing import Any
 from hpc_ewc import miniature, records, rundir
 from hpc_ewc.config import DataConfig, EvaluateConfig, Experiment, FisherConfig, ModelConfig
 from hpc_ewc.errors import ArtefactError, ConfigError, InputError
+from hpc_ewc.launch.process import die_with_parent
 from hpc_ewc.sweep import Identities
 
 MINIATURE = "miniature"
@@ -322,7 +323,7 @@ def prepare_miniature(python: str, say: Callable[[str], None]) -> None:
     root = str(Path(miniature.__file__).parents[2])
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
     command = [python, "-m", "hpc_ewc.miniature", "pretrain", "--folder", str(folder)]
-    done = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=False)
+    done = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=False, preexec_fn=die_with_parent)
     if done.returncode != 0 or not miniature.is_pretrained(folder):
         raise InputError(
             f"the miniature's base model could not be made: `{' '.join(command)}` ended with {done.returncode}"

@@ -8,7 +8,6 @@ by every rank wherever it runs, and USR2 to the ranks of its node. USR2 is ignor
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -20,10 +19,9 @@ from types import FrameType
 from typing import IO
 
 from hpc_ewc import records, rundir
-from hpc_ewc.launch.process import Process, children, send
+from hpc_ewc.launch.process import Process, children, die_with_parent, send
 
 POLL_S = 0.2
-PR_SET_PDEATHSIG = 1
 WORKER = "hpc_ewc.worker"
 REPORT = "hpc_ewc.report"
 
@@ -136,7 +134,7 @@ class _Logs:
 
 def _before_exec() -> None:
     """In the child: end with the launcher (of TERM, torchrun takes its ranks along); no USR2 before a handler is up."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    die_with_parent()
     for number in (signal.SIGUSR2, signal.SIGCONT):
         signal.signal(number, signal.SIG_IGN)
 
@@ -164,6 +162,11 @@ def local_command(
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", "--max-restarts=0"]
     logs = [f"--nproc-per-node={ranks}", f"--log-dir={rundir.rank_logs(job)}", "--redirects=3"]
     return (python, *torchrun, *logs, *worker)
+
+
+def report_command(python: str, root: Path, out: Path) -> tuple[str, ...]:
+    """The command line of the report job."""
+    return (python, "-m", REPORT, str(root), "--out", str(out))
 
 
 def uses_torchrun(stage: str) -> bool:

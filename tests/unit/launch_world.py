@@ -1,0 +1,116 @@
+"""A small experiment on made files, and a worker that does as it is told: for tests of the launcher alone."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from hpc_ewc.stage import Stage
+
+TEMPLATE = """
+[model]
+path = "{folder}/model"
+dtype = "float32"
+[data]
+source = "files"
+files = ["{folder}/corpus.jsonl"]
+heldout_documents = 1
+[fisher]
+source = "files"
+files = ["{folder}/questions.jsonl"]
+[evaluate]
+suites = ["arc_easy.en", "ppl_heldout.lt"]
+[grid]
+ewc.strength = {strengths}
+[resources.evaluate]
+elements = {elements}
+"""
+
+
+def write_experiment(
+    folder: Path, strengths: list[float] | None = None, name: str = "small", elements: int = 1, more: str = ""
+) -> Path:
+    """A TOML file, and the files that it names: not a model, not a corpus, but with the right suffixes."""
+    (folder / "model").mkdir(parents=True, exist_ok=True)
+    (folder / "model" / "config.json").write_text("{}")
+    (folder / "model" / "model.safetensors").write_bytes(b"weights")
+    (folder / "model" / "tokenizer.json").write_text("{}")
+    for file in ("corpus.jsonl", "questions.jsonl"):
+        if not (folder / file).exists():
+            (folder / file).write_text('{"text": "Laba diena."}\n')
+    path = folder / f"{name}.toml"
+    values = [0.0, 1e6] if strengths is None else strengths
+    path.write_text(TEMPLATE.format(folder=folder, strengths=values, elements=elements) + more)
+    return path
+
+
+def fake_command(orders: Path, python: str, stage: str, folder: Path, arguments: Any, **_: Any) -> tuple[str, ...]:
+    """In place of `local_command`: this file as a worker."""
+    return (sys.executable, str(Path(__file__).absolute()), str(orders), stage, str(folder), *arguments)
+
+
+def read_events(orders: Path) -> list[dict[str, Any]]:
+    """What the fake workers noted: when each began and ended."""
+    path = orders / "events.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def order(orders: Path, what: str, for_: str) -> None:
+    """Tell the workers of a stage (`train`) or of a node's beginning (`train/strength=0`) what to do."""
+    orders.mkdir(exist_ok=True)
+    known = json.loads((orders / "orders.json").read_text()) if (orders / "orders.json").exists() else {}
+    (orders / "orders.json").write_text(json.dumps(known | {for_: what}))
+
+
+# ---------------------------------------------------------------------------------------------- the worker
+
+
+def work(orders: Path, stage_name: str, folder: Path) -> int:
+    file = orders / "orders.json"
+    told = json.loads(file.read_text()) if file.exists() else {}
+    name = f"{stage_name}/{folder.name}"
+    what = next((told[key] for key in sorted(told, key=len, reverse=True) if name.startswith(key)), "finish")
+    note(orders, name, "begin")
+    stage = Stage(folder)
+    if what not in ("deaf", "die"):
+        stage.listen()
+    if stage.is_done():
+        return 0
+    with stage.attempt():
+        code = obey(stage, what)
+    note(orders, name, "end")
+    return code
+
+
+def obey(stage: Stage, what: str) -> int:
+    if what == "raise":
+        raise ValueError("as it was told")
+    if what == "leave":  # exit 0 says nothing
+        return 0
+    if what == "die":
+        import os
+
+        os.kill(os.getpid(), 9)
+    if what == "deaf":
+        time.sleep(600)
+    if what == "wait":
+        while not stage.stop_requested():
+            stage.progress(1, 4, "step", loss=2.0)
+            time.sleep(0.05)
+        return 0
+    if what.startswith("sleep"):
+        time.sleep(float(what.split()[1]))
+    stage.finish([], told=what)
+    return 0
+
+
+def note(orders: Path, name: str, what: str) -> None:
+    with (orders / "events.jsonl").open("a") as file:
+        file.write(json.dumps({"name": name, "what": what, "at": time.time()}) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(work(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])))

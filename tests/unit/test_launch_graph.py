@@ -1,0 +1,263 @@
+"""The graph: what is shared, what waits for what, who runs first."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from hpc_ewc import records
+from hpc_ewc.config import load_experiment
+from hpc_ewc.errors import ConfigError
+from hpc_ewc.launch.artefacts import Found, find, make_ready, missing_cells
+from hpc_ewc.launch.graph import Graph, Node, build_graph, elements, gpu_hours, priorities
+from hpc_ewc.launch.profile import Profile
+from hpc_ewc.launch.resolve import Resolver
+from hpc_ewc.rundir import RunDir
+from hpc_ewc.stage import Stage
+from hpc_ewc.sweep import expand
+from tests.unit.launch_world import write_experiment
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HPC_EWC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+
+
+def graph_of(sweep: Path, root: Path | None = None) -> Graph:
+    experiment = load_experiment(sweep)
+    resolver = Resolver(str(sweep))
+    points = [(point, resolver.resolve(point.experiment)) for point in expand(experiment)]
+    return build_graph(RunDir(root or sweep.parent / "runs" / "small"), points, experiment, Profile(), str(sweep))
+
+
+def only(graph: Graph, stage: str) -> Node:
+    (node,) = graph.of(stage)
+    return node
+
+
+def test_a_sweep_over_lambda_shares_tokens_and_fisher(tmp_path: Path) -> None:
+    graph = graph_of(write_experiment(tmp_path, [0, 1e2, 1e6]))
+    assert [len(graph.of(s)) for s in ("tokens", "fisher", "train", "evaluate", "report")] == [1, 1, 3, 4, 1]
+    tokens, fisher = only(graph, "tokens"), only(graph, "fisher")
+    for train in graph.of("train"):
+        free = train.experiment.ewc.strength == 0
+        assert train.depends == ((tokens.id,) if free else (tokens.id, fisher.id)), "λ = 0 needs no Fisher"
+        assert ("fisher" in train.inputs) != free
+        assert train.inputs["tokens"] == str(tokens.folder.path)
+        evaluation = graph.nodes[f"evaluate/{train.run}"]
+        assert evaluation.depends == (train.id,)
+        assert evaluation.inputs["train"] == str(train.folder.path)
+        assert evaluation.expected == ["1.0:arc_easy.en", "1.0:ppl_heldout.lt"]
+    base = graph.nodes["evaluate/base"]
+    assert base.depends == (tokens.id,)
+    assert base.inputs["model"] == str(tmp_path / "model")
+    assert base.expected == ["0.0:arc_easy.en", "0.0:ppl_heldout.lt"]
+    assert set(only(graph, "report").depends) == {node.id for node in graph.of("evaluate")}
+
+
+def test_without_a_penalty_there_is_no_fisher(tmp_path: Path) -> None:
+    assert graph_of(write_experiment(tmp_path, [0])).of("fisher") == []
+
+
+def test_a_grid_over_text_has_its_own_tokens_and_bases(tmp_path: Path) -> None:
+    sweep = write_experiment(tmp_path, [0])
+    sweep.write_text(sweep.read_text().replace("ewc.strength = [0]", "data.fraction = [0.5, 1.0]"))
+    graph = graph_of(sweep)
+    assert len(graph.of("tokens")) == 2
+    bases = [node.run for node in graph.of("evaluate") if node.run.startswith("base")]
+    assert len(set(bases)) == 2, "each tokenisation holds out documents of its own"
+
+
+def test_another_lambda_changes_no_other_name(tmp_path: Path) -> None:
+    few = graph_of(write_experiment(tmp_path, [0, 1e6]))
+    more = graph_of(write_experiment(tmp_path, [0, 1e3, 1e6]))
+    assert set(few.nodes) < set(more.nodes)
+    added = set(more.nodes) - set(few.nodes)
+    assert {name.split("/")[0] for name in added} == {"train", "evaluate"}
+    assert all("strength=1000" in name for name in added)
+
+
+def test_an_edited_corpus_is_another(tmp_path: Path) -> None:
+    sweep = write_experiment(tmp_path)
+    before = graph_of(sweep)
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text(corpus.read_text().replace("Laba", "Gera"))  # as many bytes as before
+    after = graph_of(sweep)
+    assert only(before, "tokens").key != only(after, "tokens").key
+    assert only(before, "fisher").key == only(after, "fisher").key
+    assert not {n.run for n in before.of("train")} & {n.run for n in after.of("train")}
+
+
+def test_resources_and_place_enter_no_key(tmp_path: Path) -> None:
+    before = graph_of(write_experiment(tmp_path))
+    more = "[resources.train]\nnodes = 2\ncpus_per_task = 7\n"
+    after = graph_of(write_experiment(tmp_path, more=more), tmp_path / "elsewhere" / "small")
+    assert list(before.nodes) == list(after.nodes)
+
+
+def test_all_exports_are_asked_or_the_last(tmp_path: Path) -> None:
+    sweep = write_experiment(tmp_path, [0])
+    text = sweep.read_text().replace("[grid]", "[train]\nexport_at = [0.5, 1.0]\n[grid]")
+    sweep.write_text(text)
+    last = graph_of(sweep).of("evaluate")[-1]
+    assert last.fractions == (1.0,)
+    sweep.write_text(text.replace("[evaluate]", '[evaluate]\ncheckpoints = "all"'))
+    every = next(node for node in graph_of(sweep).of("evaluate") if node.run != "base")
+    assert every.expected == ["0.5:arc_easy.en", "0.5:ppl_heldout.lt", "1.0:arc_easy.en", "1.0:ppl_heldout.lt"]
+    assert [element.arguments[1] for element in elements(every)] == ["0.5", "1.0"], "a job loads one checkpoint"
+
+
+def test_elements_cover_what_is_missing_and_no_more(tmp_path: Path) -> None:
+    graph = graph_of(write_experiment(tmp_path, [0], elements=2))
+    base = graph.nodes["evaluate/base"]
+    both = elements(base)
+    assert sorted(cell for element in both for cell in element.expected) == sorted(base.expected)
+    assert len(both) == 2
+    (one,) = elements(base, ["0.0:arc_easy.en"])
+    assert one.arguments == ("--checkpoint", "0.0", "--cells", "arc_easy.en")
+
+
+def test_tokens_are_shared_among_elements(tmp_path: Path) -> None:
+    graph = graph_of(write_experiment(tmp_path, [0], more="[resources.tokens]\nelements = 3\n"))
+    parts = [element.arguments for element in elements(only(graph, "tokens"))]
+    assert parts == [("--part", "0/3"), ("--part", "1/3"), ("--part", "2/3")]
+
+
+def test_what_unblocks_most_comes_first(tmp_path: Path) -> None:
+    graph = graph_of(write_experiment(tmp_path, [0, 1e2, 1e6]))
+    weight = priorities(graph, graph.nodes)
+    tokens, fisher = only(graph, "tokens").id, only(graph, "fisher").id
+    train = graph.of("train")[0].id
+    assert weight[tokens] > weight[fisher] > weight[train] > weight["evaluate/base"] > weight["report"] == 0
+    assert weight[train] == 2
+    assert priorities(graph, ["report"])[tokens] == 1, "what is done already does not count"
+
+
+def test_gpu_hours_are_an_upper_bound(tmp_path: Path) -> None:
+    more = "[resources.train]\nnodes = 2\ngpus_per_node = 4\ntime_min = 30\n"
+    graph = graph_of(write_experiment(tmp_path, [0, 1], more=more))
+    assert gpu_hours(graph, {node.id: 1 for node in graph.of("train")}) == pytest.approx(2 * 2 * 4 * 0.5)
+
+
+def test_a_perplexity_without_text_is_refused(tmp_path: Path) -> None:
+    sweep = write_experiment(tmp_path)
+    sweep.write_text(sweep.read_text().replace("heldout_documents = 1", "heldout_documents = 0"))
+    with pytest.raises(ConfigError, match=re.escape("ppl_heldout.lt has no text: data.heldout_documents = 0")):
+        graph_of(sweep)
+
+
+def test_a_missing_folder_of_task_files_is_refused(tmp_path: Path) -> None:
+    sweep = write_experiment(tmp_path)
+    sweep.write_text(sweep.read_text().replace("[evaluate]", '[evaluate]\ninclude = ["no/such"]'))
+    with pytest.raises(ConfigError, match=re.escape("evaluate.include: 'no/such': no such folder")):
+        graph_of(sweep)
+
+
+# ---------------------------------------------------------------------------------------------- on the disk
+
+
+def test_a_worker_finds_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    sweep = write_experiment(tmp_path)
+    sweep.write_text(sweep.read_text().replace(f'"{tmp_path}/corpus.jsonl"', '"corpus.jsonl"'))
+    graph = graph_of(sweep)
+    for node in graph.nodes.values():
+        if node.stage != "report":
+            make_ready(node)
+    train = graph.of("train")[1]
+    monkeypatch.chdir("/")
+    stage = Stage(train.folder.path)
+    assert (stage.key, stage.run, stage.name) == (train.key, train.run, "train")
+    assert stage.config == train.experiment, "loading the resolved configuration gives the same object"
+    assert stage.config.data.files == (str(tmp_path / "corpus.jsonl"),)
+    assert stage.config.ewc.strength == 1e6
+    assert stage.inputs["fisher"] == str(only(graph, "fisher").folder.path)
+    tokens = Stage(only(graph, "tokens").folder.path)
+    assert tokens.config.data == train.experiment.data
+    assert tokens.inputs["files"] == [str(tmp_path / "corpus.jsonl")]
+
+
+def test_found_is_what_done_json_says(tmp_path: Path) -> None:
+    graph = graph_of(write_experiment(tmp_path))
+    tokens = only(graph, "tokens")
+    assert find(tokens) == Found(False)
+    make_ready(tokens)
+    stage = Stage(tokens.folder.path)
+    stage.fail(ValueError("no corpus"))
+    assert find(tokens) == Found(False, failed="ValueError: no corpus")
+    stage.finish([])
+    assert find(tokens).done
+
+
+def write_record(node: Node, name: str, **changes: object) -> Path:
+    fraction, _, cell_name = name.partition(":")
+    cell = next(cell for cell in node.cells if cell.name == cell_name)
+    from hpc_ewc.launch.artefacts import _cell_key
+
+    facts: dict[str, object] = dict.fromkeys(("experiment", "run", "model_hash", "base_hash"), "x")
+    facts |= {"schema": 1, "status": "ok", "step": 7, "fraction": float(fraction), "coordinates": {}, "results": []}
+    facts |= {"cell_key": _cell_key(node, cell, float(fraction)), "task": cell.task, "language": "", "variant": ""}
+    path = node.folder.cell(7, cell_name)
+    records.write_json(path, facts | changes)
+    node.folder.samples(7, cell_name).write_bytes(b"")
+    return path
+
+
+def finish_evaluation(node: Node) -> list[Path]:
+    make_ready(node)
+    written = [write_record(node, name) for name in node.expected]
+    outputs = [*written, *(path.with_name(f"{path.stem}.samples.jsonl.zst") for path in written)]
+    Stage(node.folder.path).finish(outputs)
+    return written
+
+
+def test_a_deleted_record_is_the_only_one_missing(tmp_path: Path) -> None:
+    base = graph_of(write_experiment(tmp_path)).nodes["evaluate/base"]
+    written = finish_evaluation(base)
+    assert find(base).done
+    written[1].unlink()
+    assert find(base) == Found(False, ("0.0:ppl_heldout.lt",))
+    (one,) = elements(base, find(base).missing)
+    assert one.arguments[-1] == "ppl_heldout.lt"
+
+
+def test_other_settings_ask_again(tmp_path: Path) -> None:
+    sweep = write_experiment(tmp_path)
+    base = graph_of(sweep).nodes["evaluate/base"]
+    finish_evaluation(base)
+    sweep.write_text(sweep.read_text().replace("[evaluate]", "[evaluate]\nlimit = 3"))
+    limited = graph_of(sweep).nodes["evaluate/base"]
+    assert find(limited).missing == tuple(limited.expected)
+    make_ready(limited)  # and not only until the folder says so
+    assert find(limited).missing == tuple(limited.expected)
+
+
+def test_another_suite_asks_what_is_new(tmp_path: Path) -> None:
+    sweep = write_experiment(tmp_path)
+    base = graph_of(sweep).nodes["evaluate/base"]
+    finish_evaluation(base)
+    sweep.write_text(sweep.read_text().replace('["arc_easy.en"', '["winogrande.en", "arc_easy.en"'))
+    wider = graph_of(sweep).nodes["evaluate/base"]
+    assert find(wider).missing == ("0.0:winogrande.en",)
+    assert wider.key == base.key
+
+
+def test_a_half_written_record_is_named_and_asked_again(tmp_path: Path) -> None:
+    base = graph_of(write_experiment(tmp_path)).nodes["evaluate/base"]
+    written = finish_evaluation(base)
+    written[0].write_text('{"schema": 1, "sta')
+    found = find(base)
+    assert not found.done
+    assert str(written[0]) in found.note
+    assert "0.0:arc_easy.en" in found.missing
+
+
+def test_a_record_that_may_end_otherwise_is_asked_again(tmp_path: Path) -> None:
+    base = graph_of(write_experiment(tmp_path)).nodes["evaluate/base"]
+    make_ready(base)
+    write_record(base, "0.0:arc_easy.en", status="failed", retry=True)
+    write_record(base, "0.0:ppl_heldout.lt", status="failed")
+    assert missing_cells(base) == ("0.0:arc_easy.en",)

@@ -1,0 +1,159 @@
+"""The ledger and the lock: what was submitted, and one submit at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hpc_ewc.errors import ArtefactError, SubmitError
+from hpc_ewc.launch.ledger import Ledger, lock_holder, submit_lock
+from hpc_ewc.launch.process import Process, children, descendants, kill_tree, process, start_time, this_process
+from hpc_ewc.rundir import RunDir
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> RunDir:
+    return RunDir(tmp_path / "runs" / "x")
+
+
+def ended_process() -> Process:
+    """One that is gone, as it was when it lived."""
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    seen = process(child.pid)
+    child.communicate()
+    return seen
+
+
+# ---------------------------------------------------------------------------------------------- processes
+
+
+def test_a_pid_that_came_round_again_is_another_process() -> None:
+    me = this_process()
+    assert me.is_alive()
+    assert not Process(me.host, me.pid, me.started + "0").is_alive()
+    assert not ended_process().is_alive()
+    assert Process("elsewhere", 1, "").is_alive(), "of another host nothing is known: taken to live"
+
+
+def test_a_zombie_does_not_live() -> None:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    seen = process(child.pid)
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert not seen.is_alive()
+    child.wait()
+
+
+def test_a_tree_is_killed_across_sessions() -> None:
+    inner = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(600)'])"
+    program = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}], start_new_session=True)"
+    top = subprocess.Popen([sys.executable, "-c", program])
+    while len(descendants(top.pid)) < 2:
+        assert top.poll() is None
+    under = [process(pid) for pid in descendants(top.pid)]
+    assert children(top.pid) == [under[0].pid]
+    kill_tree(top.pid)
+    top.wait()
+    while any(member.is_alive() for member in under):  # the last of them is reaped by whoever adopts it
+        pass
+    assert start_time(top.pid) == ""
+
+
+# ---------------------------------------------------------------------------------------------- the ledger
+
+
+def test_a_job_is_followed_from_intent_to_end(root: RunDir) -> None:
+    ledger = Ledger(root)
+    assert ledger.read().jobs == {}
+    ledger.graph([{"stage": "train", "run": "a", "depends": []}])
+    ledger.intent("t1", "train", "a", "0")
+    ledger.intent("t2", "report", "", "0")
+    (first, second) = ledger.read().jobs.values()
+    assert (first.node, first.job_id, first.is_alive()) == ("train/a", "", False), "an intent is no job yet"
+    assert second.node == "report"
+    ledger.submitted("t1", "j1", this_process())
+    assert [job.token for job in ledger.read().live()] == ["t1"]
+    ledger.ended("t1", "stopped")
+    history = ledger.read()
+    assert history.live() == []
+    assert history.of("train/a")[0].outcome == "stopped"
+    assert history.graph["nodes"][0]["run"] == "a"
+
+
+def test_a_job_whose_process_is_gone_does_not_live(root: RunDir) -> None:
+    ledger = Ledger(root)
+    ledger.intent("t1", "train", "a", "0")
+    ledger.submitted("t1", "j1", ended_process())
+    assert ledger.read().live() == []
+
+
+def test_what_was_cancelled_counts_until_the_next_submit(root: RunDir) -> None:
+    ledger = Ledger(root)
+    ledger.graph([])
+    ledger.cancelled("train/a")
+    assert ledger.read().cancelled == {"train/a"}
+    ledger.graph([])
+    assert ledger.read().cancelled == set()
+
+
+def test_a_torn_last_line_is_passed_over(root: RunDir) -> None:
+    ledger = Ledger(root)
+    ledger.intent("t1", "train", "a", "0")
+    with root.ledger.open("a") as file:
+        file.write('{"event": "submitted", "tok')
+    assert list(ledger.read().jobs) == ["t1"]
+    ledger.ended("t1", "failed")
+    assert ledger.read().jobs["t1"].outcome == "failed"
+
+
+def test_a_foreign_line_is_named(root: RunDir) -> None:
+    Ledger(root).intent("t1", "train", "a", "0")
+    with root.ledger.open("a") as file:
+        file.write('{"event": "ended", "token": "unknown"}\n')
+    with pytest.raises(ArtefactError, match=r"jobs\.jsonl: not a line of ours"):
+        Ledger(root).read()
+
+
+# ---------------------------------------------------------------------------------------------- the lock
+
+
+def test_two_submits_do_not_meet(root: RunDir) -> None:
+    with submit_lock(root):
+        assert lock_holder(root) == this_process()
+        with pytest.raises(SubmitError, match=f"another submit is at work: pid {os.getpid()} on "), submit_lock(root):
+            pass
+        assert root.lock.exists(), "who was refused does not take the lock along"
+    assert not root.lock.exists()
+
+
+def test_a_lock_of_the_dead_is_taken(root: RunDir) -> None:
+    gone = ended_process()
+    root.root.mkdir(parents=True)
+    root.lock.write_text(json.dumps({"host": gone.host, "pid": gone.pid, "started": gone.started}))
+    with submit_lock(root):
+        assert lock_holder(root) == this_process()
+    assert list(root.root.iterdir()) == []
+
+
+def test_a_lock_of_another_host_is_left(root: RunDir) -> None:
+    root.root.mkdir(parents=True)
+    root.lock.write_text(json.dumps({"host": "login7", "pid": 1, "started": "x"}))
+    with pytest.raises(SubmitError, match=r"pid 1 on login7; .*if it does not, remove .*submit\.lock"), submit_lock(root):
+        pass
+
+
+def test_a_lock_that_nobody_finished_is_named(root: RunDir) -> None:
+    root.root.mkdir(parents=True)
+    root.lock.write_text("")
+    with pytest.raises(SubmitError, match=r"submit\.lock: another submit is starting, or was killed"), submit_lock(root):
+        pass
+
+
+def test_the_lock_is_given_back_after_an_error(root: RunDir) -> None:
+    with pytest.raises(ZeroDivisionError), submit_lock(root):
+        raise ZeroDivisionError
+    assert not root.lock.exists()

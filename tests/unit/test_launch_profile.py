@@ -1,0 +1,126 @@
+"""Profiles: what is allowed, and what a mistake is told."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hpc_ewc.config import build_experiment
+from hpc_ewc.errors import ConfigError
+from hpc_ewc.launch.profile import Profile, SlurmConfig, build_profile, job_resources, load_profile
+
+MINIMAL = {"model": {"path": "miniature"}, "data": {"source": "miniature"}}
+
+
+def test_the_shipped_local_profile_says_what_no_profile_means(repository: Path) -> None:
+    assert load_profile(repository / "slurm" / "local.toml") == load_profile(None) == Profile()
+
+
+def test_every_shipped_profile_loads(repository: Path) -> None:
+    paths = sorted((repository / "slurm").glob("*.toml"))
+    assert paths
+    for path in paths:
+        load_profile(path)
+
+
+def test_every_slurm_key_is_taken() -> None:
+    slurm: dict[str, Any] = {
+        "partition": "standard-g",
+        "account": "project_1",
+        "qos": "debug",
+        "constraint": "a100",
+        "exclude": "n[1-2]",
+        "gres": "gpu:4",
+        "setup": ["module load LUMI\nmodule load torch"],
+        "srun_args": ["--mpi=none"],
+        "sbatch": {"reservation": "x"},
+        "max_array_size": 10,
+        "max_running": 3,
+        "signal_delay_s": 60,
+        "continuation": "chain",
+        "max_submitted": 20,
+        "cells_per_job": "node",
+        "host_suffix": "i",
+        "cpu_bind": "cores",
+    }
+    assert set(slurm) == {field.name for field in dataclasses.fields(SlurmConfig)}
+    table = {"executor": "slurm", "slurm": slurm, "container": {"runtime": "apptainer", "image": "/x.sif"}}
+    profile = build_profile(table | {"resources": {"train": {"nodes": 2, "time_min": 30}}}, "p.toml")
+    for name, value in slurm.items():
+        expected = tuple(value) if isinstance(value, list) else value
+        assert getattr(profile.slurm, name) == expected
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"executer": "local"}, "p.toml: unknown key 'executer'; did you mean 'executor'?"),
+        ({"executor": "pbs"}, "executor = 'pbs': allowed are local, slurm"),
+        ({"local": 3}, "'local' must be a table [local]"),
+        ({"local": {"cpu": 2}}, "unknown key 'local.cpu'; did you mean 'cpus'?"),
+        ({"local": {"cpus": 0}}, "local.cpus = 0: allowed is [1, inf)"),
+        ({"max_gpu_hours": float("nan")}, "max_gpu_hours = nan: must be finite"),
+        ({"env": {"A B": "x"}}, "'A B': not a name of an environment variable"),
+        ({"env": {"A": 1}}, "env.A = 1: must be a string"),
+        ({"slurm": {"partition": "x"}}, '[slurm] has no meaning with executor = "local"'),
+        ({"container": {"runtime": "pyxis", "image": "x"}}, '[container] has no meaning with executor = "local"'),
+        ({"executor": "slurm", "local": {"cpus": 2}}, '[local] has no meaning with executor = "slurm"'),
+        ({"executor": "slurm", "container": {"runtime": "pyxis"}}, "container.runtime and container.image go together"),
+        ({"executor": "slurm", "slurm": {"setup": "module"}}, "slurm.setup = 'module': must be a list"),
+        ({"executor": "slurm", "slurm": {"setup": ["a\0b"]}}, "slurm.setup"),
+        ({"executor": "slurm", "slurm": {"sbatch": {"-x": "y"}}}, "not a long flag of sbatch"),
+        ({"executor": "slurm", "slurm": {"continuation": "hope"}}, "allowed are requeue, chain"),
+        ({"executor": "slurm", "resources": {"train": {"time_min": 4}}}, "resources.train.time_min = 4: allowed is at"),
+        ({"resources": {"trian": {}}}, "unknown table 'resources.trian'; did you mean 'train'?"),
+        ({"resources": {"train": {"gpus": 1}}}, "unknown key 'resources.train.gpus'"),
+    ],
+)
+def test_a_mistake_is_told(table: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
+        build_profile(table, "p.toml")
+    assert "p.toml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["partition", "account", "qos", "constraint", "exclude", "gres", "cpu_bind"])
+def test_no_value_brings_a_line_into_a_script(key: str) -> None:
+    with pytest.raises(ConfigError, match="must not hold control characters"):
+        build_profile({"executor": "slurm", "slurm": {key: "x\n#SBATCH --uid=0"}}, "p.toml")
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"runs": "/a\nb"},
+        {"python": "/a\nb"},
+        {"env": {"A": "x\ny"}},
+        {"executor": "slurm", "slurm": {"srun_args": ["a\nb"]}},
+        {"executor": "slurm", "slurm": {"sbatch": {"mail-user": "a\nb"}}},
+        {"executor": "slurm", "container": {"runtime": "pyxis", "image": "a\nb"}},
+    ],
+)
+def test_nor_does_any_other(table: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="must not hold control characters"):
+        build_profile(table, "p.toml")
+
+
+def test_the_profile_s_resources_come_first_key_by_key() -> None:
+    experiment = build_experiment(
+        MINIMAL | {"resources": {"train": {"nproc_per_node": 2, "cpus_per_task": 2, "time_min": 10}}}, "x.toml"
+    )
+    profile = build_profile({"resources": {"train": {"nodes": 3, "time_min": 20}}}, "p.toml")
+    train = job_resources("train", experiment, profile)
+    assert (train.nodes, train.nproc_per_node, train.cpus_per_task, train.time_min) == (3, 2, 2, 20)
+    tokens = job_resources("tokens", experiment, profile)
+    assert (tokens.nodes, tokens.nproc_per_node, tokens.cpus_per_task, tokens.elements) == (1, 1, 1, 1)
+
+
+def test_ranks_are_gpus_where_nothing_is_said() -> None:
+    profile = build_profile({"resources": {"train": {"gpus_per_node": 4, "nodes": 2, "time_min": 90}}}, "p.toml")
+    train = job_resources("train", build_experiment(MINIMAL, "x.toml"), profile)
+    assert (train.nproc_per_node, train.cpus_per_task) == (4, 4)
+    assert train.gpu_hours == pytest.approx(2 * 4 * 1.5)
