@@ -12,5 +12,6 @@ figures      the same numbers drawn
 """
 
 from hpc_ewc.report.collect import load_records
+from hpc_ewc.report.compare import Comparison, compare
 
-__all__ = ["load_records"]
+__all__ = ["Comparison", "compare", "load_records"]

@@ -1,8 +1,12 @@
-"""`python -m hpc_ewc.report runs/NAME`: tables of an experiment to the terminal and into results/NAME."""
+"""`python -m hpc_ewc.report runs/NAME`: tables and figures of an experiment, to the terminal and into results/NAME.
+
+`python -m hpc_ewc.report compare A B [PATH …]`: two runs against each other, by task and overall.
+"""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -12,11 +16,13 @@ from rich.console import Console
 
 from hpc_ewc.errors import ConfigError, HpcEwcError, did_you_mean
 from hpc_ewc.report.build import FORMATS, Options, report
+from hpc_ewc.report.compare import compare_paths, print_comparison
+from hpc_ewc.report.subsets import KINDS
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Tables and figures from the records of one or several experiments."""
+    """Tables and figures from the records of one or several experiments. `compare A B` compares two runs instead."""
 
     paths: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Folders runs/NAME; also folders or record files inside one, or globs."""
@@ -24,31 +30,72 @@ class Arguments:
     """Folder to write to; absent: ./results/NAME."""
     format: tuple[str, ...] = FORMATS
     """What to make."""
+    subsets: tuple[str, ...] = ()
+    """Tables of the parts of a task too: groups, subjects (MMLU)."""
+    max_loss: float = 1.0
+    """Points of accuracy in the old language, mean over tasks, that a recommended λ may cost."""
+    paper: bool = False
+    """Draw the paper's own curves beside ours; its λ has another scale."""
     unpaired: bool = False
-    """Do not read the samples: faster, with wider differences."""
+    """Do not read the samples: faster, with wider differences and no intervals."""
     resamples: int = 2000
     """Of the bootstrap."""
     seed: int = 0
     """Of the bootstrap."""
 
 
-def main(arguments: list[str] | None = None) -> int:
+@dataclass(frozen=True)
+class CompareArguments:
+    """Two runs against each other, on the documents both were asked: by task and overall."""
+
+    a: Annotated[str, tyro.conf.Positional]
+    """A folder runs/NAME/evaluate/RUN, or a unique prefix of a run under PATH."""
+    b: Annotated[str, tyro.conf.Positional]
+    """Likewise; the differences are B minus A."""
+    paths: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    """Folders runs/NAME in which A and B are prefixes of runs."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 2 where nothing could be made."""
-    options = tyro.cli(Arguments, args=arguments, prog="python -m hpc_ewc.report")
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    program = "python -m hpc_ewc.report"
+    console = Console()
     try:
-        for name in options.format:
-            if name not in FORMATS:
-                raise ConfigError(f"--format {name}: allowed are {', '.join(FORMATS)}{did_you_mean(name, FORMATS)}")
-        report(
-            options.paths,
-            options.out,
-            Options(options.format, paired=not options.unpaired, resamples=options.resamples, seed=options.seed),
-            Console(),
-        )
+        if arguments[:1] == ["compare"]:
+            asked = tyro.cli(CompareArguments, args=arguments[1:], prog=f"{program} compare")
+            print_comparison(compare_paths(asked.a, asked.b, asked.paths), console)
+            return 0
+        options = tyro.cli(Arguments, args=arguments, prog=program)
+        if not options.paths:
+            raise ConfigError("give a folder: python -m hpc_ewc.report runs/NAME")
+        report(options.paths, options.out, _checked(options), console)
     except HpcEwcError as error:
         print(error, file=sys.stderr)
         return 2
     return 0
+
+
+def _checked(options: Arguments) -> Options:
+    for flag, values, known in (("--format", options.format, FORMATS), ("--subsets", options.subsets, KINDS)):
+        for value in values:
+            if value not in known:
+                raise ConfigError(f"{flag} {value}: allowed are {', '.join(known)}{did_you_mean(value, known)}")
+    if not 0 <= options.max_loss <= 100:
+        raise ConfigError(f"--max-loss {options.max_loss:g}: allowed is 0 to 100, in points of accuracy")
+    if options.resamples < 100:
+        raise ConfigError(f"--resamples {options.resamples}: at least 100, else an interval's ends are its extremes")
+    if options.seed < 0:
+        raise ConfigError(f"--seed {options.seed}: allowed is 0 or more")
+    return Options(
+        formats=options.format,
+        paired=not options.unpaired,
+        resamples=options.resamples,
+        seed=options.seed,
+        subsets=options.subsets,
+        max_loss=options.max_loss / 100,
+        paper=options.paper,
+    )
 
 
 if __name__ == "__main__":

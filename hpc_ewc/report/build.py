@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,21 @@ from rich.console import Console
 import hpc_ewc
 from hpc_ewc import records
 from hpc_ewc.errors import InputError
-from hpc_ewc.report import data
+from hpc_ewc.report import data, latex
 from hpc_ewc.report.analysis import Analysis
+from hpc_ewc.report.choose import MAX_LOSS
 from hpc_ewc.report.collect import Collection, collect
 from hpc_ewc.report.differences import analyse
-from hpc_ewc.report.document import build_document
+from hpc_ewc.report.document import Document, build_document
+from hpc_ewc.report.figures import Drawn, draw_figures
 from hpc_ewc.report.markdown import render_markdown
+from hpc_ewc.report.page import render_page
 from hpc_ewc.report.stages import read_stages
+from hpc_ewc.report.statistics import RESAMPLES
 from hpc_ewc.report.study import build_study
 from hpc_ewc.report.terminal import print_document
 
-FORMATS = ("terminal", "markdown", "csv")
+FORMATS = ("terminal", "markdown", "csv", "json", "latex", "html", "figures")
 
 
 @dataclass(frozen=True)
@@ -32,8 +37,14 @@ class Options:
 
     formats: Sequence[str] = FORMATS
     paired: bool = True
-    resamples: int = 2000
+    resamples: int = RESAMPLES
     seed: int = 0
+    subsets: Sequence[str] = ()
+    """groups, subjects: tables of the parts of a task."""
+    max_loss: float = MAX_LOSS
+    """Of accuracy in the old language that a recommended λ may cost."""
+    paper: bool = False
+    """Draw the paper's own curves beside ours."""
 
 
 def report(paths: Sequence[Path | str], out: Path | None, options: Options, console: Console) -> Path:
@@ -48,23 +59,51 @@ def report(paths: Sequence[Path | str], out: Path | None, options: Options, cons
     if not (study.runs or study.missing or study.problems):
         raise InputError(f"{paths[0]}: no record in evaluate/ yet; `hpc-ewc status` says how far it is")
     analysis = analyse(study, paired=options.paired, resamples=options.resamples, seed=options.seed)
-    document = build_document(analysis)
+    figures: list[Drawn] = []
+    wants_figures = bool({"figures", "html"} & set(options.formats)) and bool(study.runs)
+    if wants_figures and find_spec("matplotlib") is None:
+        analysis.left_out.append("figures are left out: matplotlib is not installed")
+        wants_figures = False
+    document = build_document(analysis, subsets=options.subsets, max_loss=options.max_loss)
+    if wants_figures:
+        figures = draw_figures(document, overlay=options.paper)
+    facts = manifest(collection, analysis, options)
+    files = render(analysis, document, figures, options, facts)
     out = out or Path("results") / collection.sources[0].folder.name
-    files: dict[str, bytes] = {}
-    if "markdown" in options.formats:
-        files["report.md"] = render_markdown(document).encode()
-    if "csv" in options.formats:
-        files["results.csv"] = data.render_csv(data.long_rows(analysis)).encode()
-        files["table.csv"] = data.render_csv(data.wide_rows(analysis)).encode()
     for name, content in files.items():
         records.write_bytes(out / name, content)
-    records.write_json(out / "manifest.json", manifest(collection, analysis, options, files))
+    facts["files"] = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
+    records.write_json(out / "manifest.json", facts)
     if "terminal" in options.formats:
         print_document(document, console)
     return out
 
 
-def manifest(collection: Collection, analysis: Analysis, options: Options, files: dict[str, bytes]) -> dict[str, Any]:
+def render(
+    analysis: Analysis, document: Document, figures: list[Drawn], options: Options, facts: dict[str, Any]
+) -> dict[str, bytes]:
+    """The files of a report, by name."""
+    texts: dict[str, str] = {}
+    shown = figures if "figures" in options.formats else []
+    if "markdown" in options.formats:
+        texts["report.md"] = render_markdown(document, [(f"figures/{f.name}.svg", f.caption) for f in shown])
+    if "csv" in options.formats:
+        texts["results.csv"] = data.render_csv(data.long_rows(analysis))
+        texts["table.csv"] = data.render_csv(data.wide_rows(analysis))
+    if "json" in options.formats:
+        texts["results.json"] = data.render_json(analysis, document)
+    if "latex" in options.formats:
+        texts["tables.tex"] = latex.render_tables(document)
+        texts["report.tex"] = latex.render_latex_document(document, shown)
+    if "html" in options.formats:
+        texts["report.html"] = render_page(document, figures, facts)
+    files = {name: text.encode() for name, text in texts.items()}
+    for drawn in shown:
+        files |= {f"figures/{drawn.name}.{ending}": content for ending, content in drawn.files.items()}
+    return files
+
+
+def manifest(collection: Collection, analysis: Analysis, options: Options) -> dict[str, Any]:
     """What the report was made of and by.
 
     No time and no path of this machine: the same records give the same bytes.
@@ -81,5 +120,4 @@ def manifest(collection: Collection, analysis: Analysis, options: Options, files
         "not_taken": len(analysis.study.problems),
         "bootstrap": {"resamples": options.resamples, "seed": options.seed, "paired": options.paired},
         "versions": [dict(version) for version in versions],
-        "files": {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())},
     }

@@ -149,7 +149,7 @@ def choice_table(build: Builder, choice: Choice | None) -> Table | None:
         table.rows.append(row)
     table.notes.append(sentence(build, choice))
     table.notes.append(
-        f"Rule: of the runs that lose at most {100 * choice.max_loss:g} points of {old}, the one that gains most "
+        f"Rule: of the runs that lose at most {points_text(choice.max_loss)} of {old}, the one that gains most "
         f"{new} (means over tasks, points against the base). Chosen on the first half of the documents "
         f"(n={choice.documents[0]:,}, by hash), reported on the other (n={choice.documents[1]:,}). Chosen in: share of "
         "bootstrap resamples of the first half in which the rule picks this row. ± standard error, by bootstrap."
@@ -162,7 +162,7 @@ def sentence(build: Builder, choice: Choice) -> str:
     old, new = language_name(SOURCE_LANGUAGE), language_name(build.study.target)
     if choice.best is None:
         return (
-            f"No recommendation: on the first half no run loses at most {100 * choice.max_loss:g} points of {old}; "
+            f"No recommendation: on the first half no run loses at most {points_text(choice.max_loss)} of {old}; "
             "try a larger λ, or allow more (--max-loss)."
         )
     best = choice.best
@@ -181,9 +181,14 @@ def sentence(build: Builder, choice: Choice) -> str:
     return words + ("." if build.lines.repeated else ". This is about these checkpoints, one seed each.")
 
 
+def points_text(share: float) -> str:
+    """1 point, 2.5 points."""
+    return f"{100 * share:g} point" + ("" if 100 * share == 1 else "s")
+
+
 def _cell(change: Change) -> Cell:
     detail = f"95 % {percent(change.low, sign=True)} to {percent(change.high, sign=True)}"
-    return Cell(percent(change.value, change.stderr, sign=True), change.value, detail)
+    return Cell(percent(change.value, change.stderr, sign=True), change.value, detail=detail)
 
 
 def _with_interval(change: Change) -> str:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from hpc_ewc.report.analysis import Analysis, Difference, Estimate
+from hpc_ewc.report.choose import sentence
+from hpc_ewc.report.document import Document
 from hpc_ewc.report.study import Run
+from hpc_ewc.report.terminal import clean
 
 SCHEMA = 1
 LONG = (
@@ -128,10 +133,58 @@ def _plain(value: Any) -> str:
     text = (
         json.dumps(value, ensure_ascii=False, sort_keys=True) if isinstance(value, (dict, list, tuple)) else str(value)
     )
-    text = text.replace("\x00", "�")
+    text = clean(text)
     return f"'{text}" if text.startswith(FORMULA) else text
 
 
 def _rounded(value: float) -> str:
     """Ten digits: enough for anything, and the same on machines whose last bits differ."""
     return str(value) if isinstance(value, int) else f"{value:.10g}"
+
+
+def render_json(analysis: Analysis, document: Document) -> str:
+    """Everything, for programs: see docs/report.md."""
+    study = analysis.study
+    choice = document.choice
+    value = {
+        "schema": SCHEMA,
+        "title": document.title,
+        "leads": document.leads,
+        "illustration": study.illustration,
+        "long": long_rows(analysis),
+        "wide": wide_rows(analysis),
+        "recommended": None if choice is None else choice_fields(document),
+        "missing": [dataclasses.asdict(cell) for cell in study.missing],
+        "not_taken": [dataclasses.asdict(problem) for problem in study.problems],
+    }
+    return json.dumps(_finite(value), ensure_ascii=False, indent=1, sort_keys=False, allow_nan=False) + "\n"
+
+
+def choice_fields(document: Document) -> dict[str, Any]:
+    """The recommended λ, why, and what else might have been."""
+    choice = document.choice
+    assert choice is not None
+    return {
+        "max_loss": choice.max_loss,
+        "documents_chosen_on": choice.documents[0],
+        "documents_reported_on": choice.documents[1],
+        "strength": None if choice.best is None else choice.best.line.first.strength,
+        "runs": [] if choice.best is None else [run.name for run in choice.best.line.runs],
+        "sentence": sentence(document.build, choice),
+        "candidates": [
+            {"strength": c.line.first.strength, "runs": [run.name for run in c.line.runs], "chosen_in": c.chosen}
+            | {name: dataclasses.asdict(getattr(c, name)) for name in ("old", "new", "old_reported", "new_reported")}
+            for c in choice.candidates
+        ],
+    }
+
+
+def _finite(value: Any) -> Any:
+    """Floats to ten digits; one that is not finite becomes null, which is all that JSON has."""
+    if isinstance(value, float):
+        return float(f"{value:.10g}") if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value

@@ -59,11 +59,18 @@ def bits(value: float, stderr: float | None = None, *, sign: bool = False) -> st
 
 
 def amount(value: float | None) -> str:
-    """A quantity of any size to three digits: 1.23e+09, 4,096, 0.0312."""
+    """A quantity of any size to three digits: 4,096, 1.23e9, 0.0312."""
     if value is None:
         return NOTHING
-    if value == int(value) and abs(value) < 1e7:
-        return f"{int(value):,}".replace("-", MINUS)
+    return f"{int(value):,}".replace("-", MINUS) if value == int(value) and abs(value) < 1e7 else measure(value)
+
+
+def measure(value: float | None) -> str:
+    """What is measured and not counted, to three digits: 1.23e9, 0.0312."""
+    if value is None:
+        return NOTHING
+    if 1000 <= abs(value) < 99950:
+        return f"{value:,.0f}".replace("-", MINUS)
     return f"{value:.3g}".replace("e+0", "e").replace("e+", "e").replace("e-0", "e-").replace("-", MINUS)
 
 

@@ -21,8 +21,10 @@ class Cell:
 
     text: str
     sort: float | None = None
+    brief: str = ""
+    """n and p, to stand beside the value where there is room."""
     detail: str = ""
-    """n and p, for media that have room beside the value."""
+    """Interval, test and counts, in words."""
     bold: bool = False
 
 
@@ -73,9 +75,7 @@ class Builder:
         return [Cell(name), *[Cell("")] * (len(self.labels) - 1), *cells]
 
 
-def value_cell(
-    pair: tuple[Estimate | None, Spread | None], text: Callable[..., str], *, bold: bool = False, detail: str = ""
-) -> Cell:
+def value_cell(pair: tuple[Estimate | None, Spread | None], text: Callable[..., str], *, bold: bool = False) -> Cell:
     """A value with its standard error; over seeds, with their spread in brackets."""
     estimate, spread = pair
     if estimate is None:
@@ -86,7 +86,7 @@ def value_cell(
     parts = [f"n={estimate.n}", *([f"{spread.seeds} seeds"] if spread else [])]
     if estimate.low is not None and estimate.high is not None:
         parts.append(f"95 % {text(estimate.low)} to {text(estimate.high)}")
-    return Cell(shown, estimate.value, "; ".join([*parts, *([detail] if detail else [])]), bold)
+    return Cell(shown, estimate.value, parts[0], "; ".join(parts), bold)
 
 
 def difference_cell(difference: Difference | None, text: Callable[..., str]) -> Cell:
@@ -100,8 +100,10 @@ def difference_cell(difference: Difference | None, text: Callable[..., str]) -> 
     if difference.low is not None and difference.high is not None:
         parts.append(f"95 % {text(difference.low, sign=True)} to {text(difference.high, sign=True)}")
     if difference.p is not None:
-        parts.append(f"p={p_text(difference.p)}, Holm {p_text(difference.p_holm)}")
-    return Cell(text(difference.value, difference.stderr, sign=True) + star, difference.value, "; ".join(parts))
+        parts.append(f"p {p_text(difference.p)}, {p_text(difference.p_holm)} after Holm")
+    brief = parts[0] + (f", p={p_text(difference.p_holm)}".replace("=<", "<") if difference.p_holm is not None else "")
+    shown = text(difference.value, difference.stderr, sign=True) + star
+    return Cell(shown, difference.value, brief, "; ".join(parts))
 
 
 def text_of(column: Column) -> Callable[..., str]:

@@ -82,7 +82,7 @@ def _relative(build: Builder, line: Line, column: Column) -> Cell:
         return Cell(NOTHING)
     value, stderr = 100 * difference.value / base, 100 * difference.stderr / base
     text = f"{value:+.1f}".replace("-", MINUS) + ("" if math.isnan(stderr) else f"±{stderr:.1f}")
-    return Cell(text, value, f"n={difference.n}")
+    return Cell(text, value, brief=f"n={difference.n}")
 
 
 def _base_bits(build: Builder, column: Column) -> float | None:

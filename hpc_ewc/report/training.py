@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hpc_ewc.report.formats import amount
+from hpc_ewc.report.formats import amount, measure
 from hpc_ewc.report.lines import Line
 from hpc_ewc.report.study import Run, Study
 from hpc_ewc.report.tables import Builder, Cell, Head, Table
@@ -135,7 +135,8 @@ def _if_any(table: Table, build: Builder) -> Table | None:
 
 def _amount(facts: Sequence[Training], name: str) -> Cell:
     values = [getattr(fact, name) for fact in facts]
-    return _cell(None if not values or None in values else sum(values) / len(values))
+    value = None if not values or None in values else sum(values) / len(values)
+    return Cell(measure(value), value)
 
 
 def _free(facts: Sequence[Training]) -> Cell:

@@ -1,0 +1,266 @@
+"""Curves against λ: accuracy of each task in the layout of the paper's figure 3, the mean, perplexities."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from hpc_ewc.report.analysis import Estimate
+from hpc_ewc.report.drawing.style import GREY, INK, Look, StrengthAxis, look
+from hpc_ewc.report.lines import Line
+from hpc_ewc.report.paper import accuracy_curve, perplexity_curve
+from hpc_ewc.report.study import Column, language_name
+from hpc_ewc.report.tables import Builder, bits_column, plain_name
+
+Values = Callable[[Line], Estimate | None]
+PaperCurve = tuple[list[float], list[float], float]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One quantity in one language."""
+
+    label: str
+    look: Look
+    values: Values
+    chance: float | None = None
+    paper: PaperCurve | None = None
+    scale: float = 100.0
+    """1 for what is not shown in per cent."""
+
+
+def groups(build: Builder) -> list[list[Line]]:
+    """Trained lines that differ in λ alone, final checkpoints only; the largest group first."""
+    found: dict[object, list[Line]] = defaultdict(list)
+    last = max((run.fraction for run in build.study.runs), default=1.0)
+    for line in build.lines.lines:
+        run = line.first
+        if run.strength is not None and run.fraction == last:
+            key = (run.source, run.others, () if len(line.runs) > 1 else run.seeds)
+            found[key].append(line)
+    return sorted(found.values(), key=lambda lines: -len(lines))
+
+
+def axis_of(build: Builder, *, paper: bool = False) -> StrengthAxis:
+    """Every λ that is drawn."""
+    strengths = [line.first.strength or 0.0 for lines in groups(build) for line in lines]
+    if paper:
+        curve = accuracy_curve("mean", "en")
+        strengths += [] if curve is None else curve[0]
+    return StrengthAxis(tuple(strengths))
+
+
+def draw_curve(axes: Axes, build: Builder, curve: Curve, x: StrengthAxis) -> None:
+    """Values with standard errors, joined over λ > 0; the base as a line across; the paper's in grey."""
+    style = curve.look
+    for number, lines in enumerate(groups(build)):
+        points = [(line.first.strength or 0.0, e) for line in lines if (e := curve.values(line)) is not None]
+        if not points:
+            continue
+        places = [x.place(strength) for strength, _ in points]
+        values = [curve.scale * e.value for _, e in points]
+        errors = [curve.scale * (e.stderr or 0.0) for _, e in points]
+        axes.errorbar(
+            places,
+            values,
+            yerr=errors,
+            color=style.colour,
+            marker=style.marker,
+            markersize=4.5,
+            markerfacecolor=style.colour if style.filled else "white",
+            linestyle="none",
+            elinewidth=1,
+            capsize=2,
+            alpha=1.0 if number == 0 else 0.55,
+            label=curve.label if number == 0 else None,
+            zorder=4,
+        )
+        joined = [(p, v) for p, v, (strength, _) in zip(places, values, points, strict=True) if strength > 0]
+        axes.plot(
+            [p for p, _ in joined],
+            [v for _, v in joined],
+            color=style.colour,
+            linestyle=style.dashes,
+            linewidth=1.4,
+            alpha=1.0 if number == 0 else 0.55,
+            zorder=3,
+        )
+    base = next((line for line in build.lines.lines if line.first.is_base), None)
+    value = None if base is None else curve.values(base)
+    if value is not None:
+        axes.axhline(curve.scale * value.value, color=style.colour, linewidth=0.9, linestyle=(0, (1, 1.5)), zorder=2)
+        if value.stderr:
+            low, high = value.value - value.stderr, value.value + value.stderr
+            axes.axhspan(curve.scale * low, curve.scale * high, color=style.colour, alpha=0.10, linewidth=0, zorder=1)
+    if curve.chance is not None:
+        axes.axhline(curve.scale * curve.chance, color=GREY, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+    if curve.paper is not None:
+        strengths, values, _ = curve.paper
+        places, values = [x.place(s) for s in strengths], [curve.scale * v for v in values]
+        grey: dict[str, Any] = {"color": GREY, "alpha": 0.8, "zorder": 2}
+        face = GREY if style.filled else "white"
+        axes.plot(places, values, marker=style.marker, markersize=3, markerfacecolor=face, linestyle="none", **grey)
+        free = sum(s == 0 for s in strengths)  # sorted: λ = 0 comes first, and is not joined
+        axes.plot(places[free:], values[free:], linestyle=style.dashes, linewidth=0.8, **grey)
+
+
+# ---------------------------------------------------------------------------------------------- figures
+
+
+def accuracy_figure(build: Builder, *, paper: bool) -> Figure | None:
+    """A panel a task, both languages in each, the mean last: the paper's figure 3."""
+    panels: dict[str, list[tuple[int, Column]]] = defaultdict(list)
+    for place, language in enumerate(build.languages):
+        for column in build.study.means(language):
+            if not column.variant:
+                panels[column.label].append((place, column))
+    if not panels or not groups(build):
+        return None
+    x = axis_of(build, paper=paper)
+    count = len(panels) + 1
+    columns = min(4, count)
+    rows = -(-count // columns)
+    figure, grid = plt.subplots(rows, columns, figsize=(2.75 * columns, 2.35 * rows + 0.5), squeeze=False, sharex=True)
+    each = list(grid.flat)
+    for axes, (_, members) in zip(each, panels.items(), strict=False):
+        for place, column in members:
+            draw_curve(axes, build, _task_curve(build, column, place, paper), x)
+        axes.set_title(plain_name(members[0][1]))
+    last = each[len(panels)]
+    for curve in _mean_curves(build, paper):
+        draw_curve(last, build, curve, x)
+    last.set_title("mean over tasks", fontweight="bold")
+    for axes in each[count:]:
+        axes.set_visible(False)
+    _finish(figure, each[:count], columns, x, "accuracy in %")
+    _legend(figure, build, last, paper)
+    return figure
+
+
+def mean_figure(build: Builder, *, paper: bool) -> Figure | None:
+    """Mean accuracy of each language against λ: the paper's figure 1b."""
+    curves = _mean_curves(build, paper)
+    if not curves or not groups(build):
+        return None
+    x = axis_of(build, paper=paper)
+    figure, axes = plt.subplots(figsize=(5.6, 3.9))
+    for curve in curves:
+        draw_curve(axes, build, curve, x)
+    _finish(figure, [axes], 1, x, "accuracy in %, mean over tasks")
+    _legend(figure, build, axes, paper)
+    return figure
+
+
+def perplexity_figure(build: Builder, *, paper: bool) -> Figure | None:
+    """TruthfulQA's mean perplexity (the paper's figure 1a) and bits per byte, against λ."""
+    texts = [c for c in build.study.columns if c.kind == "perplexity" and c.task == "ppl_truthfulqa"]
+    held = [c for language in build.languages if (c := bits_column(build, language)) is not None]
+    if not (texts or held) or not groups(build):
+        return None
+    x = axis_of(build, paper=paper)
+    parts = [(texts, "perplexity_mean"), (held, "bits_per_byte")]
+    parts = [(columns, metric) for columns, metric in parts if columns]
+    figure, grid = plt.subplots(1, len(parts), figsize=(5.0 * len(parts), 3.9), squeeze=False)
+    for axes, (columns, metric) in zip(grid.flat, parts, strict=True):
+        for column in columns:
+            place = build.languages.index(column.language)
+            overlay = perplexity_curve(column.language) if paper and metric == "perplexity_mean" else None
+            curve = Curve(
+                language_name(column.language),
+                look(place),
+                lambda line, column=column, metric=metric: build.lines.value(line, column, metric)[0],  # type: ignore[misc]
+                paper=overlay,
+                scale=1.0,
+            )
+            draw_curve(axes, build, curve, x)
+        if metric == "perplexity_mean":
+            axes.set_yscale("log")
+            _plain_log(axes)
+            axes.set_ylabel("perplexity (log scale; lower is better)")
+        else:
+            axes.set_ylabel("bits per byte (lower is better)")
+        x.dress(axes)
+        titles = list(dict.fromkeys(plain_name(column) for column in columns))
+        axes.set_title(", ".join(titles) + (": mean over texts" if metric == "perplexity_mean" else ": all bytes"))
+    figure.tight_layout(rect=(0, 0.07, 1, 1))
+    _legend(figure, build, grid.flat[0], paper)
+    return figure
+
+
+# ---------------------------------------------------------------------------------------------- parts
+
+
+def _task_curve(build: Builder, column: Column, place: int, paper: bool) -> Curve:
+    return Curve(
+        language_name(column.language),
+        look(place),
+        lambda line: build.lines.value(line, column)[0],
+        column.chance or None,
+        accuracy_curve(column.task, column.language) if paper else None,
+    )
+
+
+def _mean_curves(build: Builder, paper: bool) -> list[Curve]:
+    curves = []
+    for place, language in enumerate(build.languages):
+        mean = build.analysis.mean(language)
+        if mean is not None:
+            curves.append(
+                Curve(
+                    language_name(language),
+                    look(place),
+                    lambda line, mean=mean: build.lines.mean_value(line, mean)[0],  # type: ignore[misc]
+                    paper=accuracy_curve("mean", language) if paper else None,
+                )
+            )
+    return curves
+
+
+def _finish(figure: Figure, panels: Sequence[Axes], columns: int, x: StrengthAxis, label: str) -> None:
+    """Axes that share what they can, so that panels may be compared."""
+    for place, axes in enumerate(panels):
+        low = place + columns >= len(panels)
+        axes.tick_params(labelbottom=low)
+        x.dress(axes, label=low, room=0.055 if len(panels) == 1 else 0.11)
+        if len(panels) > 1:
+            axes.set_xlabel("λ" if low else "")
+        axes.set_ylabel(label if place % columns == 0 else "")
+        bottom, top = axes.get_ylim()
+        axes.set_ylim(max(0.0, bottom), min(102.0, top))
+    figure.tight_layout(rect=(0, 0.07 if len(panels) == 1 else 0.06, 1, 1))
+
+
+def _legend(figure: Figure, build: Builder, axes: Axes, paper: bool) -> None:
+    """Below all panels: languages, then what the other marks mean."""
+    from matplotlib.lines import Line2D
+
+    handles, labels = axes.get_legend_handles_labels()
+    handles = list(handles)
+    if any(line.first.is_base for line in build.lines.lines):
+        handles.append(Line2D([], [], color=INK, linewidth=0.9, linestyle=(0, (1, 1.5))))
+        labels.append("base model")
+    shown = [column for language in build.languages for column in build.study.means(language)]
+    if len(figure.axes) > 2 and any(column.chance for column in shown):
+        handles.append(Line2D([], [], color=GREY, linewidth=0.8, linestyle=(0, (4, 3))))
+        labels.append("chance")
+    if paper:
+        handles.append(Line2D([], [], color=GREY, linewidth=0.8, marker="o", markersize=3, linestyle="-"))
+        labels.append("paper (its λ has another scale)")
+    figure.legend(handles, labels, loc="lower center", ncols=len(handles), fontsize=8.5)
+
+
+def _plain_log(axes: Axes) -> None:
+    """Ticks of a log axis as plain numbers: 0.5, 2, 30, 800."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = axes.get_ylim()
+    narrow = high / low < 30
+    axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 3, 5) if narrow else (1, 3), numticks=12))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())

@@ -1,0 +1,99 @@
+"""The trade-off: what was kept of the old language against what was learnt of the new one."""
+
+from __future__ import annotations
+
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from hpc_ewc.report.choose import Choice, points_text
+from hpc_ewc.report.drawing.style import GREY, INK, look
+from hpc_ewc.report.lines import Line
+from hpc_ewc.report.study import SOURCE_LANGUAGE, language_name
+from hpc_ewc.report.tables import Builder
+from hpc_ewc.report.tradeoff import front
+
+
+def tradeoff_figure(build: Builder, choice: Choice | None) -> Figure | None:
+    """A point a run, the front joined, the recommended λ ringed, what the rule forbids shaded."""
+    old, new = build.analysis.mean(SOURCE_LANGUAGE), build.analysis.mean(build.study.target)
+    if old is None or new is None:
+        return None
+    points: dict[Line, tuple[float, float, float, float]] = {}
+    for line in build.lines.lines:
+        kept, learnt = build.lines.mean_value(line, old)[0], build.lines.mean_value(line, new)[0]
+        if kept is not None and learnt is not None:
+            errors = (100 * (kept.stderr or 0.0), 100 * (learnt.stderr or 0.0))
+            points[line] = (100 * kept.value, 100 * learnt.value, *errors)
+    if len(points) < 2:
+        return None
+    figure, axes = plt.subplots(figsize=(6.2, 4.6))
+    best = [points[line] for line in front(build) if line in points]
+    best.sort()
+    axes.plot([p[0] for p in best], [p[1] for p in best], color=GREY, linewidth=1.0, linestyle="-", zorder=1)
+    for line, (x, y, dx, dy) in points.items():
+        style = look(0)
+        axes.errorbar(
+            x,
+            y,
+            xerr=dx,
+            yerr=dy,
+            color=INK if line.first.is_base else style.colour,
+            marker="*" if line.first.is_base else "o",
+            markersize=12 if line.first.is_base else 6,
+            elinewidth=0.8,
+            alpha=0.95,
+            zorder=4 if line.first.is_base else 3,
+        )
+        below = line.first.is_base
+        axes.annotate(
+            build.lines.name(line),
+            (x, y),
+            xytext=(-8, -8) if below else (7, 6),
+            textcoords="offset points",
+            ha="right" if below else "left",
+            va="top" if below else "bottom",
+            fontsize=8.5,
+            zorder=6,
+        )
+    if choice is not None:
+        _mark(axes, build, choice, points)
+    axes.set_xlabel(f"{language_name(SOURCE_LANGUAGE)} accuracy in % (kept →)")
+    axes.set_ylabel(f"{language_name(build.study.target)} accuracy in % (learnt →)")
+    axes.margins(0.12)
+    figure.tight_layout()
+    return figure
+
+
+def _mark(axes: Axes, build: Builder, choice: Choice, points: dict[Line, tuple[float, float, float, float]]) -> None:
+    base = next((line for line in points if line.first.is_base), None)
+    if base is not None:
+        limit = points[base][0] - 100 * choice.max_loss
+        low = min(axes.get_xlim()[0], limit)
+        axes.axvspan(low - 100, limit, color="#000000", alpha=0.05, linewidth=0, zorder=0)
+        axes.set_xlim(low, axes.get_xlim()[1] if axes.get_xlim()[1] < 130 else None)
+        axes.text(
+            limit,
+            0.02,
+            f"loses more than {points_text(choice.max_loss)} ",
+            transform=axes.get_xaxis_transform(),
+            ha="right",
+            va="bottom",
+            fontsize=8,
+            color=GREY,
+        )
+    if choice.best is not None and choice.best.line in points:
+        x, y, *_ = points[choice.best.line]
+        axes.plot(
+            x, y, marker="o", markersize=15, markerfacecolor="none", markeredgecolor="#D55E00", markeredgewidth=1.8
+        )
+        axes.annotate(
+            f"recommended\n({100 * choice.best.chosen:.0f} % of resamples)",
+            (x, y),
+            xytext=(-12, -12),
+            textcoords="offset points",
+            ha="right",
+            va="top",
+            fontsize=8.5,
+            color="#A04000",
+        )

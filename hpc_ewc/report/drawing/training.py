@@ -1,0 +1,146 @@
+"""Training curves by λ, and where the Fisher lies in the model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from hpc_ewc import records
+from hpc_ewc.errors import ArtefactError
+from hpc_ewc.report.drawing.curves import groups
+from hpc_ewc.report.drawing.style import look
+from hpc_ewc.report.lines import Line
+from hpc_ewc.report.study import Run
+from hpc_ewc.report.tables import Builder
+
+POINTS = 400
+"""Of a curve, at most: a longer run is thinned by means of equal stretches."""
+PANELS = (("loss", "task loss, nats a token"), ("penalty", "penalty λ/2 Σ F (θ−θ*)²"), ("distance", "distance ‖θ−θ*‖"))
+STYLES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)))
+
+
+def training_figure(build: Builder) -> Figure | None:
+    """Loss, penalty and distance to the anchor against the step; a line a λ."""
+    curves: list[tuple[Line, dict[str, np.ndarray[Any, np.dtype[np.float64]]]]] = []
+    for lines in groups(build)[:1]:
+        for line in lines:
+            read = read_metrics(build, line.first)
+            if read is not None:
+                curves.append((line, read))
+    if not curves:
+        return None
+    shown = [(name, label) for name, label in PANELS if any(np.isfinite(read[name]).any() for _, read in curves)]
+    figure, grid = plt.subplots(1, len(shown), figsize=(3.7 * len(shown), 3.7), squeeze=False)
+    colours = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.85, len(curves)))
+    for axes, (name, label) in zip(grid.flat, shown, strict=True):
+        for place, (line, read) in enumerate(curves):
+            steps, values = thin(read["step"], read[name])
+            if name == "penalty" and not (values > 0).any():
+                continue
+            axes.plot(
+                steps,
+                np.where(values > 0, values, np.nan) if name == "penalty" else values,
+                color=colours[place],
+                linestyle=STYLES[place % len(STYLES)],
+                linewidth=1.4,
+                label=build.lines.name(line),
+            )
+        if name == "penalty":
+            axes.set_yscale("log")
+        axes.set_xlabel("step")
+        axes.set_title(label)
+    handles, labels = grid.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=min(7, len(labels)), fontsize=8.5)
+    figure.tight_layout(rect=(0, 0.04 + 0.05 * math.ceil(len(labels) / 7), 1, 1))
+    return figure
+
+
+def read_metrics(build: Builder, run: Run) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]] | None:
+    """Columns of metrics.jsonl, the last line of each step; None where there is no such file."""
+    trained = build.study.trained(run)
+    if trained is None:
+        return None
+    lines: dict[float, Mapping[str, Any]] = {}
+    try:
+        for line in records.read_lines(trained.folder.metrics):
+            if isinstance(line.get("step"), int):
+                lines[line["step"]] = line
+    except ArtefactError:
+        return None
+    if not lines:
+        return None
+    order = sorted(lines)
+    columns = {name: np.array([_number(lines[step].get(name)) for step in order]) for name, _ in PANELS}
+    return columns | {"step": np.array(order, dtype=np.float64)}
+
+
+def thin(
+    steps: np.ndarray[Any, np.dtype[np.float64]], values: np.ndarray[Any, np.dtype[np.float64]]
+) -> tuple[np.ndarray[Any, np.dtype[np.float64]], np.ndarray[Any, np.dtype[np.float64]]]:
+    """Means over at most POINTS stretches of equal length."""
+    if len(steps) <= POINTS:
+        return steps, values
+    parts = np.array_split(np.arange(len(steps)), POINTS)
+    return np.array([steps[p].mean() for p in parts]), np.array([values[p].mean() for p in parts])
+
+
+def _number(value: Any) -> float:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if is_number and math.isfinite(value) else math.nan
+
+
+# ---------------------------------------------------------------------------------------------- Fisher
+
+
+def fisher_figure(build: Builder) -> Figure | None:
+    """Share of tr F by layer and by kind of parameter."""
+    summary = next((found for run in build.study.runs if (found := fisher_summary(build, run))), None)
+    if summary is None:
+        return None
+    layers, kinds = summary["share_by_layer"], summary["share_by_kind"]
+    rows = max(len(layers), len(kinds))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.4, min(11.0, 1.4 + 0.26 * rows)))
+    numbered = sorted((name for name in layers if name.isdigit()), key=int)
+    others = [name for name in layers if not name.isdigit()]
+    _bars(
+        left,
+        [short(name) for name in others] + [f"layer {n}" for n in numbered],
+        [layers[n] for n in others + numbered],
+    )
+    left.set_title("by layer")
+    order = sorted(kinds, key=lambda name: -kinds[name])
+    _bars(right, [short(name) for name in order], [kinds[name] for name in order])
+    right.set_title("by kind of parameter")
+    figure.tight_layout()
+    return figure
+
+
+def fisher_summary(build: Builder, run: Run) -> dict[str, Any] | None:
+    """What the manifest of a run's Fisher says of its shares."""
+    trained = build.study.trained(run)
+    summary = None if trained is None else trained.fisher.get("summary")
+    if not isinstance(summary, dict):
+        return None
+    each = [summary.get(name) for name in ("share_by_layer", "share_by_kind")]
+    return summary if all(isinstance(part, dict) and part for part in each) else None
+
+
+def short(name: str) -> str:
+    """A parameter's name without what all of them share."""
+    return name.removeprefix("model.").removesuffix(".weight")
+
+
+def _bars(axes: Axes, names: Sequence[str], shares: Sequence[float]) -> None:
+    places = np.arange(len(names))
+    axes.barh(places, [100 * share for share in shares], color=look(0).colour, height=0.72)
+    axes.set_yticks(places, names, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel("share of tr F in %")
+    axes.grid(axis="y", visible=False)
