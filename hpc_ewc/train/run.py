@@ -24,7 +24,7 @@ from hpc_ewc.stage import Stage
 from hpc_ewc.train import collective
 from hpc_ewc.train.anchor import build_hold
 from hpc_ewc.train.checkpoint import Checkpoints
-from hpc_ewc.train.loop import Trainer
+from hpc_ewc.train.loop import NonFiniteLossError, Trainer
 from hpc_ewc.train.manifest import training_facts
 from hpc_ewc.train.metrics import Console, cut_back, flop_per_token, memory_gb, peak_tflops
 from hpc_ewc.train.optimizer import build_optimizer, learning_rate_at, optimizer_state, set_step_count
@@ -116,8 +116,12 @@ class Run:
 
     def train(self) -> bool:
         """Step until the end or until a rank is asked to stop; True when the run is finished."""
-        with self._build_loader() as loader:
-            self._train(loader)
+        try:
+            with self._build_loader() as loader:
+                self._train(loader)
+        except NonFiniteLossError:  # raised by all ranks together: the checkpoint that is being written is a good one
+            self.checkpoints.finish()
+            raise
         self.checkpoints.finish()
         return self.done >= self.plan.steps
 
