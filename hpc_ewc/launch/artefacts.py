@@ -13,8 +13,8 @@ from hpc_ewc.errors import ArtefactError
 from hpc_ewc.launch.graph import Node
 from hpc_ewc.rundir import StageDir
 
-SECTIONS = {"tokens": ("model", "data"), "fisher": ("model", "fisher")}
-"""Of config.toml: what two runs that share an artefact have in common."""
+SECTIONS = {"tokens": ("model", "data"), "fisher": ("model", "data", "fisher")}
+"""Of config.toml: what makes the artefact, not the λ of the run that happened to need it first."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ first traceback. Submitit's result pickles and job states are never asked: `sys.
 from __future__ import annotations
 
 import json
+import re
 import socket
 from collections.abc import Sequence
 from contextlib import suppress
@@ -76,10 +77,12 @@ def explain(node: Node, element: Element, job: Path, restart: int, ended: Exit) 
     if (known.get("job_id"), known.get("restart")) == (job.name, restart):
         return
     error, trace, rank = first_error(job)
+    printed = tail(job)
+    error = error or last_exception(printed) or f"the worker {ended.words}" + ("" if ended.status else ", not done")
     facts = {
         "schema": records.SCHEMA,
-        "error": error or f"the worker {ended.words}" + ("" if ended.status else " and left nothing"),
-        "traceback": trace or tail(job),
+        "error": error,
+        "traceback": trace or printed,
         "rank": rank,
         "element": element.name,
         "node": socket.gethostname(),
@@ -101,6 +104,12 @@ def first_error(job: Path) -> tuple[str, str, int]:
         return "", "", 0
     _, rank, message = min(found, key=lambda entry: entry[:2])
     return str(message["message"]), str(message["extraInfo"].get("py_callstack", "")), rank
+
+
+def last_exception(text: str) -> str:
+    """The line that Python ends a traceback with, if the text ends with one."""
+    last = next((line for line in reversed(text.splitlines()) if line.strip()), "")
+    return last if re.match(r"[\w.]+(Error|Exception|Interrupt)\b", last) else ""
 
 
 def tail(job: Path, lines: int = TAIL_LINES) -> str:

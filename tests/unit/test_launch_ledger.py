@@ -142,14 +142,20 @@ def test_a_lock_of_the_dead_is_taken(root: RunDir) -> None:
 def test_a_lock_of_another_host_is_left(root: RunDir) -> None:
     root.root.mkdir(parents=True)
     root.lock.write_text(json.dumps({"host": "login7", "pid": 1, "started": "x"}))
-    with pytest.raises(SubmitError, match=r"pid 1 on login7; .*if it does not, remove .*submit\.lock"), submit_lock(root):
+    with (
+        pytest.raises(SubmitError, match=r"pid 1 on login7; .*if it does not, remove .*submit\.lock"),
+        submit_lock(root),
+    ):
         pass
 
 
 def test_a_lock_that_nobody_finished_is_named(root: RunDir) -> None:
     root.root.mkdir(parents=True)
     root.lock.write_text("")
-    with pytest.raises(SubmitError, match=r"submit\.lock: another submit is starting, or was killed"), submit_lock(root):
+    with (
+        pytest.raises(SubmitError, match=r"submit\.lock: another submit is starting, or was killed"),
+        submit_lock(root),
+    ):
         pass
 
 

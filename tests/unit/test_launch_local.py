@@ -1,0 +1,359 @@
+"""The local scheduler, with real submitit jobs and workers that do as they are told."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hpc_ewc import rundir
+from hpc_ewc.launch import local, torchrun
+from hpc_ewc.launch.artefacts import failure
+from hpc_ewc.launch.ledger import Ledger
+from hpc_ewc.launch.process import this_process
+from hpc_ewc.launch.status import status, survey
+from hpc_ewc.launch.submit import submit
+from hpc_ewc.rundir import RunDir
+from tests.unit.launch_world import fake_command, order, read_events, write_experiment
+
+REPORT = "import sys; print('the table of', sys.argv[1].rsplit('/', 1)[1]); open(sys.argv[2] + '/table.md', 'w')"
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Workers obey `tmp_path/orders`; the current folder is `tmp_path`."""
+    orders = tmp_path / "orders"
+    orders.mkdir()
+    (tmp_path / "results" / "small").mkdir(parents=True)
+    monkeypatch.setattr(local, "local_command", functools.partial(fake_command, orders))
+    report: Callable[..., Any] = lambda python, root, out: (python, "-c", REPORT, str(root), str(out))  # noqa: E731
+    monkeypatch.setattr(local, "report_command", report)
+    monkeypatch.setenv("HPC_EWC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.chdir(tmp_path)
+    return orders
+
+
+def run(sweep: Path, cpus: int = 4) -> int:
+    profile = sweep.parent / "profile.toml"
+    profile.write_text(f"[local]\ncpus = {cpus}\n")
+    return submit(sweep, profile, None, None, dry_run=False, yes=False)
+
+
+def begun(orders: Path) -> list[str]:
+    return [event["name"] for event in read_events(orders) if event["what"] == "begin"]
+
+
+def states(root: RunDir) -> dict[str, str]:
+    rows, _ = survey(root)
+    return {f"{row.stage}/{row.run}".rsplit("-", 1)[0]: row.state for row in rows}
+
+
+def test_a_whole_graph_then_nothing_then_one_more_run(world: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    sweep = write_experiment(world.parent, [0, 1e6])
+    root = RunDir(world.parent / "runs" / "small")
+    assert run(sweep) == 0
+    out, err = capfd.readouterr()
+    assert out == "the table of small\n"
+    assert "done. Runs: runs/small; tables: results/small" in err
+    first = begun(world)
+    assert sorted(name.split("/")[0] for name in first) == ["evaluate"] * 3 + ["fisher", "tokens", "train", "train"]
+    assert {name.split("/")[0] for name in first[:2]} == {"tokens", "fisher"}
+    assert stat.S_IMODE(root.jobs.stat().st_mode) == 0o700
+    assert all(stat.S_IMODE(job.stat().st_mode) == 0o700 for job in root.jobs.iterdir())
+    assert root.experiment_toml.read_text() == sweep.read_text()
+    assert status(root.root, watch=False, as_json=False) == 0
+    capfd.readouterr()
+
+    assert run(sweep) == 0
+    out, err = capfd.readouterr()
+    assert "nothing to do" in err
+    assert out == "the table of small\n"
+    assert begun(world) == first
+
+    assert run(write_experiment(world.parent, [0, 1e3, 1e6])) == 0
+    assert sorted(name.split("-")[0] for name in begun(world)[len(first) :]) == [
+        "evaluate/strength=1000",
+        "train/strength=1000",
+    ]
+
+
+def test_jobs_know_nothing_of_tokens_and_import_the_copy(world: Path) -> None:
+    sweep = write_experiment(world.parent, [0])
+    assert run(sweep) == 0
+    root = RunDir(world.parent / "runs" / "small")
+    (package,) = root.root.glob("code/*/hpc_ewc")
+    assert json.loads((package.parent / "code.json").read_text())["hash"] == package.parent.name
+    files = [path for path in root.jobs.rglob("*") if path.is_file()]
+    assert files
+    assert not any(b"hf_secret" in path.read_bytes() for path in files)
+    assert os.environ["HF_TOKEN"] == "hf_secret", "only jobs go without"
+    environment = torchrun.worker_environment(package.parent, {"A": "b"}, 2)
+    assert environment["PYTHONPATH"].split(":")[0] == str(package.parent)
+    assert (environment["PYTHONSAFEPATH"], environment["OMP_NUM_THREADS"], environment["A"]) == ("1", "2", "b")
+
+
+def test_no_more_runs_at_once_than_there_are_cores(world: Path) -> None:
+    order(world, "sleep 0.5", "train")
+    more = "[resources.train]\ncpus_per_task = 2\n[resources.fisher]\ncpus_per_task = 9\n"
+    assert run(write_experiment(world.parent, [0, 1, 2], more=more), cpus=4) == 0
+    running: set[str] = set()
+    most = 0
+    for event in read_events(world):
+        running = running | {event["name"]} if event["what"] == "begin" else running - {event["name"]}
+        cores = sum(9 if name.startswith("fisher") else 2 if name.startswith("train") else 1 for name in running)
+        assert cores <= 4 or len(running) == 1, f"more than the machine has, beside another job: {running}"
+        most = max(most, sum(name.startswith("train") for name in running))
+    assert most == 2
+
+
+def test_a_failed_training_costs_its_own_evaluation(world: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    sweep = write_experiment(world.parent, [0, 1e6])
+    root = RunDir(world.parent / "runs" / "small")
+    order(world, "raise", "train/strength=1e+06")
+    assert run(sweep) == 1
+    assert states(root) == {
+        f"tokens/{next((root.root / 'tokens').iterdir()).name}": "done",
+        f"fisher/{next((root.root / 'fisher').iterdir()).name}": "done",
+        "train/strength=0": "done",
+        "train/strength=1e+06": "failed",
+        "evaluate/base": "done",
+        "evaluate/strength=0": "done",
+        "evaluate/strength=1e+06": "blocked",
+        "report/": "done",
+    }
+    err = capfd.readouterr().err
+    assert "train/strength=1e+06" in err
+    assert "failed: ValueError: as it was told" in err
+    assert "hpc-ewc logs runs/small strength=1e+06" in err
+    assert status(root.root, watch=False, as_json=True) == 1
+    before = len(begun(world))
+    order(world, "finish", "train/strength=1e+06")
+    assert run(sweep) == 0
+    again = [name.split("-")[0] for name in begun(world)[before:]]
+    assert again == ["train/strength=1e+06", "evaluate/strength=1e+06"]
+
+
+@pytest.mark.parametrize(
+    ("what", "error"),
+    [
+        ("leave", "the worker ended with status 0, not done"),
+        ("die", "the worker was killed by signal 9"),
+    ],
+)
+def test_an_exit_status_says_nothing_alone(world: Path, what: str, error: str) -> None:
+    order(world, what, "tokens")
+    assert run(write_experiment(world.parent, [0])) == 1
+    root = RunDir(world.parent / "runs" / "small")
+    (tokens,) = (root.root / "tokens").iterdir()
+    failed = failure(rundir.StageDir(tokens))
+    assert failed["error"] == error
+    assert begun(world) == [f"tokens/{tokens.name}"], "nothing that reads the tokens was started"
+
+
+def test_a_run_that_is_cancelled_stops_and_the_rest_goes_on(world: Path) -> None:
+    sweep = write_experiment(world.parent, [0, 1e6])
+    root = RunDir(world.parent / "runs" / "small")
+    order(world, "wait", "train/strength=0")
+    canceller = subprocess.Popen([sys.executable, "-c", CANCEL, str(root.root)])
+    assert run(sweep) == 3
+    assert canceller.wait() == 0
+    found = states(root)
+    assert (found["train/strength=0"], found["evaluate/strength=0"]) == ("stopped", "missing")
+    assert (found["train/strength=1e+06"], found["evaluate/strength=1e+06"]) == ("done", "done")
+    order(world, "finish", "train/strength=0")
+    assert run(sweep) == 0
+
+
+CANCEL = """
+import json, sys, time
+from pathlib import Path
+from hpc_ewc.cli import main
+root = Path(sys.argv[1])
+while not list(root.glob("train/strength=0-*/progress/0.json")):
+    time.sleep(0.1)
+sys.exit(main(["cancel", str(root), "strength=0", "--yes"]))
+"""
+
+SUBMIT = """
+import functools, signal, sys
+from pathlib import Path
+from hpc_ewc import cli
+from hpc_ewc.launch import local
+from tests.unit.launch_world import fake_command
+local.local_command = functools.partial(fake_command, Path(sys.argv[2]))
+local.SAVE_S = 3.0
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test runner in the background has it ignored
+sys.exit(cli.main(["submit", sys.argv[1]]))
+"""
+
+
+def start_submit(world: Path, sweep: Path, repository: Path) -> subprocess.Popen[str]:
+    """A submit of its own process group, as a shell starts it."""
+    return subprocess.Popen(
+        [sys.executable, "-c", SUBMIT, str(sweep), str(world)],
+        env=os.environ | {"PYTHONPATH": str(repository)},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_until(condition: Callable[[], object], what: str, timeout_s: float = 60.0) -> None:
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, f"{what}: not within {timeout_s:.0f} s"
+        time.sleep(0.05)
+
+
+def test_ctrl_c_stops_the_jobs_and_the_same_command_goes_on(world: Path, repository: Path) -> None:
+    sweep = write_experiment(world.parent, [0])
+    root = RunDir(world.parent / "runs" / "small")
+    order(world, "wait", "train")
+    process = start_submit(world, sweep, repository)
+    wait_until(lambda: list(root.root.glob("train/*/progress/0.json")), "training begins")
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: submit, submitit and its task alike
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "goes on from here" in err
+    assert not root.lock.exists()
+    assert Ledger(root).read().live() == []
+    assert not list(root.root.glob("train/*/failed.json")), "what was asked to stop did not fail"
+    before = len(begun(world))
+    order(world, "finish", "train")
+    assert run(sweep) == 0
+    assert {name.split("/")[0] for name in begun(world)[before:]} == {"train", "evaluate"}
+
+
+def test_what_does_not_stop_is_killed(world: Path, repository: Path) -> None:
+    sweep = write_experiment(world.parent, [0])
+    root = RunDir(world.parent / "runs" / "small")
+    order(world, "deaf", "tokens")
+    process = start_submit(world, sweep, repository)
+    wait_until(lambda: begun(world), "the worker begins")
+    os.kill(process.pid, signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert Ledger(root).read().live() == []
+    # by its command line, since nobody is left who would know its pid
+    left = [p for p in Path("/proc").glob("[0-9]*/cmdline") if str(world).encode() in _bytes(p)]
+    assert left == []
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def test_jobs_whose_submit_was_killed_save_and_are_waited_for(world: Path, repository: Path) -> None:
+    sweep = write_experiment(world.parent, [0])
+    root = RunDir(world.parent / "runs" / "small")
+    order(world, "wait", "tokens")
+    process = start_submit(world, sweep, repository)
+    wait_until(lambda: list(root.root.glob("tokens/*/progress/0.json")), "the worker begins")
+    process.kill()
+    process.communicate()
+    assert root.lock.exists()
+    order(world, "finish", "tokens")
+    assert run(sweep) == 0
+    history = Ledger(root).read()
+    assert [job.outcome for job in history.jobs.values() if job.stage == "tokens"] == ["", "finished"]
+    assert history.live() == []
+
+
+# ---------------------------------------------------------------------------------------------- the launcher
+
+
+def launch(tmp_path: Path, program: str, **changes: Any) -> subprocess.Popen[str]:
+    """A launcher of its own, around a small worker."""
+    folder = tmp_path / "job"
+    folder.mkdir(exist_ok=True)
+    job = torchrun.WorkerJob((sys.executable, "-c", program), "j1", str(folder), **changes)
+    imports = "import sys; from hpc_ewc.launch.process import Process; from hpc_ewc.launch.torchrun import WorkerJob"
+    code = f"{imports}; sys.exit({job!r}())"
+    return subprocess.Popen([sys.executable, "-c", code], text=True)
+
+
+WORKER = """
+import os, signal, sys, time
+told = []
+open("job/born", "w").close()
+time.sleep({before})
+signal.signal(signal.SIGUSR2, lambda *_: told.append("USR2"))
+open("job/ready", "w").close()
+end = time.time() + 20
+while not told and time.time() < end and not ({by_file} and os.path.exists(os.environ["HPC_EWC_STOP_FILE"])):
+    time.sleep(0.05)
+print("told" if told else "saw the file")
+"""
+
+
+def test_term_becomes_a_stop_file_and_usr2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    launcher = launch(tmp_path, WORKER.format(before=0, by_file=False))
+    wait_until(lambda: (tmp_path / "job" / "ready").exists(), "the worker is ready")
+    launcher.terminate()
+    assert launcher.wait(timeout=30) == 0
+    assert (tmp_path / "job" / "stop.0").exists()
+    assert (tmp_path / "job" / "ranks" / "attempt_0" / "0" / "stdout.log").read_text() == "told\n"
+    assert json.loads((tmp_path / "job" / "exit.0").read_text())["status"] == 0
+
+
+def test_usr2_before_a_handler_is_up_kills_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    launcher = launch(tmp_path, WORKER.format(before=1, by_file=True))
+    wait_until(lambda: (tmp_path / "job" / "born").exists(), "the worker is born")
+    (tmp_path / "job" / "stop.0").touch()
+    assert launcher.wait(timeout=30) == 0
+    assert (tmp_path / "job" / "ranks" / "attempt_0" / "0" / "stdout.log").read_text() == "saw the file\n"
+
+
+def test_a_worker_does_not_outlive_its_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write = "open('job/pid', 'w').write(str(os.getpid())); os.rename('job/pid', 'job/born')"
+    program = f"import os, time; {write}; time.sleep(60)"
+    launcher = launch(tmp_path, program)
+    wait_until(lambda: (tmp_path / "job" / "born").exists(), "the worker is born")
+    worker = int((tmp_path / "job" / "born").read_text())
+    launcher.kill()
+    launcher.wait()
+    wait_until(lambda: not local.process(worker).started, "the worker ends")
+
+
+def test_a_job_stops_when_its_submit_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    gone = this_process()
+    owner = type(gone)(gone.host, gone.pid, gone.started + "0")
+    launcher = launch(tmp_path, WORKER.format(before=0, by_file=True), owner=owner)
+    assert launcher.wait(timeout=30) == 0
+    assert (tmp_path / "job" / "stop.0").exists()
+
+
+def test_a_job_that_is_stopped_before_it_starts_starts_nothing(tmp_path: Path) -> None:
+    (tmp_path / "job").mkdir()
+    (tmp_path / "job" / "stop.0").touch()
+    launcher = launch(tmp_path, "open('/nowhere/x')")
+    assert launcher.wait(timeout=30) == 0
+    assert not (tmp_path / "job" / "ranks").exists()
+
+
+def test_torchrun_is_asked_for_all_ranks_of_all_nodes(tmp_path: Path) -> None:
+    command = torchrun.local_command("py", "train", tmp_path, (), ranks=4, job=tmp_path / "job")
+    assert command[:3] == ("py", "-m", "torch.distributed.run")
+    assert "--nproc-per-node=4" in command
+    assert command[-4:] == ("-m", "hpc_ewc.worker", "train", str(tmp_path))
+    plain = torchrun.local_command("py", "tokens", tmp_path, ("--part", "0/2"), ranks=1, job=tmp_path)
+    assert plain == ("py", "-m", "hpc_ewc.worker", "tokens", str(tmp_path), "--part", "0/2")

@@ -1,0 +1,247 @@
+"""Inputs: found where they lie, named by what they hold."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from hpc_ewc import miniature, records
+from hpc_ewc.config import Experiment, load_experiment
+from hpc_ewc.errors import ConfigError, InputError
+from hpc_ewc.launch.resolve import (
+    HashCache,
+    Resolver,
+    expand_files,
+    hub_snapshot,
+    prepare_miniature,
+    snapshot_files,
+    uses_miniature,
+)
+from tests.unit.launch_world import write_experiment
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HPC_EWC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+def hub(tmp_path: Path, kind: str, name: str, files: list[str], commit: str = "c0ffee") -> Path:
+    """A repository as huggingface_hub lays it out: files are links into blobs."""
+    repository = tmp_path / "hub" / f"{kind}s--{name.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True, exist_ok=True)
+    (repository / "refs" / "main").write_text(commit)
+    (repository / "blobs").mkdir(exist_ok=True)
+    for number, file in enumerate(files):
+        blob = repository / "blobs" / f"b{number}"
+        blob.write_text(file)
+        link = repository / "snapshots" / commit / file
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(blob)
+    return repository / "snapshots" / commit
+
+
+def experiment_with(tmp_path: Path, *changes: tuple[str, str]) -> Experiment:
+    sweep = write_experiment(tmp_path, [0])
+    text = sweep.read_text()
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    sweep.write_text(text)
+    return load_experiment(sweep)
+
+
+# ---------------------------------------------------------------------------------------------- files
+
+
+def test_globs_stay_in_order_each_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("b.jsonl", "a.jsonl", "deep/c.txt.zst", "d.parquet"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    monkeypatch.setenv("WHERE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    found = expand_files(["d.parquet", "$WHERE/*.jsonl", "**/*.zst", "a.jsonl"], "data.files")
+    assert [path.relative_to(tmp_path).as_posix() for path in found] == [
+        "d.parquet",
+        "a.jsonl",
+        "b.jsonl",
+        "deep/c.txt.zst",
+    ]
+
+
+@pytest.mark.parametrize(("name", "message"), [("no-*.jsonl", "names no file"), ("x.csv", "allowed are .jsonl")])
+def test_a_glob_that_names_nothing_to_read_is_refused(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "x.csv").write_text("")
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        expand_files([str(tmp_path / name)], "data.files")
+
+
+def test_content_names_a_corpus_and_its_place_does_not(tmp_path: Path) -> None:
+    corpus = '"' + str(tmp_path / "corpus.jsonl") + '"'
+    moved = tmp_path / "moved.jsonl"
+    first = Resolver("x").resolve(experiment_with(tmp_path))
+    moved.write_bytes((tmp_path / "corpus.jsonl").read_bytes())
+    second = Resolver("x").resolve(experiment_with(tmp_path, (corpus, f'"{moved}"')))
+    assert first.identities == second.identities
+    assert first.corpus != second.corpus
+    moved.write_text("another")
+    assert Resolver("x").resolve(experiment_with(tmp_path, (corpus, f'"{moved}"'))).identities != first.identities
+
+
+def test_the_model_s_tokenizer_alone_names_its_tokens(tmp_path: Path) -> None:
+    first = Resolver("x").resolve(experiment_with(tmp_path)).identities
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"others")
+    second = Resolver("x").resolve(load_experiment(tmp_path / "small.toml")).identities
+    assert (first.tokenizer, first.corpus) == (second.tokenizer, second.corpus)
+    assert first.model != second.model
+
+
+def test_a_known_file_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "big.jsonl"
+    path.write_text("a")
+    cache = HashCache()
+    digest = cache.sha256(path)
+    assert digest == records.sha256_file(path)
+    cache.save()
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "sha256_file", lambda path: pytest.fail(f"{path} was read"))
+        assert HashCache().sha256(path) == digest
+    status = path.stat()
+    path.write_text("b")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    assert HashCache().sha256(path) != digest
+
+
+def test_a_damaged_cache_of_hashes_costs_time_alone(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text("a")
+    HashCache().path.parent.mkdir(parents=True)
+    HashCache().path.write_text("{")
+    assert HashCache().sha256(path) == records.sha256_file(path)
+
+
+def test_something_long_is_announced(tmp_path: Path) -> None:
+    path = tmp_path / "huge.jsonl"
+    with path.open("wb") as file:
+        file.truncate(3 << 30)  # a sparse file: no byte of it is written
+    said: list[str] = []
+    cache = HashCache()
+    cache.announced = said.append
+    cache.announce([path], "data.files")
+    assert said == ["hashing data.files: 3 GB, once"]
+
+
+def test_held_out_text_must_be_there(tmp_path: Path) -> None:
+    there = tmp_path / "news.jsonl"
+    there.write_text("x")
+    ok = experiment_with(tmp_path, ("[evaluate]", f'[evaluate]\nheldout = {{ en = "{there}" }}'))
+    assert Resolver("x").resolve(ok).heldout == {"en": str(there)}
+    there.unlink()
+    with pytest.raises(ConfigError, match=r"x\.toml: evaluate\.heldout\.en = .*: no such file"):
+        Resolver("x.toml").resolve(ok)
+
+
+# ---------------------------------------------------------------------------------------------- the hub
+
+
+def test_a_hub_model_is_named_by_its_commit(tmp_path: Path) -> None:
+    snapshot = hub(tmp_path, "model", "org/tiny", ["config.json", "tokenizer.json", "model.safetensors"])
+    experiment = experiment_with(tmp_path, (f'"{tmp_path}/model"', '"org/tiny"'))
+    inputs = Resolver("x").resolve(experiment)
+    assert inputs.model == str(snapshot)
+    assert inputs.identities.model == "org/tiny@c0ffee"
+
+
+def test_a_revision_is_taken_at_its_word(tmp_path: Path) -> None:
+    hub(tmp_path, "model", "org/tiny", ["config.json"], commit="a1")
+    assert hub_snapshot("model", "org/tiny", "a1", "x").name == "a1"
+    with pytest.raises(
+        InputError, match=re.escape("at b2, and not a folder here; fetch it with: hf download org/tiny --revision b2")
+    ):
+        hub_snapshot("model", "org/tiny", "b2", "model.path")
+
+
+def test_what_is_not_in_the_cache_is_told_with_the_command_that_fetches_it(tmp_path: Path) -> None:
+    experiment = experiment_with(
+        tmp_path, ('source = "files"\nfiles = ["' + str(tmp_path) + "/q", 'source = "cais/mmlu"\n#')
+    )
+    with pytest.raises(InputError, match=re.escape("x.toml: fisher.source = 'cais/mmlu': not in the cache")) as caught:
+        Resolver("x.toml").resolve(experiment)
+    assert "hf download cais/mmlu --repo-type dataset" in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["./nowhere", "/nowhere/at/all", "just-a-word"])
+def test_a_model_that_is_neither_folder_nor_hub_id(tmp_path: Path, path: str) -> None:
+    experiment = experiment_with(tmp_path, (f'"{tmp_path}/model"', f'"{path}"'))
+    with pytest.raises(ConfigError, match=r"model\.path = .*: no such folder, and not a hub id"):
+        Resolver("x").resolve(experiment)
+
+
+def test_a_source_that_is_no_hub_id(tmp_path: Path) -> None:
+    old = f'source = "files"\nfiles = ["{tmp_path}/corpus.jsonl"]'
+    with pytest.raises(ConfigError, match=re.escape("data.source = 'CulturaX': allowed are a hub id (owner/name)")):
+        Resolver("x").resolve(experiment_with(tmp_path, (old, 'source = "CulturaX"')))
+
+
+def test_subset_and_split_are_folders_or_the_start_of_a_name(tmp_path: Path) -> None:
+    names = [
+        "README.md",
+        "all/validation-00000-of-00001.parquet",
+        "all/test-0.parquet",
+        "all_more/validation-0.parquet",
+    ]
+    snapshot = hub(tmp_path, "dataset", "cais/mmlu", names)
+    assert snapshot_files(snapshot, "all", "validation") == [snapshot / names[1]]
+    names = ["lt/lt_part_00001.parquet", "lt/lt_part_00000.parquet", "en/en_part_00000.parquet"]
+    snapshot = hub(tmp_path, "dataset", "uonlp/CulturaX", names)
+    found = [path.name for path in snapshot_files(snapshot, "lt", "train")]
+    assert found == ["lt_part_00000.parquet", "lt_part_00001.parquet"], "a corpus without splits is all to train on"
+    assert snapshot_files(snapshot, "lt", "test") == []
+    snapshot = hub(tmp_path, "dataset", "x/y", ["data/lt/train/0.jsonl.gz", "data/lt/test/0.jsonl.gz"])
+    assert [path.parent.name for path in snapshot_files(snapshot, "lt", "train")] == ["train"]
+
+
+def test_a_hub_corpus_without_the_subset(tmp_path: Path) -> None:
+    hub(tmp_path, "dataset", "uonlp/CulturaX", ["en/en_part_00000.parquet"])
+    old = f'source = "files"\nfiles = ["{tmp_path}/corpus.jsonl"]'
+    with pytest.raises(InputError, match=re.escape("no .jsonl, .parquet, .txt file of subset 'lt', split 'train'")):
+        Resolver("x").resolve(experiment_with(tmp_path, (old, 'source = "uonlp/CulturaX"')))
+
+
+# ---------------------------------------------------------------------------------------------- the miniature
+
+MINIATURE = (
+    '[model]\npath = "miniature"\n[data]\nsource = "miniature"\n[fisher]\nsource = "miniature"\nprompt = "text"\n'
+)
+
+
+def test_the_miniature_is_named_by_its_recipe(tmp_path: Path) -> None:
+    (tmp_path / "mini.toml").write_text(MINIATURE)
+    experiment = load_experiment(tmp_path / "mini.toml")
+    assert uses_miniature(experiment)
+    inputs = Resolver("x").resolve(experiment)
+    assert set(vars(inputs.identities).values()) == {f"miniature@{miniature.version()}"}
+    folder = tmp_path / "cache" / "miniature" / miniature.version()
+    assert not folder.exists(), "to name it, nothing is built"
+    miniature.build()
+    assert inputs.corpus == (str(folder / "text" / "train.lt.jsonl"),)
+    for path in (*inputs.corpus, *inputs.fisher, *inputs.heldout.values()):
+        assert Path(path).is_file()
+    assert inputs.questions is not None
+    assert Path(inputs.questions).is_dir()
+
+
+def test_the_miniature_speaks_two_languages(tmp_path: Path) -> None:
+    (tmp_path / "mini.toml").write_text(MINIATURE.replace("[fisher]", 'subset = "et"\n[fisher]'))
+    with pytest.raises(ConfigError, match=re.escape("data.subset = 'et': the miniature has en, lt")):
+        Resolver("x").resolve(load_experiment(tmp_path / "mini.toml"))
+
+
+def test_a_base_model_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    said: list[str] = []
+    with pytest.raises(InputError, match="base model could not be made: `/bin/false -m hpc_ewc.miniature pretrain"):
+        prepare_miniature("/bin/false", said.append)
+    assert [line.split(":")[1].split()[0] for line in said] == ["writing", "pretraining"]
