@@ -11,19 +11,18 @@ from hpc_ewc.miniature.dice import Dice
 from hpc_ewc.miniature.grammar import GRAMMARS, Grammar, Language
 from hpc_ewc.miniature.world import ITEMS, NUMBERS, TOPICS, VALUES, Fact, Person, World
 
-Kind = Literal["prose", "cloze", "statements", "problems", "preamble", "letters", "reading"]
+Kind = Literal["prose", "cloze", "statements", "problems", "preamble", "reading"]
 Paragraph = Literal["story", "meeting", "sums", "figures", "kinds"]
 
 # Shares of each kind of document, in documents, and of each kind of paragraph in prose.
 PROSE: Final[dict[Paragraph, float]] = {"story": 0.65, "meeting": 0.20, "sums": 0.05, "figures": 0.05, "kinds": 0.05}
 PRETRAINING: Final[dict[Kind, float]] = {
     "prose": 0.45,
-    "cloze": 0.20,
+    "cloze": 0.22,
     "statements": 0.10,
     "problems": 0.15,
     "preamble": 0.02,
-    "letters": 0.04,
-    "reading": 0.04,
+    "reading": 0.06,
 }
 TASK_B: Final[dict[Kind, float]] = {"prose": 0.50, "cloze": 0.30, "statements": 0.10, "problems": 0.10}
 HELDOUT: Final[dict[Kind, float]] = {"prose": 1.0}
@@ -63,8 +62,6 @@ def document(world: World, language: Language, shares: dict[Kind, float], dice: 
         return "\n\n".join(_labelled(grammar, *draw_problem(world, grammar, dice)) for _ in range(3))
     if kind == "cloze":
         return "\n\n".join(_labelled(grammar, *_cloze(world, grammar, dice)) for _ in range(4))
-    if kind == "letters":
-        return "\n\n".join(lettered(grammar, *draw_choices(world, grammar, dice)) for _ in range(2))
     if kind == "reading":
         return _reading(world, grammar, dice)
     statements = "\n\n".join(_statement(world, grammar, dice) for _ in range(3))
@@ -135,12 +132,6 @@ def draw_problem(world: World, grammar: Grammar, dice: Dice) -> tuple[str, str]:
     return grammar.word_problem(dice.pick(world.people), dice.pick(ITEMS), *draw_sum(dice))
 
 
-def lettered(grammar: Grammar, question: str, options: list[str], right: int) -> str:
-    """A question with its options by letter, as MMLU asks it."""
-    lines = "\n".join(f"{letter}. {option}" for letter, option in zip("ABCD", options, strict=True))
-    return f"{question}\n{lines}\n{grammar.answer_label}: {'ABCD'[right]}"
-
-
 def draw_choices(world: World, grammar: Grammar, dice: Dice, fact: Fact | None = None) -> tuple[str, list[str], int]:
     """A question about a fact as (question, four options, index of the right one); about `fact` if given."""
     fact = fact or dice.pick(world.asked)
@@ -204,11 +195,10 @@ def _kind_sentence(grammar: Grammar, dice: Dice) -> str:
 
 
 def _reading(world: World, grammar: Grammar, dice: Dice) -> str:
-    """A passage and a question about it by letter, as Belebele has it."""
+    """A passage and a question that it answers, as Belebele has them."""
     fact = dice.pick(world.asked)
     person, topic = fact
-    form = dice.below(grammar.forms(topic))
-    passage = grammar.sentence(topic, form, person, world.value(fact)) + " " + story(world, grammar, dice)
-    question, options, right = draw_choices(world, grammar, dice, fact)
-    lines = "\n".join(f"{letter}: {option}" for letter, option in zip("ABCD", options, strict=True))
-    return f"P: {passage}\nQ: {question}\n{lines}\n{grammar.answer_label}: {'ABCD'[right]}"
+    told = grammar.sentence(topic, dice.below(grammar.forms(topic)), person, world.value(fact))
+    passage = " ".join([told, *portrait(world, grammar, dice.pick(world.people), dice)])
+    answer = grammar.word(world.value(fact), person.female)
+    return f"{passage}\n\n{_labelled(grammar, grammar.question(topic, person), answer)}"
