@@ -67,39 +67,36 @@ def submit(sweep: Path, profile: Path | None, runs: Path | None, out: Path | Non
         return DONE
     if loaded.executor != "local":
         raise SubmitError(f"{profile}: executor = {loaded.executor!r}: this version runs local profiles; see --dry-run")
-    with submit_lock(root):
-        return run_here(sweep, experiment, loaded, root, out, yes, display)
-
-
-def run_here(
-    sweep: Path, experiment: Experiment, profile: Profile, root: RunDir, out: Path, yes: bool, display: Display
-) -> int:
-    """Everything that a local submit does while it holds the lock."""
-    plan = make_plan(sweep, experiment, profile, root, out, display)
+    plan = make_plan(sweep, experiment, loaded, root, out, display)
     if not plan.jobs:
         show_report(root, plan.history.reported.get("token", ""))
         print_end(plan, "nothing to do: everything is there")
         return DONE
     ask_for_gpu_hours(plan, yes)
-    if uses_miniature(experiment):
+    with submit_lock(root):
+        return run_here(plan, display)
+
+
+def run_here(plan: Plan, display: Display) -> int:
+    """Everything that a local submit does while it holds the lock; what is there is looked at again under it."""
+    root, profile = plan.graph.root, plan.profile
+    if uses_miniature(plan.experiment):
         prepare_miniature(profile.interpreter, display.say)
-        plan = make_plan(sweep, experiment, profile, root, out, display)
 
     # submitit alone takes a tenth of a second, which `status` and a submit with nothing to do need not wait for
     from hpc_ewc.launch.local import LocalRun, wait_for_lost
 
-    lost = plan.history.live()
-    if lost:
-        wait_for_lost([(job.process, root.job(job.job_id)) for job in lost if job.process], display)
-        plan = make_plan(sweep, experiment, profile, root, out, display)
+    lost = Ledger(root).read().live()
+    wait_for_lost([(job.process, root.job(job.job_id)) for job in lost if job.process], display)
+    plan = make_plan(plan.sweep, plan.experiment, profile, root, plan.out, display)
     ledger = write_down(plan)
     package = code.snapshot(root)
     with display:
-        run = LocalRun(plan.graph, plan.found, profile, ledger, package, out, display)
+        run = LocalRun(plan.graph, plan.found, profile, ledger, package, plan.out, display)
         display.say(f"{sum(plan.jobs.values())} jobs to run, {profile.cpus} cores; files in {root.root}")
         whole = run.run()
     if run.report_token:
-        ledger.reported(run.report_token, fingerprint(plan.graph), str(out))
+        ledger.reported(run.report_token, fingerprint(plan.graph), str(plan.out))
         show_report(root, run.report_token)
     return conclude(plan, run.rows_by_state(), whole)
 

@@ -1,0 +1,150 @@
+"""The commands: quick to answer, torch nowhere, mistakes in one line."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hpc_ewc.cli import COMMANDS, main
+from hpc_ewc.worker import __main__ as worker
+from tests.unit.launch_world import write_experiment
+
+HEAVY = {"torch", "transformers", "datasets", "lm_eval", "submitit", "numpy"}
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HPC_EWC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.chdir(tmp_path)
+
+
+def modules_after(code: str, repository: Path) -> set[str]:
+    program = f"import sys\n{code}\nprint(*{{name.split('.')[0] for name in sys.modules}})"
+    environment = os.environ | {"PYTHONPATH": str(repository)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_help_imports_nothing_heavy(repository: Path) -> None:
+    code = "from hpc_ewc.cli import main\ntry: main(['--help'])\nexcept SystemExit as end: assert not end.code"
+    assert not HEAVY & modules_after(code, repository)
+
+
+def test_submitit_is_imported_by_a_submit_that_has_something_to_do(tmp_path: Path, repository: Path) -> None:
+    sweep = write_experiment(tmp_path)
+    code = f"from hpc_ewc.cli import main\nassert main(['submit', {str(sweep)!r}, '--dry-run']) == 0"
+    assert not HEAVY & modules_after(code, repository)
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([*([command] if command else []), "--help"])
+    assert end.value.code == 0
+    out = capsys.readouterr().out
+    assert "--no-" not in out
+    for word in ("prefetch", "doctor"):
+        assert word not in out, "what is not built does not appear"
+
+
+def test_python_m(repository: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(repository)}
+    command = [sys.executable, "-m", "hpc_ewc", "status", "nowhere"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("ConfigError: nowhere: not a run folder")
+
+
+BAD = {
+    "no-such.toml": (None, "no-such.toml: no such file"),
+    "Big Name.toml": ("", "Big Name.toml: "),
+    "broken.toml": ("[model", "broken.toml: not valid TOML"),
+    "unknown.toml": (
+        '[model]\npath = "miniature"\n[data]\nsource = "miniature"\n[ewc]\nstrenght = 1',
+        "unknown key 'ewc.strenght'; did you mean 'strength'?",
+    ),
+    "type.toml": ('[model]\npath = 3\n[data]\nsource = "miniature"', "type.toml: model.path = 3: must be a string"),
+    "grid.toml": (
+        '[model]\npath = "miniature"\n[data]\nsource = "miniature"\n[grid]\newc.lambda = [1]',
+        "grid over unknown key 'ewc.lambda'",
+    ),
+    "twice.toml": (
+        '[model]\npath = "miniature"\n[data]\nsource = "miniature"\n[grid]\newc.strength = [1, 1.0]',
+        "a value stands twice",
+    ),
+    "suite.toml": (
+        '[model]\npath = "miniature"\n[data]\nsource = "miniature"\n[fisher]\nsource = "miniature"\n'
+        '[evaluate]\nsuites = ["arc_esy.en"]',
+        "unknown suite, cell or task 'arc_esy.en'; did you mean 'arc_easy.en'?",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_mistake_ends_with_2_before_anything_starts(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, message = BAD[name]
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    assert main(["submit", name]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert message in err
+    assert err.count("\n") == 1
+    assert re.match(r"(Config|Input|Submit)Error: ", err)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_profile_s_mistake_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "p.toml").write_text("[local]\ncpu = 2\n")
+    assert main(["submit", str(write_experiment(tmp_path)), "--profile", "p.toml"]) == 2
+    assert capsys.readouterr().err == "ConfigError: p.toml: unknown key 'local.cpu'; did you mean 'cpus'?\n"
+
+
+def test_a_cluster_s_profile_is_shown_and_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "p.toml").write_text('executor = "slurm"\n[resources.train]\ngpus_per_node = 4\nnodes = 2\n')
+    sweep = str(write_experiment(tmp_path))
+    assert main(["submit", sweep, "--profile", "p.toml", "--dry-run"]) == 0
+    assert "up to 16.0 GPU-hours" in capsys.readouterr().out
+    assert main(["submit", sweep, "--profile", "p.toml"]) == 2
+    assert "executor = 'slurm'" in capsys.readouterr().err
+
+
+def test_many_gpu_hours_want_a_yes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "p.toml").write_text("max_gpu_hours = 10\n[resources.train]\ngpus_per_node = 4\nnodes = 2\n")
+    monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
+    assert main(["submit", str(write_experiment(tmp_path)), "--profile", "p.toml"]) == 2
+    assert "up to 16 GPU-hours, max_gpu_hours = 10; say --yes" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_dry_run_shows_what_is_shared_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = write_experiment(tmp_path, [0, 1, 2])
+    before = sorted(path for path in tmp_path.rglob("*") if "cache" not in path.parts)
+    assert main(["submit", str(sweep), "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"tokens +\w{12} +missing +1 +4 stages", out)
+    assert re.search(r"fisher +\w{12} +missing +1 +2 stages", out)
+    assert "tokens 0 of 1 done, fisher 0 of 1 done, train 0 of 3 done, evaluate 0 of 4 done" in out
+    assert sorted(path for path in tmp_path.rglob("*") if "cache" not in path.parts) == before
+
+
+@pytest.mark.parametrize("arguments", [["submit"], ["sbumit", "x"], ["status", "a", "b"], ["logs", "x"]])
+def test_a_command_line_that_makes_no_sense(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+
+
+def test_the_worker_knows_its_stages(capsys: pytest.CaptureFixture[str]) -> None:
+    assert worker.main(["tran", "x"]) == 2
+    assert "usage: python -m hpc_ewc.worker tokens|fisher|train|evaluate DIR" in capsys.readouterr().err
