@@ -21,7 +21,8 @@ import numpy.typing as npt
 
 from hpc_ewc import records
 from hpc_ewc.config import DataConfig
-from hpc_ewc.data.plan import Document, Plan, Stopped, documents
+from hpc_ewc.data.plan import Document, Plan, documents
+from hpc_ewc.data.processes import Stopped
 from hpc_ewc.data.tokenizer import TextTokenizer
 from hpc_ewc.errors import ArtefactError
 

@@ -15,11 +15,9 @@ import heapq
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, astuple, dataclass, replace
 from fractions import Fraction
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,7 +36,7 @@ from hpc_ewc.data.files import (
     read_span,
     size_of,
 )
-from hpc_ewc.data.processes import available_cores, begin_child
+from hpc_ewc.data.processes import Stopped, available_cores, begin_child, start_pool
 from hpc_ewc.errors import ArtefactError, InputError
 
 PART_BYTES = 64 << 20
@@ -77,10 +75,6 @@ class Plan:
     def name(self, part: int) -> str:
         """Of its files, so that names sort as numbers."""
         return f"{part:05d}"
-
-
-class Stopped(Exception):  # noqa: N818 - no error: the stage was asked to stop
-    """Work was left half-way because the stage was asked to stop."""
 
 
 def text_hash(text: str) -> str:
@@ -226,7 +220,7 @@ def _smallest_hashes(
     wanted = data.heldout_documents
     smallest: set[str] = set()
     skipped: Counter[str] = Counter()
-    for found, bad in _map_parts(partial(_hashes, list(files), data), parts):
+    for found, bad in _map_parts(partial(_hashes, list(files), data), parts, stop):
         smallest = set(heapq.nsmallest(wanted + 1, smallest | found))
         skipped += bad
         if stop():
@@ -247,16 +241,15 @@ def _hashes(files: list[str], data: DataConfig, spans: Sequence[Span]) -> tuple[
     return set(heapq.nsmallest(data.heldout_documents + 1, found)), skipped
 
 
-def _map_parts(work: Callable[[Sequence[Span]], T], parts: Sequence[Sequence[Span]]) -> Iterator[T]:
+def _map_parts(
+    work: Callable[[Sequence[Span]], T], parts: Sequence[Sequence[Span]], stop: Callable[[], bool]
+) -> Iterator[T]:
     cores = min(available_cores(), len(parts))
     if cores < 2 or sum(span.bytes for part in parts for span in part) < PARALLEL_FROM_BYTES:
         yield from map(work, parts)
         return
-    with ProcessPoolExecutor(cores, get_context("spawn"), begin_child) as pool:
-        try:
-            yield from pool.map(work, parts)
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    with start_pool(cores, stop, begin_child) as pool:
+        yield from pool.map(work, parts)
 
 
 # ---------------------------------------------------------------------------------------------- plan.json

@@ -13,24 +13,22 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 from typing import Any
 
 from hpc_ewc import records
 from hpc_ewc.config import DataConfig, Experiment
 from hpc_ewc.data.parts import is_whole, read_part, write_part
-from hpc_ewc.data.plan import Plan, Stopped, build_plan, load_plan, save_plan
-from hpc_ewc.data.processes import available_cores, begin_child
+from hpc_ewc.data.plan import Plan, build_plan, load_plan, save_plan
+from hpc_ewc.data.processes import POLL_S, Stopped, available_cores, begin_child, start_pool
 from hpc_ewc.data.tokenizer import TextTokenizer, load_tokenizer
-from hpc_ewc.errors import ArtefactError, InputError, StageError
+from hpc_ewc.errors import ArtefactError, InputError
 from hpc_ewc.rundir import StageDir
 from hpc_ewc.stage import Stage
 
 PARALLEL_FROM_BYTES = 32 << 20
 """Below it, starting processes takes longer than the tokenizer's own threads do."""
-POLL_S = 0.2
 
 
 def tokenise(stage: Stage, *, part: int = 0, of: int = 1) -> bool:
@@ -139,29 +137,24 @@ def _make_in_processes(
     stage: Stage, plan: Plan, missing: Sequence[int], processes: int, report: Callable[[int], None]
 ) -> None:
     """One process a core, each at its own part: turning ids into arrays holds the GIL, so threads stop at some ten."""
+    # Without locks: a process that is killed while it holds one would hang the parent. Each number has one writer.
     context = multiprocessing.get_context("spawn")
-    stop, done = context.Event(), context.Value("q", 0)
+    stop, done = context.RawValue("b", 0), context.RawArray("q", len(plan.parts))
     threads = max(1, available_cores() // processes)
     model, revision = str(stage.inputs["model"]), stage.config.model.revision
-    task = (str(stage.dir.path), stage.config.data, model, revision)
-    with ProcessPoolExecutor(processes, context, _begin, (threads, stop, done, *task)) as pool:
+    task = (threads, stop, done, str(stage.dir.path), stage.config.data, model, revision)
+    with start_pool(processes, stage.stop_requested, _begin, *task) as pool:
+        running: set[Future[None]] = {pool.submit(_write, i) for i in missing}
         try:
-            running: set[Future[None]] = {pool.submit(_write, i) for i in missing}
             while running:
                 finished, running = wait(running, POLL_S, FIRST_COMPLETED)
                 for future in finished:
                     future.result()
                 if stage.stop_requested():
                     raise Stopped
-                report(done.value)
-        except BrokenProcessPool:
-            raise StageError(
-                "a process that tokenised was killed, most often for memory; "
-                "raise mem_gb or lower cpus_per_task in [resources.tokens]"
-            ) from None
+                report(sum(done))
         finally:
-            stop.set()
-            pool.shutdown(wait=True, cancel_futures=True)
+            stop.value = 1
 
 
 _CHILD: dict[str, Any] = {}
@@ -178,14 +171,11 @@ def _begin(threads: int, stop: Any, done: Any, folder: str, data: DataConfig, mo
 
 
 def _write(part: int) -> None:
-    done = _CHILD["done"]
-
     def advance(count: int) -> None:
-        with done.get_lock():
-            done.value += count
+        _CHILD["done"][part] += count
 
     arguments = (_CHILD["parts"], _CHILD["plan"], part, _CHILD["data"], _CHILD["tokenizer"])
-    write_part(*arguments, stop=_CHILD["stop"].is_set, advance=advance)
+    write_part(*arguments, stop=lambda: bool(_CHILD["stop"].value), advance=advance)
 
 
 # ---------------------------------------------------------------------------------------------- the whole

@@ -20,7 +20,7 @@ from hpc_ewc.rundir import StageDir
 from hpc_ewc.worker.tokens import main
 from tests.unit.data_corpus import make_data, make_texts, write_jsonl, write_model, write_stage
 
-PARTS = 40
+PARTS = 25
 IN_PROCESSES = """
 import sys
 from hpc_ewc.data import tokenise
@@ -40,8 +40,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Some 6 MB: seconds of work, in which to be interrupted."""
-    texts = [text * 8 for text in make_texts(5000)]
+    """Some 5 MB: seconds of work, in which to be interrupted."""
+    texts = [text * 6 for text in make_texts(5000)]
     return write_jsonl(tmp_path_factory.mktemp("corpus") / "a.jsonl", [{"text": text} for text in texts])
 
 
@@ -115,7 +115,7 @@ def test_a_worker_killed_again_and_again_ends_with_the_same_bytes(
     tmp_path: Path, model: Path, corpus: Path, whole: dict[str, bytes]
 ) -> None:
     folder = make_folder(tmp_path / "t", model, corpus)
-    for more in (2, 9, 6):
+    for more in (2, 7):
         before = parts(folder)
         worker = run(folder)
         wait_for(lambda goal=before + more: parts(folder) >= goal, worker)
@@ -177,18 +177,34 @@ def test_processes_stop_and_die_with_their_parent(
     assert {n: c for n, c in outputs(folder).items() if not n.startswith(".")} == whole
 
 
+def pool_of(pid: int) -> list[int]:
+    """The processes of its pool, and not multiprocessing's own tracker of semaphores."""
+    return [child for child in children(pid) if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+def test_a_term_to_every_process_of_the_job_is_a_wish_to_stop(tmp_path: Path, model: Path, corpus: Path) -> None:
+    """Slurm signals all of them."""
+    program = tmp_path / "program.py"
+    program.write_text(IN_PROCESSES)
+    folder = make_folder(tmp_path / "t", model, corpus)
+    worker = run(folder, program=program)
+    wait_for(lambda: parts(folder) >= 2, worker)
+    for pid in [*pool_of(worker.pid), worker.pid]:
+        os.kill(pid, signal.SIGTERM)
+    assert worker.wait(60) == 0
+    assert not StageDir(folder).done.exists() and not StageDir(folder).failed.exists()
+
+
 def test_a_process_killed_for_memory_is_named(tmp_path: Path, model: Path, corpus: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(IN_PROCESSES)
     folder = make_folder(tmp_path / "t", model, corpus)
     worker = run(folder, program=program)
     wait_for(lambda: parts(folder) >= 2, worker)
-    # The pool's processes, and not multiprocessing's own tracker of semaphores.
-    pool = [p for p in children(worker.pid) if b"spawn_main" in Path(f"/proc/{p}/cmdline").read_bytes()]
-    os.kill(pool[-1], signal.SIGKILL)
+    os.kill(pool_of(worker.pid)[-1], signal.SIGKILL)
     assert worker.wait(60) == 1
     errors = errors_file(folder).read_text()
-    assert "StageError: a process that tokenised was killed, most often for memory; raise mem_gb" in errors
+    assert "StageError: a process of the tokens stage was killed, most often for memory; raise mem_gb" in errors
 
 
 def test_a_bad_corpus_ends_with_one_line_and_failed_json(tmp_path: Path, model: Path) -> None:

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpc_ewc.data import plan as plan_module
-from hpc_ewc.data.plan import Plan, Stopped, build_plan, documents, load_plan, save_plan, text_hash
+from hpc_ewc.data.plan import Plan, build_plan, documents, load_plan, save_plan, text_hash
+from hpc_ewc.data.processes import Stopped
 from hpc_ewc.errors import ArtefactError, InputError
 from tests.unit.data_corpus import make_data, make_texts, write_jsonl, write_parquet
 
