@@ -19,8 +19,8 @@ from hpc_ewc.report.analysis import Analysis
 from hpc_ewc.report.choose import MAX_LOSS
 from hpc_ewc.report.collect import Collection, collect
 from hpc_ewc.report.differences import analyse
-from hpc_ewc.report.document import Document, build_document
-from hpc_ewc.report.figures import Drawn, draw_figures
+from hpc_ewc.report.document import Document, Figure, build_document
+from hpc_ewc.report.figures import draw_figures
 from hpc_ewc.report.markdown import render_markdown
 from hpc_ewc.report.page import render_page
 from hpc_ewc.report.stages import read_stages
@@ -59,7 +59,7 @@ def report(paths: Sequence[Path | str], out: Path | None, options: Options, cons
     if not (study.runs or study.missing or study.problems):
         raise InputError(f"{paths[0]}: no record in evaluate/ yet; `hpc-ewc status` says how far it is")
     analysis = analyse(study, paired=options.paired, resamples=options.resamples, seed=options.seed)
-    figures: list[Drawn] = []
+    figures: list[Figure] = []
     wants_figures = bool({"figures", "html"} & set(options.formats)) and bool(study.runs)
     if wants_figures and find_spec("matplotlib") is None:
         analysis.left_out.append("figures are left out: matplotlib is not installed")
@@ -69,7 +69,7 @@ def report(paths: Sequence[Path | str], out: Path | None, options: Options, cons
         figures = draw_figures(document, overlay=options.paper)
     facts = manifest(collection, analysis, options)
     files = render(analysis, document, figures, options, facts)
-    out = out or Path("results") / collection.sources[0].folder.name
+    out = out or Path("results") / "+".join(dict.fromkeys(source.folder.name for source in collection.sources))
     for name, content in files.items():
         records.write_bytes(out / name, content)
     facts["files"] = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
@@ -80,13 +80,13 @@ def report(paths: Sequence[Path | str], out: Path | None, options: Options, cons
 
 
 def render(
-    analysis: Analysis, document: Document, figures: list[Drawn], options: Options, facts: dict[str, Any]
+    analysis: Analysis, document: Document, figures: list[Figure], options: Options, facts: dict[str, Any]
 ) -> dict[str, bytes]:
     """The files of a report, by name."""
     texts: dict[str, str] = {}
     shown = figures if "figures" in options.formats else []
     if "markdown" in options.formats:
-        texts["report.md"] = render_markdown(document, [(f"figures/{f.name}.svg", f.caption) for f in shown])
+        texts["report.md"] = render_markdown(document, shown)
     if "csv" in options.formats:
         texts["results.csv"] = data.render_csv(data.long_rows(analysis))
         texts["table.csv"] = data.render_csv(data.wide_rows(analysis))
@@ -98,8 +98,8 @@ def render(
     if "html" in options.formats:
         texts["report.html"] = render_page(document, figures, facts)
     files = {name: text.encode() for name, text in texts.items()}
-    for drawn in shown:
-        files |= {f"figures/{drawn.name}.{ending}": content for ending, content in drawn.files.items()}
+    for figure in shown:
+        files |= {f"figures/{figure.name}.{ending}": content for ending, content in figure.files.items()}
     return files
 
 

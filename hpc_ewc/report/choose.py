@@ -147,7 +147,6 @@ def choice_table(build: Builder, choice: Choice | None) -> Table | None:
         is_best = candidate is choice.best
         row.append(Cell(f"{100 * candidate.chosen:.0f} %", candidate.chosen, bold=is_best))
         table.rows.append(row)
-    table.notes.append(sentence(build, choice))
     table.notes.append(
         f"Rule: of the runs that lose at most {points_text(choice.max_loss)} of {old}, the one that gains most "
         f"{new} (means over tasks, points against the base). Chosen on the first half of the documents "

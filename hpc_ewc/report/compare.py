@@ -204,9 +204,7 @@ def _overall(comparison: Comparison, mean: Judgement) -> str:
         words += f" (95 %: {percent(difference.low, sign=True)} to {percent(difference.high, sign=True)})"
     if mean.better:
         return f"{words} points: {mean.better} is better."
-    seen = (
-        "" if difference.detectable is None else f"; less than {percent(difference.detectable)} would often go unseen"
-    )
+    seen = "" if not difference.detectable else f"; less than {percent(difference.detectable)} would often go unseen"
     return f"{words} points: they cannot be told apart{seen}."
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hpc_ewc.report.analysis import Analysis
-from hpc_ewc.report.choose import MAX_LOSS, Choice, choice_table, choose
+from hpc_ewc.report.choose import MAX_LOSS, Choice, choice_table, choose, sentence
 from hpc_ewc.report.criterion import criterion_table
 from hpc_ewc.report.lines import Lines
 from hpc_ewc.report.study import Study
@@ -14,6 +14,16 @@ from hpc_ewc.report.subsets import subset_tables
 from hpc_ewc.report.tables import Builder, Table, differences, fluency, knowledge, summary
 from hpc_ewc.report.tradeoff import tradeoff
 from hpc_ewc.report.training import cost_table, held_table
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure in every form it was drawn in."""
+
+    name: str
+    caption: str
+    files: dict[str, bytes]
+    """By ending."""
 
 
 @dataclass
@@ -42,7 +52,7 @@ def build_document(analysis: Analysis, *, subsets: Sequence[str] = (), max_loss:
     choice = choose(build, max_loss)
     return Document(
         title=f"Report on {study.title}",
-        leads=leads(analysis, build),
+        leads=leads(analysis, build, choice),
         tables=_tables(build, choice, subsets),
         lists=[part for part in (missing(study), problems(study)) if part[1]],
         build=build,
@@ -63,7 +73,28 @@ def _tables(build: Builder, choice: Choice | None, subsets: Sequence[str]) -> li
     return [table for table in tables if table is not None]
 
 
-def leads(analysis: Analysis, build: Builder) -> list[str]:
+FIGURES_AFTER = {
+    "tradeoff": ("tradeoff", "mean"),
+    "accuracy": ("accuracy",),
+    "fluency": ("perplexity",),
+    "held": ("training", "fisher"),
+}
+"""Which figures stand after the last table of a kind."""
+
+
+def interleaved(tables: Sequence[Table], figures: Sequence[Figure]) -> list[Table | Figure]:
+    """Tables, each figure after those that hold its numbers; a figure without a table comes last."""
+    waiting = {figure.name: figure for figure in figures}
+    kinds = [table.key.split(".")[0] for table in tables]
+    found: list[Table | Figure] = []
+    for place, table in enumerate(tables):
+        found.append(table)
+        if kinds[place] not in kinds[place + 1 :]:
+            found += [waiting.pop(name) for name in FIGURES_AFTER.get(kinds[place], ()) if name in waiting]
+    return [*found, *waiting.values()]
+
+
+def leads(analysis: Analysis, build: Builder, choice: Choice | None) -> list[str]:
     """What a reader must know before any number."""
     study = analysis.study
     found = []
@@ -86,6 +117,7 @@ def leads(analysis: Analysis, build: Builder) -> list[str]:
             "Settings were repeated with several seeds: a value is their mean, ± holds documents and seeds, and the "
             "standard deviation over seeds follows in brackets."
         )
+    found += [] if choice is None else [sentence(build, choice)]
     return [*found, *(f"Left out: {part}." for part in analysis.left_out)]
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hpc_ewc.report.choose import points_text
-from hpc_ewc.report.document import Document
+from hpc_ewc.report.document import Document, Figure
 from hpc_ewc.report.formats import strength_text
 from hpc_ewc.report.paper import paper
 from hpc_ewc.report.study import SOURCE_LANGUAGE, language_name
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Canvas
 
 METADATA: dict[str, dict[str, Any]] = {
     "svg": {"Date": None, "Creator": None},
@@ -22,17 +21,7 @@ METADATA: dict[str, dict[str, Any]] = {
 }
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """A figure in every form."""
-
-    name: str
-    caption: str
-    files: dict[str, bytes]
-    """By ending."""
-
-
-def draw_figures(document: Document, *, overlay: bool = False) -> list[Drawn]:
+def draw_figures(document: Document, *, overlay: bool = False) -> list[Figure]:
     """Every figure that the report's numbers allow. Needs matplotlib.
 
     Args:
@@ -47,7 +36,7 @@ def draw_figures(document: Document, *, overlay: bool = False) -> list[Drawn]:
     build = document.build
     captions = _captions(document, overlay)
     with styled():
-        figures: dict[str, Figure | None] = {
+        figures: dict[str, Canvas | None] = {
             "accuracy": accuracy_figure(build, paper=overlay),
             "mean": mean_figure(build, paper=overlay),
             "perplexity": perplexity_figure(build, paper=overlay),
@@ -55,7 +44,7 @@ def draw_figures(document: Document, *, overlay: bool = False) -> list[Drawn]:
             "training": training_figure(build),
             "fisher": fisher_figure(build),
         }
-        return [Drawn(name, captions[name], _saved(f)) for name, f in figures.items() if f is not None]
+        return [Figure(name, captions[name], _saved(f)) for name, f in figures.items() if f is not None]
 
 
 def _captions(document: Document, overlay: bool) -> dict[str, str]:
@@ -87,7 +76,7 @@ def _captions(document: Document, overlay: bool) -> dict[str, str]:
     }
 
 
-def _saved(figure: Figure) -> dict[str, bytes]:
+def _saved(figure: Canvas) -> dict[str, bytes]:
     files = {}
     for ending, metadata in METADATA.items():
         out = io.BytesIO()

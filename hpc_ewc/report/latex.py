@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from hpc_ewc.report.document import Document
-from hpc_ewc.report.figures import Drawn
+from hpc_ewc.report.document import Document, Figure
 from hpc_ewc.report.formats import SOFT_HYPHEN
 from hpc_ewc.report.tables import Cell, Table
 from hpc_ewc.report.terminal import clean
@@ -103,7 +102,7 @@ def render_table(table: Table) -> str:
     return "\n".join([*lines, r"\end{table}", ""])
 
 
-def render_latex_document(document: Document, figures: Sequence[Drawn]) -> str:
+def render_latex_document(document: Document, figures: Sequence[Figure]) -> str:
     """A document that includes the tables and shows the figures; `pdflatex report.tex` in the folder of the report."""
     lines = [
         r"\documentclass[10pt,a4paper]{article}",
@@ -117,12 +116,12 @@ def render_latex_document(document: Document, figures: Sequence[Drawn]) -> str:
         *(escape(line) + r"\par" for line in document.leads),
         r"\input{tables.tex}",
     ]
-    for drawn in figures:
+    for figure in figures:
         lines += [
             r"\begin{figure}[htbp]",
             r"\centering",
-            rf"\includegraphics[width=\linewidth]{{figures/{drawn.name}.pdf}}",
-            rf"\caption{{{escape(drawn.caption)}}}",
+            rf"\includegraphics[width=\linewidth]{{figures/{figure.name}.pdf}}",
+            rf"\caption{{{escape(figure.caption)}}}",
             r"\end{figure}",
         ]
     for title, entries in document.lists:

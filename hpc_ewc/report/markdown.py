@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hpc_ewc.report.document import Document
+from hpc_ewc.report.document import Document, Figure, interleaved
 from hpc_ewc.report.formats import SOFT_HYPHEN
 from hpc_ewc.report.tables import Cell, Table
 from hpc_ewc.report.terminal import clean
@@ -17,19 +17,20 @@ def escape(text: str) -> str:
     return clean(text.replace("\n", " ")).translate(SPECIAL)
 
 
-def render_markdown(document: Document, figures: Sequence[tuple[str, str]] = ()) -> str:
+def render_markdown(document: Document, figures: Sequence[Figure] = ()) -> str:
     """The whole report.
 
     Args:
         document: to be rendered.
-        figures: (file beside the report, caption).
+        figures: that will lie in figures/ beside it.
     """
     parts = [f"# {escape(document.title)}", *(escape(line) for line in document.leads)]
-    for table in document.tables:
-        parts += [f"## {escape(table.title)}", render_table(table), *(escape(note) for note in table.notes)]
-    if figures:
-        parts.append("## Figures")
-        parts += [f"![{escape(caption)}]({name})\n\n{escape(caption)}" for name, caption in figures]
+    for part in interleaved(document.tables, figures):
+        if isinstance(part, Table):
+            parts += [f"## {escape(part.title)}", render_table(part), *(escape(note) for note in part.notes)]
+        else:
+            caption = escape(part.caption)
+            parts += [f"![{caption}](figures/{part.name}.svg)", caption]
     for title, lines in document.lists:
         parts += [f"## {escape(title)}", "\n".join(f"- {escape(line)}" for line in lines)]
     return "\n\n".join(parts) + "\n"

@@ -10,8 +10,7 @@ from html import escape
 from importlib import resources
 from typing import Any
 
-from hpc_ewc.report.document import Document
-from hpc_ewc.report.figures import Drawn
+from hpc_ewc.report.document import Document, Figure, interleaved
 from hpc_ewc.report.formats import SOFT_HYPHEN
 from hpc_ewc.report.tables import Cell, Table
 from hpc_ewc.report.terminal import clean
@@ -20,9 +19,8 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inli
 """What the page may load: nothing from anywhere."""
 
 
-def render_page(document: Document, figures: Sequence[Drawn], manifest: Mapping[str, Any]) -> str:
+def render_page(document: Document, figures: Sequence[Figure], manifest: Mapping[str, Any]) -> str:
     """The whole page, as a string."""
-    sections = [*document.tables]
     parts = [
         "<!doctype html>",
         '<html lang="en">',
@@ -39,11 +37,10 @@ def render_page(document: Document, figures: Sequence[Drawn], manifest: Mapping[
         f"<h1>{text(document.title)}</h1>",
         *(f'<p class="notice">{text(line)}</p>' for line in document.leads),
         "</header>",
-        _contents(document, figures),
+        _contents(document),
         '<p class="options"><label><input type="checkbox" id="beside" checked> n and p beside each value</label></p>',
         '<main id="tables">',
-        *(render_table(table) for table in sections),
-        *_figures(figures),
+        *(render_table(p) if isinstance(p, Table) else render_figure(p) for p in interleaved(document.tables, figures)),
         *_lists(document.lists),
         "</main>",
         _footer(manifest),
@@ -91,26 +88,19 @@ def _cell(cell: Cell, *, is_label: bool) -> str:
     return f"<td{kind}{sort}{title}>{shown}{brief}</td>"
 
 
-def _contents(document: Document, figures: Sequence[Drawn]) -> str:
+def _contents(document: Document) -> str:
     items = [(anchor(table.key), table.title) for table in document.tables]
-    items += [("figures", "Figures")] if figures else []
     items += [(anchor(title), title) for title, _ in document.lists]
     links = "".join(f'<li><a href="#{key}">{text(title)}</a></li>' for key, title in items)
     return f'<nav aria-label="Contents"><ol>{links}</ol></nav>' if links else ""
 
 
-def _figures(figures: Sequence[Drawn]) -> list[str]:
-    if not figures:
-        return []
-    parts = ['<section aria-labelledby="figures">', '<h2 id="figures">Figures</h2>']
-    for drawn in figures:
-        data = base64.b64encode(drawn.files["svg"]).decode()
-        alt = f"{drawn.caption} The numbers are in the tables above."
-        parts.append(
-            f'<figure><img alt="{text(alt)}" src="data:image/svg+xml;base64,{data}">'
-            f"<figcaption>{text(drawn.caption)}</figcaption></figure>"
-        )
-    return [*parts, "</section>"]
+def render_figure(figure: Figure) -> str:
+    """The drawing inside the page, as an image: nothing in it can run."""
+    data = base64.b64encode(figure.files["svg"]).decode()
+    alt = f"{figure.caption} The numbers are in the table above."
+    image = f'<img alt="{text(alt)}" src="data:image/svg+xml;base64,{data}">'
+    return f'<figure id="figure-{figure.name}">{image}<figcaption>{text(figure.caption)}</figcaption></figure>'
 
 
 def _lists(lists: Sequence[tuple[str, list[str]]]) -> list[str]:

@@ -127,7 +127,7 @@ def minimum_detectable(stderr: float, n: int, *, binary: bool, alpha: float = 0.
     """
     normal = _normal_quantile
     size = (normal(1 - alpha / 2) + normal(power)) * stderr
-    return max(size, math.ceil(1 - math.log2(alpha)) / n) if binary else size
+    return min(1.0, max(size, math.ceil(1 - math.log2(alpha)) / n)) if binary else size
 
 
 def _normal_quantile(p: float) -> float:

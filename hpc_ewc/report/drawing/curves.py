@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hpc_ewc.report.analysis import Estimate
-from hpc_ewc.report.drawing.style import GREY, INK, Look, StrengthAxis, look
+from hpc_ewc.report.drawing.style import GREY, INK, Look, StrengthAxis, look, plain
 from hpc_ewc.report.lines import Line
 from hpc_ewc.report.paper import accuracy_curve, perplexity_curve
 from hpc_ewc.report.study import Column, language_name
@@ -131,7 +131,7 @@ def accuracy_figure(build: Builder, *, paper: bool) -> Figure | None:
     for axes, (_, members) in zip(each, panels.items(), strict=False):
         for place, column in members:
             draw_curve(axes, build, _task_curve(build, column, place, paper), x)
-        axes.set_title(plain_name(members[0][1]))
+        axes.set_title(plain(plain_name(members[0][1])))
     last = each[len(panels)]
     for curve in _mean_curves(build, paper):
         draw_curve(last, build, curve, x)
@@ -187,7 +187,9 @@ def perplexity_figure(build: Builder, *, paper: bool) -> Figure | None:
             axes.set_ylabel("bits per byte (lower is better)")
         x.dress(axes)
         titles = list(dict.fromkeys(plain_name(column) for column in columns))
-        axes.set_title(", ".join(titles) + (": mean over texts" if metric == "perplexity_mean" else ": all bytes"))
+        axes.set_title(
+            plain(", ".join(titles)) + (": mean over texts" if metric == "perplexity_mean" else ": all bytes")
+        )
     figure.tight_layout(rect=(0, 0.07, 1, 1))
     _legend(figure, build, grid.flat[0], paper)
     return figure

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hpc_ewc.report.choose import Choice, points_text
-from hpc_ewc.report.drawing.style import GREY, INK, look
+from hpc_ewc.report.drawing.style import GREY, INK, look, plain
 from hpc_ewc.report.lines import Line
 from hpc_ewc.report.study import SOURCE_LANGUAGE, language_name
 from hpc_ewc.report.tables import Builder
@@ -47,7 +47,7 @@ def tradeoff_figure(build: Builder, choice: Choice | None) -> Figure | None:
         )
         below = line.first.is_base
         axes.annotate(
-            build.lines.name(line),
+            plain(build.lines.name(line)),
             (x, y),
             xytext=(-8, -8) if below else (7, 6),
             textcoords="offset points",

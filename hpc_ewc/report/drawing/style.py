@@ -15,6 +15,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from hpc_ewc.report.formats import strength_text
+from hpc_ewc.report.terminal import clean
 
 RC: dict[str, Any] = {
     "font.family": "sans-serif",
@@ -138,3 +139,8 @@ def _tick(strength: float) -> str:
         return strength_text(strength)
     exponent = math.log10(strength)
     return rf"$10^{{{exponent:.0f}}}$" if abs(exponent - round(exponent)) < 1e-9 else strength_text(strength)
+
+
+def plain(text: str) -> str:
+    """A name as matplotlib shows it: no mathematics between dollars, nothing that a legend hides for its underscore."""
+    return clean(text).replace("$", r"\$").replace("_", "\u200b_", 1 if text.startswith("_") else 0)

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from hpc_ewc import records
 from hpc_ewc.errors import ArtefactError
 from hpc_ewc.report.drawing.curves import groups
-from hpc_ewc.report.drawing.style import look
+from hpc_ewc.report.drawing.style import look, plain
 from hpc_ewc.report.lines import Line
 from hpc_ewc.report.study import Run
 from hpc_ewc.report.tables import Builder
@@ -50,7 +50,7 @@ def training_figure(build: Builder) -> Figure | None:
                 color=colours[place],
                 linestyle=STYLES[place % len(STYLES)],
                 linewidth=1.4,
-                label=build.lines.name(line),
+                label=plain(build.lines.name(line)),
             )
         if name == "penalty":
             axes.set_yscale("log")
@@ -134,7 +134,7 @@ def fisher_summary(build: Builder, run: Run) -> dict[str, Any] | None:
 
 def short(name: str) -> str:
     """A parameter's name without what all of them share."""
-    return name.removeprefix("model.").removesuffix(".weight")
+    return plain(name.removeprefix("model.").removesuffix(".weight"))
 
 
 def _bars(axes: Axes, names: Sequence[str], shares: Sequence[float]) -> None:
