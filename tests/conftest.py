@@ -11,6 +11,9 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+# Before torch is imported: on tiny tensors a second thread only waits, up to twenty times as long on a busy machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # A busy machine is no bug (no deadlines); CI must not fail by the luck of a draw (derandomised there).
 hypothesis.settings.register_profile(
     "house",
