@@ -194,7 +194,7 @@ def damaged(folder: Path, damage: str) -> Analysis:
     ("damage", "said"),
     [
         ("cut", "samples cannot be read"),
-        ("foreign", "0 documents, its record says 40"),
+        ("foreign", "lacks what samples must have"),
         ("flipped", "its record says"),
         ("nan", "not a finite number"),
         ("gone", None),
