@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import zstandard
 
 from hpc_ewc import records, suites
 from hpc_ewc.config import DataConfig, EvaluateConfig, Experiment, ModelConfig, TrainConfig, render_toml, replace_at
@@ -19,6 +20,21 @@ STRENGTHS = (0.0, 1e2, 1e6, 1e12)
 N = 60
 BASE_HASH = hashlib.sha256(b"base").hexdigest()
 TASKS = ("arc_easy", "belebele", "gsm8k", "hellaswag", "mmlu", "truthfulqa_mc2", "winogrande")
+
+
+def write_text(path: Path, text: str) -> None:
+    """As records does, without waiting for the disk: hundreds of files are written for one test."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+
+
+def write_samples(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(zstandard.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
 
 
 def digest(*parts: Any) -> str:
@@ -65,7 +81,7 @@ class RunBuilder:
         """Everything: experiment.toml, train folders, records."""
         self.dir.root.mkdir(parents=True)
         experiment = self.experiment()
-        records.write_text(self.dir.experiment_toml, render_toml(experiment))
+        write_text(self.dir.experiment_toml, render_toml(experiment))
         if base:
             self.evaluate("base", None, 0)
         for seed in self.seeds:
@@ -100,7 +116,7 @@ class RunBuilder:
 
     def stage_json(self, folder: StageDir, **fields: Any) -> None:
         facts = {"schema": 1, "key": digest(folder.path)[:12], "inputs": {}, "coordinates": {}, "expected": []}
-        records.write_json(folder.stage_json, facts | fields)
+        write_json(folder.stage_json, facts | fields)
 
     def fisher(self) -> StageDir:
         """The Fisher's folder: its manifest alone."""
@@ -109,9 +125,9 @@ class RunBuilder:
         kinds = {"model.embed_tokens.weight": 0.4, "self_attn.q_proj.weight": 0.2, "mlp.up_proj.weight": 0.4}
         summary = {"trace": 6.1, "parameters": 424000, "zeros": 12000, "mean": 6.1 / 424000}
         summary |= {"share_by_layer": layers, "share_by_kind": kinds, "quantiles": {"0.5": 1e-7}}
-        records.write_json(folder.manifest_json, {"schema": 1, "split": "validation", "summary": summary})
+        write_json(folder.manifest_json, {"schema": 1, "split": "validation", "summary": summary})
         done = {"schema": 1, "key": "k", "finished_at": 1.0, "outputs": {}, "summary": {}}
-        records.write_json(folder.done, done)
+        write_json(folder.done, done)
         return folder
 
     def train(self, name: str, strength: float, seed: int) -> None:
@@ -120,9 +136,9 @@ class RunBuilder:
         inputs = {} if strength == 0 else {"fisher": str(self.fisher().path)}
         self.stage_json(folder, stage="train", run=name, coordinates=self.coordinates(strength, seed), inputs=inputs)
         point = replace_at(self.experiment(), self.coordinates(strength, seed))
-        records.write_text(folder.config_toml, render_toml(point))
+        write_text(folder.config_toml, render_toml(point))
         manifest = {"schema": 1, "stage": "train", "run": name, "gpus": 8, "world_size": 8, "device": "NVIDIA H200"}
-        records.write_json(folder.manifest_json, manifest | {"nodes": ["node1"], "commit": "abc"})
+        write_json(folder.manifest_json, manifest | {"nodes": ["node1"], "commit": "abc"})
         distance = 28.0 / (1 + math.log10(strength + 1))
         lines = []
         for step in range(1, 41):
@@ -130,12 +146,12 @@ class RunBuilder:
             penalty = strength * 1e-3 / (1 + strength)
             line = {"step": step, "tokens": 4096 * step, "loss": 9 - 6 * share, "penalty": penalty, "restart": 0}
             lines.append(json.dumps(line | {"distance": distance * share, "tokens_per_s": 50000.0}))
-        records.write_text(folder.metrics, "\n".join(lines) + "\n")
+        write_text(folder.metrics, "\n".join(lines) + "\n")
         summary = {"steps": 40, "tokens": 4096 * 40, "loss": 3.2, "seconds": 30.0, "penalty": 0.1, "distance": distance}
         if strength:
             summary |= {"free_parameters": 12000, "free_distance": 1.7, "fisher_trace": 6.1}
         done = {"schema": 1, "key": "k", "finished_at": 1.0, "outputs": {}, "summary": summary}
-        records.write_json(folder.done, done)
+        write_json(folder.done, done)
 
     def evaluate(self, name: str, strength: float | None, seed: int) -> None:
         folder = self.dir.evaluate(name)
@@ -273,8 +289,6 @@ class RunBuilder:
         }
         path = folder.cell(step, cell.name)
         if self.samples:
-            records.write_samples(folder.samples(step, cell.name), rows)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        record |= changes
-        path.write_text(json.dumps(record, ensure_ascii=False, indent=1) + "\n")  # as records would; NaN where asked
+            write_samples(folder.samples(step, cell.name), rows)
+        write_json(path, record | changes)
         return path

@@ -1,0 +1,277 @@
+"""What may stand beside what: runs, columns, means, and what is listed instead of shown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hpc_ewc import records
+from hpc_ewc.config import render_toml, replace_at
+from hpc_ewc.report.build import Options, report
+from hpc_ewc.report.collect import collect
+from hpc_ewc.report.differences import analyse
+from hpc_ewc.report.document import Document, build_document
+from hpc_ewc.report.stages import read_stages
+from hpc_ewc.report.study import Study, build_study
+from hpc_ewc.report.tables import Table
+from tests.unit.report_fixture import RunBuilder
+
+
+def make(folder: Path, name: str = "paper", **options: object) -> RunBuilder:
+    defaults: dict[str, object] = {"strengths": (0.0, 1e6), "tasks": ("arc_easy", "mmlu"), "n": 12}
+    return RunBuilder(folder / "runs" / name, **(defaults | options))  # type: ignore[arg-type]
+
+
+def study_of(*roots: Path) -> Study:
+    collection = collect(list(roots))
+    return build_study(collection, read_stages(collection))
+
+
+def document_of(*roots: Path) -> Document:
+    return build_document(analyse(study_of(*roots), resamples=200))
+
+
+def table(document: Document, key: str) -> Table:
+    return next(table for table in document.tables if table.key == key)
+
+
+def rewrite(run: RunBuilder, strength: float | None, cell_name: str, change: Callable[[dict], None]) -> None:
+    """Edit one record in place."""
+    name = "base" if strength is None else run.run_name(strength, 0)
+    path = run.dir.evaluate(name).cell(0 if strength is None else 40, cell_name)
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))
+
+
+# ---------------------------------------------------------------------------------------------- settings
+
+
+def test_other_limits_stand_in_columns_of_their_own_and_enter_no_common_mean(tmp_path: Path) -> None:
+    run = make(tmp_path)
+    run.build()
+    rewrite(run, 0.0, "mmlu.en", lambda record: record.update(limit=12, cell_key="other"))
+    document = document_of(run.dir.root)
+    labels = [column.label for column in document.build.study.columns if column.cell == "mmlu.en"]
+    assert labels == ["mmlu limit=12", "mmlu limit=None"]
+    english = table(document, "accuracy.en")
+    heads = [head.text for head in english.heads]
+    assert "MMLU limit=12" in heads
+    by_row = {row[0].text: [cell.text for cell in row] for row in english.rows}
+    assert by_row["0"][-1] == "–", "a mean of tasks under two limits would be no mean of either"
+    assert by_row["1e6"][-1] != "–"
+    assert "A run without every task has no mean." in english.notes
+    differences = table(document, "difference.en")
+    row = {row[0].text: row for row in differences.rows}["0"]
+    assert row[heads.index("MMLU limit=12")].text == "–", "there is no base under that limit"
+
+
+def test_other_shots_get_a_mean_of_their_own(tmp_path: Path) -> None:
+    run = make(tmp_path)
+    run.build()
+    for strength in (None, 0.0):
+        rewrite(run, strength, "mmlu.en", lambda record: record.update(shots=0))
+    document = document_of(run.dir.root)
+    english = table(document, "accuracy.en")
+    assert [head.text for head in english.heads][-2:] == ["mean (1)", "mean (2)"]
+    notes = " ".join(english.notes)
+    assert "mean (1): arc_easy, mmlu shots=0." in notes
+    rows = {row[0].text: [cell.text for cell in row][-2:] for row in english.rows}
+    assert rows["1e6"][0] == "–"
+    assert rows["0"][1] == "–"
+
+
+def test_when_every_run_mixes_limits_there_is_no_mean_and_it_says_why(tmp_path: Path) -> None:
+    run = make(tmp_path)
+    run.build()
+    for strength in (None, 0.0, 1e6):
+        rewrite(run, strength, "mmlu.en", lambda record: record.update(limit=12))
+    notes = " ".join(table(document_of(run.dir.root), "accuracy.en").notes)
+    assert "No mean: no run has every task under the same limit" in notes
+    assert "only the first 12" in notes
+
+
+def test_native_prompts_are_a_mean_of_their_own(tmp_path: Path) -> None:
+    run = make(tmp_path)
+    run.build()
+    for strength in (None, 0.0, 1e6):
+        name = "base" if strength is None else run.run_name(strength, 0)
+        folder = run.dir.evaluate(name)
+        step = 0 if strength is None else 40
+        for cell in run.cells():
+            if cell.language == "lt" and cell.task == "mmlu":
+                from dataclasses import replace
+
+                native = replace(cell, variant="native")
+                rows = run.rows(native, strength, 0)
+                coordinates = run.coordinates(strength, 0)
+                run.write(folder, name, step, 0.0 if strength is None else 1.0, coordinates, native, rows)
+        stage = json.loads(folder.stage_json.read_text())
+        stage["expected"].append(("0.0" if strength is None else "1.0") + ":mmlu.lt.native")
+        records.write_json(folder.stage_json, stage)
+    document = document_of(run.dir.root)
+    lithuanian = [mean for mean in document.build.analysis.means if mean.language == "lt"]
+    assert [mean.label for mean in lithuanian] == ["mean Lithuanian", "mean Lithuanian native"]
+    assert [column.cell for column in lithuanian[1].columns] == ["arc_easy.lt", "mmlu.lt.native"]
+
+
+# ---------------------------------------------------------------------------------------------- runs
+
+
+def test_without_a_base_there_are_values_and_no_differences(tmp_path: Path) -> None:
+    run = make(tmp_path)
+    run.build(base=False)
+    document = document_of(run.dir.root)
+    keys = {table.key for table in document.tables}
+    assert "accuracy.en" in keys
+    assert not keys & {"difference.en", "difference.lt", "choice"}
+    assert any("base model was not evaluated" in line for line in document.leads)
+    assert document.choice is None
+
+
+def test_one_run_alone_is_a_report(tmp_path: Path) -> None:
+    run = make(tmp_path, strengths=())
+    run.build()
+    document = document_of(run.dir.root)
+    assert [row[0].text for row in table(document, "summary").rows] == ["base"]
+
+
+def test_an_experiment_without_any_record_says_what_is_missing(tmp_path: Path) -> None:
+    run = make(tmp_path)
+    run.build()
+    for path in (run.dir.root / "evaluate").glob("*/0*/*.json"):
+        path.unlink()
+    document = document_of(run.dir.root)
+    assert "No cell has a value yet." in document.leads
+    assert document.tables == []
+    ((title, lines),) = document.lists
+    assert title == "Cells without a value"
+    assert len(lines) == 3
+    assert all("not evaluated yet" in line for line in lines)
+
+
+def test_two_experiments_of_one_name_stay_apart(tmp_path: Path) -> None:
+    one, other = make(tmp_path / "a"), make(tmp_path / "b", model="google/gemma-2-9b-it")
+    one.build()
+    other.build(base=False)
+    study = study_of(one.dir.root, other.dir.root)
+    assert study.title == "a/runs/paper, b/runs/paper"
+    assert len(study.runs) == 5
+    summary = table(document_of(one.dir.root, other.dir.root), "summary")
+    assert [head.text for head in summary.heads][:2] == ["λ", "experiment"]
+
+
+def test_a_run_that_is_no_longer_asked_for_is_listed_and_not_shown(tmp_path: Path) -> None:
+    run = make(tmp_path)
+    run.build()
+    fewer = replace_at(run.experiment(), {})
+    from dataclasses import replace
+
+    records.write_text(run.dir.experiment_toml, render_toml(replace(fewer, grid={"ewc.strength": (1e6,)})))
+    study = study_of(run.dir.root)
+    assert [r.strength for r in study.runs] == [None, 1e6]
+    (problem,) = study.problems
+    assert "strength=0-" in problem.where
+    assert "no longer asks for it" in problem.what
+
+
+def test_a_cell_that_is_no_longer_asked_for_is_listed_and_not_shown(tmp_path: Path) -> None:
+    run = make(tmp_path)
+    run.build()
+    folder = run.dir.evaluate("base")
+    stage = json.loads(folder.stage_json.read_text())
+    stage["expected"].remove("0.0:mmlu.en")
+    records.write_json(folder.stage_json, stage)
+    study = study_of(run.dir.root)
+    base = next(r for r in study.runs if r.is_base)
+    assert "mmlu.en" not in {column.cell for (r, column) in study.records if r == base}
+    assert [p.what for p in study.problems] == ["mmlu.en: experiment.toml no longer asks for it"]
+
+
+def test_checkpoints_along_a_training_are_rows_with_their_step(tmp_path: Path) -> None:
+    run = make(tmp_path, strengths=(1e6,))
+    run.build()
+    name = run.run_name(1e6, 0)
+    folder = run.dir.evaluate(name)
+    stage = json.loads(folder.stage_json.read_text())
+    for cell in run.cells():
+        run.write(folder, name, 20, 0.5, run.coordinates(1e6, 0), cell, run.rows(cell, 1e3, 0))
+        stage["expected"].append(cell.at(0.5))
+    records.write_json(folder.stage_json, stage)
+    summary = table(document_of(run.dir.root), "summary")
+    assert [[cell.text for cell in row[:2]] for row in summary.rows] == [["base", ""], ["1e6", "20"], ["1e6", "40"]]
+
+
+def test_a_checkpoint_from_elsewhere_is_named_and_compared_to_nothing(tmp_path: Path) -> None:
+    run = make(tmp_path, strengths=())
+    run.build()
+    folder = run.dir.evaluate("gemma-other-0123456789ab")
+    for cell in run.cells():
+        hashes = {"model_hash": "other", "base_hash": "other"}
+        run.write(folder, "gemma-other-0123456789ab", 0, 0.0, {}, cell, run.rows(cell, 1e6, 0), **hashes)
+    document = document_of(run.dir.root)
+    assert [row[0].text for row in table(document, "summary").rows] == ["base", "gemma-other-0123456789ab"]
+    assert not any(table.key.startswith("difference") for table in document.tables)
+
+
+# ---------------------------------------------------------------------------------------------- what is said
+
+
+def test_the_fishers_own_documents_are_marked(tmp_path: Path) -> None:
+    run = make(tmp_path)
+    run.build()
+    clean = table(document_of(run.dir.root), "accuracy.en")
+    assert not any("†" in head.text for head in clean.heads)
+    for path in run.dir.root.rglob("*.toml"):
+        path.write_text(path.read_text().replace('split = "validation"', 'split = "test"'))
+    document = document_of(run.dir.root)
+    for language, words in (("en", "computed on the documents that are scored here"), ("lt", "translations of")):
+        marked = table(document, f"accuracy.{language}")
+        assert [head.text for head in marked.heads if "†" in head.text] == ["MMLU †"]
+        assert any(note.startswith("† MMLU: ") and words in note for note in marked.notes)
+
+
+def test_shots_and_documents_are_stated(tmp_path: Path) -> None:
+    run = make(tmp_path)
+    run.build()
+    notes = " ".join(table(document_of(run.dir.root), "accuracy.en").notes)
+    assert "ARC easy (n=12, 0 shots); MMLU (n=12, 5 shots)" in notes
+
+
+def test_mmlu_by_subject_is_shown_on_request(tmp_path: Path) -> None:
+    run = make(tmp_path)
+    run.build()
+    analysis = analyse(study_of(run.dir.root), resamples=200)
+    assert not any(t.key.startswith("subjects") for t in build_document(analysis).tables)
+    shown = table(build_document(analysis, subsets=["subjects"]), "subjects.en.mmlu")
+    assert [head.text for head in shown.heads] == ["λ", "anatomy", "astronomy", "law"]
+    assert shown.rows[0][1].brief == "n=4"
+
+
+def test_a_setting_with_one_seed_is_about_checkpoints(tmp_path: Path) -> None:
+    run = make(tmp_path)
+    run.build()
+    assert any("about these checkpoints" in line for line in document_of(run.dir.root).leads)
+
+
+def test_only_the_miniature_is_an_illustration(tmp_path: Path) -> None:
+    small, real = make(tmp_path, "small", model="miniature"), make(tmp_path, "real")
+    small.build()
+    real.build()
+    assert document_of(small.dir.root).leads[0].startswith("An illustration")
+    assert table(document_of(small.dir.root), "criterion").rows[0][0].text == "λ = 0 forgets English"
+    assert not any("illustration" in line for line in document_of(real.dir.root).leads)
+    assert not any(table.key == "criterion" for table in document_of(real.dir.root).tables)
+
+
+def test_a_report_needs_something_to_report(tmp_path: Path) -> None:
+    from rich.console import Console
+
+    from hpc_ewc.errors import InputError
+
+    (tmp_path / "runs" / "empty" / "evaluate").mkdir(parents=True)
+    with pytest.raises(InputError, match="no record in evaluate/ yet"):
+        report([tmp_path / "runs" / "empty"], tmp_path / "out", Options(), Console(quiet=True))
