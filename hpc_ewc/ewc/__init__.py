@@ -8,6 +8,7 @@ penalty.add_gradient_()                                   # after the last backw
 """
 
 from hpc_ewc.ewc.fisher import FisherAccumulator, FisherEstimate, FisherSums, NonFiniteExampleError, estimate_fisher
+from hpc_ewc.ewc.partial import load_fisher_sums, save_fisher_sums
 from hpc_ewc.ewc.penalty import EwcPenalty, FreeParameters, Measures
 from hpc_ewc.ewc.state import EwcState, load_ewc_state, save_ewc_state
 
@@ -22,5 +23,7 @@ __all__ = [
     "NonFiniteExampleError",
     "estimate_fisher",
     "load_ewc_state",
+    "load_fisher_sums",
     "save_ewc_state",
+    "save_fisher_sums",
 ]

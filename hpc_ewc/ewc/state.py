@@ -11,30 +11,22 @@ and open with any safetensors reader.
 from __future__ import annotations
 
 import json
-import os
-import secrets
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hpc_ewc.errors import ArtefactError, HpcEwcError, InputError, did_you_mean
+from hpc_ewc.errors import ArtefactError, InputError, did_you_mean
 from hpc_ewc.ewc.kernels import tiles
+from hpc_ewc.ewc.manifest import AGAIN, agreeing, open_part, publish, read_manifest
 from hpc_ewc.ewc.shards import check_layout, local_flat, max_over_ranks, reduce_elements, trainable_parameters
 from hpc_ewc.ewc.summary import summarize
-from hpc_ewc.ewc.tensor_files import TensorFiles, gather_objects, hash_files, rank_and_world_size, write_tensors
 
-SCHEMA = 1
-MANIFEST = "manifest.json"
-_AGAIN = "run the fisher stage again"
 _OWN_KEYS = ("schema", "kind", "fisher_dtype", "files", "summary")
 _KIND = "ewc_state"
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -87,29 +79,12 @@ def save_ewc_state(
     bad = _bad_entries(fisher, anchor)
     if bad:
         raise InputError(f"{bad}; nothing was saved")
-    rank, _ = rank_and_world_size()
-    if rank == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-    suffix = gather_objects(f".{secrets.token_hex(4)}.part")[0]
-    wanted = {"fisher": (fisher, dict.fromkeys(fisher, fisher_dtype)), "anchor": (anchor, _lossless_dtypes(anchor))}
-    sizes: dict[str, int] = {}
-    try:
-        for stem, (tensors, dtypes) in wanted.items():
-            sizes |= write_tensors(folder, stem, tensors, dtypes, suffix)
-        hashes = hash_files([folder / (name + suffix) for name in sizes])
-        summary = summarize(fisher)
-        files = {name: {"size": size, "sha256": sha} for (name, size), sha in zip(sizes.items(), hashes, strict=True)}
-        own = {"schema": SCHEMA, "kind": _KIND, "fisher_dtype": str(fisher_dtype).removeprefix("torch.")}
-        if rank == 0:
-            for name in sizes:
-                (folder / (name + suffix)).replace(folder / name)
-            _write_json(folder / MANIFEST, {**own, **facts, "summary": summary, "files": files})
-    finally:
-        if rank == 0:
-            for left in folder.glob(f"*{suffix}"):
-                left.unlink(missing_ok=True)
-    gather_objects(None)  # no rank returns before the manifest is there
-    return [folder / name for name in (*sizes, MANIFEST)]
+    facts |= {"fisher_dtype": str(fisher_dtype).removeprefix("torch."), "summary": summarize(fisher)}
+    parts = {
+        "fisher": (fisher, dict.fromkeys(fisher, fisher_dtype)),
+        "anchor": (anchor, _lossless_dtypes(anchor)),
+    }
+    return publish(folder, _KIND, parts, facts)
 
 
 def load_ewc_state(
@@ -130,60 +105,29 @@ def load_ewc_state(
             not finite. Every rank raises the same.
     """
     folder = Path(folder)
-    with _agreeing():
-        manifest = _read_manifest(folder)
-        if model_hash is not None and manifest.get("model_hash") != model_hash:
-            raise ArtefactError(
-                f"{folder}: its Fisher and anchor are of model {manifest.get('model_hash')}, this one is {model_hash}; "
-                f"estimate the Fisher of the model that is trained"
-            )
-        _check_sizes(folder, manifest)
-    if verify:
-        found = _agreed(lambda: hash_files([folder / name for name in manifest["files"]]))
-        with _agreeing():
-            for (name, facts), sha in zip(manifest["files"].items(), found, strict=True):
-                if facts["sha256"] != sha:
-                    raise ArtefactError(f"{folder / name}: changed since it was written (sha256 {sha}); {_AGAIN}")
-    with _agreeing():
+    manifest = read_manifest(folder, _KIND, verify)
+    if model_hash is not None and manifest.get("model_hash") != model_hash:
+        raise ArtefactError(
+            f"{folder}: its Fisher and anchor are of model {manifest.get('model_hash')}, this one is {model_hash}; "
+            f"estimate the Fisher of the model that is trained"
+        )
+    parts: dict[str, dict[str, Tensor]] = {}
+    with agreeing():
         parameters = None if model is None else trainable_parameters(model)
         parts = {stem: _read_part(folder, stem, manifest, parameters) for stem in ("fisher", "anchor")}
     bad = _bad_entries(parts["fisher"], parts["anchor"])
     if bad:
-        raise ArtefactError(f"{folder}: {bad}; {_AGAIN}")
+        raise ArtefactError(f"{folder}: {bad}; {AGAIN}")
     return EwcState(parts["fisher"], parts["anchor"], manifest)
 
 
 # ---------------------------------------------------------------------------------------------- reading
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ArtefactError(f"{folder}: no {MANIFEST}: no EWC state, or one not finished; {_AGAIN}") from None
-    except (OSError, ValueError) as error:
-        raise ArtefactError(f"{path}: half-written or not ours: {error}; {_AGAIN}") from None
-    if not isinstance(manifest, dict) or manifest.get("kind") != _KIND or "files" not in manifest:
-        raise ArtefactError(f"{path}: not the manifest of an EWC state; give a folder that save_ewc_state wrote")
-    if manifest.get("schema") != SCHEMA:
-        raise ArtefactError(f"{path}: schema {manifest.get('schema')!r}, this version reads {SCHEMA}; {_AGAIN}")
-    return manifest
-
-
-def _check_sizes(folder: Path, manifest: dict[str, Any]) -> None:
-    for name, facts in manifest["files"].items():
-        path = folder / name
-        if not path.exists():
-            raise ArtefactError(f"{path}: missing, though {MANIFEST} names it; {_AGAIN}")
-        if path.stat().st_size != facts["size"]:
-            raise ArtefactError(f"{path}: {path.stat().st_size} bytes, {MANIFEST} says {facts['size']}; {_AGAIN}")
-
-
 def _read_part(
     folder: Path, stem: str, manifest: dict[str, Any], parameters: Mapping[str, nn.Parameter] | None
 ) -> dict[str, Tensor]:
-    files = TensorFiles([folder / name for name in manifest["files"] if name.startswith(f"{stem}-")])
+    files = open_part(folder, stem, manifest)
     shapes = files.shapes()
     if parameters is None:
         return {name: files.read_full(name) for name in shapes}
@@ -250,42 +194,3 @@ def _checked_facts(manifest: Mapping[str, Any]) -> dict[str, Any]:
     except (TypeError, ValueError) as error:
         raise InputError(f"the manifest's facts are not JSON: {error}") from None
     return facts
-
-
-# ---------------------------------------------------------------------------------------------- ranks that agree
-
-
-def _agreed(action: Callable[[], T]) -> T:
-    """`action()`, which is itself collective; an OSError of its becomes an ArtefactError."""
-    try:
-        return action()
-    except OSError as error:
-        raise ArtefactError(f"cannot be read: {error}; {_AGAIN}") from None
-
-
-@contextmanager
-def _agreeing() -> Iterator[None]:
-    """Whatever one rank raises inside, every rank raises: else the others would wait in the next collective."""
-    message: str | None = None
-    try:
-        yield
-    except HpcEwcError as error:
-        message = str(error)
-    for other in gather_objects(message):
-        if other is not None:
-            raise ArtefactError(other)
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Whole or not at all: written beside, flushed, renamed, the folder flushed."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

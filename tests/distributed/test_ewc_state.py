@@ -169,7 +169,7 @@ def flip_a_bit(folder: Path) -> None:
             True,
         ),
         (lambda f: (f / "manifest.json").write_text('{"sch'), r"manifest.json: half-written or not ours", True),
-        (lambda f: (f / "manifest.json").write_text("{}"), r"not the manifest of an EWC state", True),
+        (lambda f: (f / "manifest.json").write_text("{}"), r"not the manifest of an EWC state \(ewc_state\)", True),
         (lambda f: rewrite_manifest(f, schema=9), r"schema 9, this version reads 1", True),
         (lambda f: (f / "anchor-00001-of-00001.safetensors").unlink(), r"anchor-00001.*: missing, though", True),
         (truncate, r"fisher-00001.*bytes, manifest.json says", True),
