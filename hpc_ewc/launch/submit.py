@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-
-from rich.console import Console
-from rich.table import Table
 
 from hpc_ewc import records
 from hpc_ewc.config import NAME_PATTERN, Experiment, load_experiment
@@ -18,7 +16,7 @@ from hpc_ewc.launch.graph import REPORT, Graph, build_graph, elements, gpu_hours
 from hpc_ewc.launch.ledger import History, Ledger, submit_lock
 from hpc_ewc.launch.profile import Profile, load_profile
 from hpc_ewc.launch.resolve import Resolver, local_path, prepare_miniature, uses_miniature
-from hpc_ewc.launch.view import STAGES, Display
+from hpc_ewc.launch.view import STAGES, Display, columns
 from hpc_ewc.rundir import RunDir, rank_logs
 from hpc_ewc.sweep import expand
 
@@ -38,7 +36,7 @@ class Plan:
     out: Path
     history: History
 
-    @property
+    @cached_property
     def jobs(self) -> dict[str, int]:
         """By id, how many jobs are missing."""
         counted = {}
@@ -186,28 +184,24 @@ def ask_for_gpu_hours(plan: Plan, yes: bool) -> None:
 
 def render(plan: Plan) -> None:
     """The graph, a line a stage and run: what is done, what is missing, and how many runs share it."""
-    console = Console(highlight=False)
     users = plan.graph.users()
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("stage", "run", "state", "jobs", "shared by", "each"):
-        table.add_column(column, no_wrap=True, justify="right" if column == "jobs" else "left")
+    table = [("stage", "run", "state", "jobs", "shared by", "each")]
     for name, node in plan.graph.nodes.items():
         found, shared = plan.found[name], len(users[name])
         state = "done" if found.done else "failed, will run again" if found.failed else "missing"
         if node.stage == "evaluate" and 0 < len(found.missing) < len(node.expected):
             state = f"{len(found.missing)} of {len(node.expected)} cells missing"
         jobs = "" if found.done else str(plan.jobs[name])
-        table.add_row(node.stage, node.run, state, jobs, f"{shared} stages" if shared > 1 else "", _asked(plan, name))
-    console.print(table, soft_wrap=True)
+        table.append((node.stage, node.run, state, jobs, f"{shared} stages" if shared > 1 else "", _asked(plan, name)))
     stages = []
     for stage in STAGES:
         done = [plan.found[node.id].done for node in plan.graph.of(stage)]
         stages += [f"{stage} {sum(done)} of {len(done)} done"] if done else []
-    console.print(f"{', '.join(stages)}; jobs missing: {sum(plan.jobs.values())}", soft_wrap=True)
+    lines = [columns(table), f"{', '.join(stages)}; jobs missing: {sum(plan.jobs.values())}"]
     hours = gpu_hours(plan.graph, plan.jobs)
-    if hours:
-        console.print(f"up to {hours:.1f} GPU-hours")
-    console.print(f"runs: {plan.graph.root.root}; tables: {plan.out}. A dry run: nothing was written", soft_wrap=True)
+    lines += [f"up to {hours:.1f} GPU-hours"] if hours else []
+    lines += [f"runs: {plan.graph.root.root}; tables: {plan.out}. A dry run: nothing was written"]
+    sys.stdout.write("\n".join(lines) + "\n")
 
 
 def _asked(plan: Plan, name: str) -> str:
