@@ -1,0 +1,68 @@
+"""The examples in docs/schemas are read by the code that reads the real files; none is missing, none is left over."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from hpc_ewc import records
+
+
+@pytest.fixture
+def schemas(repository: Path) -> Path:
+    return repository / "docs" / "schemas"
+
+
+@pytest.mark.parametrize("stage", ["tokens", "fisher", "train", "evaluate"])
+def test_stage_progress_and_done_of_each_stage(schemas: Path, stage: str) -> None:
+    facts = records.read_checked(schemas / f"stage.{stage}.json", "stage")
+    assert facts["stage"] == stage
+    done = records.read_checked(schemas / f"done.{stage}.json", "done")
+    assert done["key"] == facts["key"]
+    assert all(len(entry) == 2 and len(entry[1]) == 64 for entry in done["outputs"].values())
+    progress = records.read_json(schemas / f"progress.{stage}.json")
+    assert progress["done"] <= progress["total"]
+    assert {"schema", "unit", "updated", "job_id", "restart", "node"} <= set(progress)
+
+
+def test_a_stage_can_be_opened_from_its_example(schemas: Path, tmp_path: Path) -> None:
+    from hpc_ewc.stage import Stage
+
+    (tmp_path / "stage.json").write_bytes((schemas / "stage.train.json").read_bytes())
+    (tmp_path / "config.toml").write_text('[model]\npath = "miniature"\n[data]\nsource = "miniature"\n')
+    stage = Stage(tmp_path)
+    assert stage.coordinates == {"ewc.strength": 1e6}
+    assert set(stage.inputs) == {"model", "tokens", "fisher"}
+    (tmp_path / "failed.json").write_bytes((schemas / "failed.json").read_bytes())
+    assert records.read_checked(tmp_path / "failed.json", "failed")["samples"] == [4711]
+    stage.forget_failure()
+    assert not (tmp_path / "failed.json").exists()
+
+
+def test_records_become_rows_of_the_report(schemas: Path, tmp_path: Path) -> None:
+    from hpc_ewc.report import load_records
+
+    cells = tmp_path / "runs" / "nano" / "evaluate" / "strength=1e+06-d05b095a51ca" / "00000020"
+    cells.mkdir(parents=True)
+    for name, cell in (("record.json", "arc_easy.en"), ("record.perplexity.json", "ppl_heldout.lt")):
+        record = records.read_checked(schemas / name, "record")
+        assert f"{record['task']}.{record['language']}" == cell
+        assert sum(result["primary"] for result in record["results"]) == 1
+        (cells / f"{cell}.json").write_bytes((schemas / name).read_bytes())
+        rows = list(records.read_lines(schemas / f"samples.{cell}.jsonl"))
+        records.write_samples(cells / f"{cell}.samples.jsonl.zst", rows)
+        assert {"doc_id", "doc_hash", "subset", "filter", "metrics", "loglikelihoods"} <= set(rows[0])
+    rows = load_records(tmp_path / "runs" / "nano")
+    assert {(row["task"], row["language"]) for row in rows} == {("arc_easy", "en"), ("ppl_heldout", "lt")}
+
+
+def test_the_ledger_says_intent_before_submitted(schemas: Path) -> None:
+    events = [line["event"] for line in records.read_lines(schemas / "jobs.jsonl")]
+    assert events.index("intent") < events.index("submitted")
+
+
+def test_every_example_is_listed_and_every_listed_one_is_there(schemas: Path) -> None:
+    listed = set(re.findall(r"\]\(([a-z_.]+\.jsonl?)\)", (schemas / "README.md").read_text()))
+    assert listed == {path.name for path in schemas.iterdir()} - {"README.md"}
