@@ -159,6 +159,8 @@ class TrainConfig:
     """Passes over the tokens; or `steps`, one of the two. Both absent: 1.0."""
     steps: int | None = option(None, low=1)
     """Optimizer steps."""
+    attend_across_documents: bool = option(True)
+    """Within a sample, attention reaches into the documents before; false: each document sees itself alone."""
     export_at: tuple[float, ...] = option((1.0,), above=0.0, high=1.0)
     """Fractions of the run at which a Hugging Face checkpoint is written; ends in 1.0."""
     checkpoint_every_s: float = option(600.0, above=0.0, high=1e9, identifies=False)
@@ -167,6 +169,8 @@ class TrainConfig:
     """Newest checkpoints that are kept while the run goes on."""
     keep_every: int | None = option(None, low=1, identifies=False)
     """Also keep the checkpoints at multiples of this step."""
+    keep_optimizer: bool = option(True, identifies=False)
+    """False: a finished run keeps its last weights alone; checkpoints with the optimizer's state are removed."""
     activation_checkpointing: str = option("none", choices=("none", "selective", "full"), identifies=False)
     """Recompute activations in the backward: less memory, more time."""
     compile: bool = option(False, identifies=False)

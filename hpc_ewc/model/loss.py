@@ -18,8 +18,9 @@ LossKind = Literal["chunked", "full", "liger"]
 Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 IGNORE = -100
-CHUNK_BYTES = 256 * 2**20
-"""Of the fp32 logits held at once; small enough to be lost beside a model, large enough for an efficient GEMM."""
+CHUNK_BYTES = {"cpu": 2**25, "cuda": 2**30}
+"""Of the fp32 logits held at once, by device: about a cache's worth, and 1,024 rows of Gemma's vocabulary for a GEMM
+that fills a GPU."""
 
 
 def build_loss(kind: LossKind, softcap: float | None) -> Loss:
@@ -69,7 +70,7 @@ def chunked_loss(
         fp32 scalar, summed over scored tokens.
     """
     if chunk_size is None:
-        chunk_size = max(16, CHUNK_BYTES // (4 * weight.shape[0]))
+        chunk_size = max(16, CHUNK_BYTES.get(weight.device.type, 2**30) // (4 * weight.shape[0]))
     loss = _ChunkedLoss.apply(hidden, weight, labels, softcap, chunk_size)  # type: ignore[no-untyped-call]
     return cast(torch.Tensor, loss)
 

@@ -82,7 +82,8 @@ class Checkpoints:
         raise_together(None if error is None else _cannot_write(step, self.dir.checkpoints, error))
         written = async_save(state, checkpoint_id=str(beside), process_group=self._group)
         assert isinstance(written, Future)
-        self._saving = (step, {"step": step, **position}, self._thread.submit(self._hash_own_files, written, beside))
+        position = {"step": step, "parts": sorted(state), **position}
+        self._saving = (step, position, self._thread.submit(self._hash_own_files, written, beside))
 
     def finish(self) -> None:
         """Wait for the save that goes on, if any, and make it count; then drop checkpoints that are not kept.
@@ -160,7 +161,8 @@ class Checkpoints:
             position, fault = self._verify(place)
             if fault is None:
                 try:
-                    load(state, checkpoint_id=str(place), process_group=self._group)
+                    held = {part: state[part] for part in position["parts"]}
+                    load(held, checkpoint_id=str(place), process_group=self._group)
                 except CheckpointException as error:  # the same on every rank
                     raise StageError(f"{place}: is of another model or version: {_cause(error)}") from error
                 return position
@@ -200,9 +202,11 @@ class Checkpoints:
             for path in folder.glob(".*") if folder.is_dir() else ():
                 shutil.rmtree(path, ignore_errors=True)
 
-    def drop_all(self) -> None:
-        """Remove every checkpoint of the run. One rank calls it."""
-        shutil.rmtree(self.dir.checkpoints, ignore_errors=True)
+    def drop_before(self, step: int) -> None:
+        """Remove the checkpoints of earlier steps. One rank calls it."""
+        for old in self._steps():
+            if old < step:
+                _remove(self.dir.checkpoint(old))
 
 
 def _fault_of_owner(place: Path) -> StageError | None:

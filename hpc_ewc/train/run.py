@@ -135,6 +135,7 @@ class Run:
             world_size=dist.get_world_size(),
             start_step=self.done,
             steps=self.plan.steps,
+            attend_across_documents=self.config.attend_across_documents,
             pin_memory=self.device.type == "cuda",
         )
 
@@ -204,7 +205,10 @@ class Run:
 
     def _save(self) -> None:
         position = {"tokens": self.tokens_seen, "loss": self.loss, "seconds": self.seconds}
-        self.checkpoints.start(self._state(), self.done, **position)
+        state = self._state()
+        if self.done == self.plan.steps and not self.config.keep_optimizer:
+            state.pop("optimizer")
+        self.checkpoints.start(state, self.done, **position)
 
     def _export(self) -> None:
         self.watchdog.beat(f"exporting step {self.done}")
@@ -241,6 +245,8 @@ class Run:
         }
         if self.rank == 0:
             self.stage.finish(self.outputs(), **summary)
+            if not self.config.keep_optimizer:
+                self.checkpoints.drop_before(self.done)
         dist.barrier()
 
 

@@ -118,9 +118,25 @@ def test_losses_equal_a_plain_loop(inputs: dict[str, Path], tmp_path: Path, worl
         compare(tmp_path / name, tolerance=2e-5)
 
 
-def train_variants(rank: int, world_size: int, *folders: Path) -> None:
-    for folder in folders:
-        run_training(folder)
+def test_documents_of_a_sample_can_be_kept_from_seeing_each_other(inputs: dict[str, Path], tmp_path: Path) -> None:
+    """The loss of a step against each document run alone; the token after a document's last is the next one's BOS."""
+    stage = build_stage(tmp_path / "apart", inputs["model"], inputs["tokens"], steps=1, attend_across_documents=False)
+    build_stage(tmp_path / "joined", inputs["model"], inputs["tokens"], steps=1)
+    run_ranks(2, train, tmp_path / "apart", tmp_path / "joined")
+    model = AutoModelForCausalLM.from_pretrained(inputs["model"], attn_implementation="eager")
+    tokens = read_tokens(inputs["tokens"])
+    losses = []
+    for i in batch_indices(0, 0, stage.config.train.global_batch_size, len(tokens)):
+        ids = torch.from_numpy(tokens[int(i)])
+        begins = sorted({0, *(ids == tokens.bos_id).nonzero().flatten().tolist()})
+        documents = [ids[a:b] for a, b in zip(begins, [*begins[1:], len(ids)], strict=True)]
+        with torch.no_grad():
+            logits = torch.cat([model(input_ids=document[None]).logits[0] for document in documents])
+        losses.append(torch.nn.functional.cross_entropy(logits[:-1], ids[1:], reduction="none"))
+    want = float(torch.cat(losses).mean())
+    apart, joined = (read_metrics(tmp_path / name)[0]["loss"] for name in ("apart", "joined"))
+    assert apart == pytest.approx(want, rel=1e-6)
+    assert abs(joined - want) > 1e-4
 
 
 def test_memory_options_and_λ_0_with_a_fisher_change_not_one_bit(inputs: dict[str, Path], tmp_path: Path) -> None:
@@ -132,7 +148,7 @@ def test_memory_options_and_λ_0_with_a_fisher_change_not_one_bit(inputs: dict[s
     }
     for name, options in variants.items():
         build_stage(tmp_path / name, inputs["model"], inputs["tokens"], **options)
-    run_ranks(2, train_variants, *(tmp_path / name for name in variants))
+    run_ranks(2, train, *(tmp_path / name for name in variants))
     plain = final_weights(tmp_path / "plain")
     for name in variants:
         for tensor, value in final_weights(tmp_path / name).items():
@@ -146,7 +162,7 @@ def test_the_chunked_and_the_full_loss_train_alike_and_proximal_holds_at_any_λ(
     build_stage(tmp_path / "full", inputs["model"], inputs["tokens"], model_options={"loss": "full"})
     ewc = {"strength": 1e12, "mode": "proximal"}
     build_stage(tmp_path / "proximal", inputs["model"], inputs["tokens"], fisher=inputs["fisher"], ewc=ewc)
-    run_ranks(2, train_variants, tmp_path / "chunked", tmp_path / "full", tmp_path / "proximal")
+    run_ranks(2, train, tmp_path / "chunked", tmp_path / "full", tmp_path / "proximal")
     for a, b in zip(read_metrics(tmp_path / "chunked"), read_metrics(tmp_path / "full"), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
     held = Stage(tmp_path / "proximal")

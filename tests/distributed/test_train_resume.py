@@ -88,6 +88,26 @@ def test_a_finished_run_says_what_it_made(inputs: dict[str, Any], tmp_path: Path
     assert (progress["done"], progress["total"], progress["unit"]) == (3, 3, "step")
 
 
+def finish_twice(rank: int, world_size: int, folder: Path) -> int:
+    run_training(folder)
+    torch.distributed.barrier()
+    if rank == 0:  # as if it had been killed after its last checkpoint, before done.json
+        (folder / "done.json").unlink()
+    torch.distributed.barrier()
+    return run_training(folder)
+
+
+def test_optimizer_shards_of_a_finished_run_are_removed_on_request(inputs: dict[str, Any], tmp_path: Path) -> None:
+    stage = build_stage(tmp_path / "run", **inputs, steps=6, keep_every=2, keep_optimizer=False)
+    assert run_ranks(2, finish_twice, tmp_path / "run") == 6
+    assert stage.is_done()
+    assert [path.name for path in stage.dir.checkpoints.iterdir()] == ["00000006"]
+    assert records.read_json(stage.dir.checkpoint(6) / "done.json")["summary"]["parts"] == ["model"]
+    weights = sum(tensor.nbytes for tensor in final_weights(tmp_path / "run").values())
+    assert sum(path.stat().st_size for path in stage.dir.checkpoint(6).iterdir()) < 2 * weights
+    assert [line["step"] for line in read_metrics(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
+
+
 def run_until_nan(rank: int, world_size: int, folder: Path, from_step: int) -> tuple[str, list[int], bool]:
     """Train with a model whose loss is NaN for one sample of `from_step`; the message, samples, weights unmoved."""
     from hpc_ewc.train import run as room
