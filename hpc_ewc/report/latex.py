@@ -96,8 +96,8 @@ def render_table(table: Table) -> str:
         lines.append(r"\midrule")
         lines += [_row([_cell(cell) for cell in row]) for row in table.foot]
     lines += [r"\bottomrule", r"\end{tabular}" + ("}" if wide else "")]
-    if table.notes:
-        notes = " ".join(escape(note) for note in table.notes)
+    if table.notes or table.legend:
+        notes = " ".join(escape(note) for note in (*table.notes, *table.legend))
         lines.append(rf"\par\smallskip\begin{{minipage}}{{\linewidth}}\footnotesize {notes}\end{{minipage}}")
     return "\n".join([*lines, r"\end{table}", ""])
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from hpc_ewc.report.document import Document, Figure, interleaved
 from hpc_ewc.report.formats import SOFT_HYPHEN
-from hpc_ewc.report.tables import Cell, Table
+from hpc_ewc.report.tables import Cell, Table, explanations
 from hpc_ewc.report.terminal import clean
 
 SPECIAL = str.maketrans({c: f"\\{c}" for c in "\\`*_[]|#"} | {"<": "&lt;", ">": "&gt;", "&": "&amp;", "\n": " "})
@@ -25,9 +25,10 @@ def render_markdown(document: Document, figures: Sequence[Figure] = ()) -> str:
         figures: that will lie in figures/ beside it.
     """
     parts = [f"# {escape(document.title)}", *(escape(line) for line in document.leads)]
+    said: set[str] = set()
     for part in interleaved(document.tables, figures):
         if isinstance(part, Table):
-            parts += [f"## {escape(part.title)}", render_table(part), *(escape(note) for note in part.notes)]
+            parts += [f"## {escape(part.title)}", render_table(part), *map(escape, explanations(part, said))]
         else:
             caption = escape(part.caption)
             parts += [f"![{caption}](figures/{part.name}.svg)", caption]

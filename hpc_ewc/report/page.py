@@ -57,7 +57,7 @@ def render_table(table: Table) -> str:
     heads = "".join(_head(head.text, is_label=head.is_label) for head in table.heads)
     body = "\n".join(_row(table, row) for row in table.rows)
     foot = "\n".join(_row(table, row) for row in table.foot)
-    notes = "".join(f"<p>{text(note)}</p>" for note in table.notes)
+    notes = "".join(f"<p>{text(note)}</p>" for note in (*table.notes, *table.legend))
     return (
         f'<section aria-labelledby="{key}">\n<h2 id="{key}">{text(table.title)}</h2>\n'
         f'<div class="scroll" tabindex="0" role="region" aria-labelledby="{key}">\n<table>\n'

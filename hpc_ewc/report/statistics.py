@@ -94,13 +94,18 @@ def mcnemar(lost: int, gained: int) -> float:
 
 
 def student(moments: Moments) -> float:
-    """Two-sided p-value of an estimate against 0, by Student's t. Needs scipy. NaN where there is no standard error."""
+    """Two-sided p-value of an estimate against 0, by Student's t. Needs scipy. NaN where there is no standard error.
+
+    Where every draw says the same, t has no scale: then by the sign test, 2·½^draws.
+    """
     from scipy.special import ndtr, stdtr
 
     if moments.value == 0:
         return 1.0
-    if not moments.stderr > 0:
+    if math.isnan(moments.stderr):
         return math.nan
+    if moments.stderr <= 1e-12 * abs(moments.value):
+        return float(min(1.0, 2.0 * 0.5 ** (moments.df + 1)))
     t = -abs(moments.value) / moments.stderr
     return 2.0 * float(ndtr(t) if math.isinf(moments.df) else stdtr(moments.df, t))
 

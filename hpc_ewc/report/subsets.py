@@ -38,7 +38,7 @@ def _table(build: Builder, column: Column, kind: str) -> Table | None:
             each = [_result(build, run, column, part) for run in line.runs]
             row.append(value_cell(pooled(each), percent))
         table.rows.append(row)
-    table.notes.append("Accuracy in per cent ± standard error of the part. Parts were not tested.")
+    table.legend.append("Accuracy in per cent ± standard error of the part. Parts were not tested.")
     return table
 
 

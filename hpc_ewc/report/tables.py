@@ -46,6 +46,9 @@ class Table:
     heads: list[Head]
     rows: list[list[Cell]]
     notes: list[str] = field(default_factory=list)
+    """What holds for this table alone."""
+    legend: list[str] = field(default_factory=list)
+    """How to read a table of this kind; media read from top to bottom say it once."""
     foot: list[list[Cell]] = field(default_factory=list)
     """Rows that are not runs, such as chance; they stay below when the table is sorted."""
 
@@ -168,7 +171,7 @@ def knowledge(build: Builder, language: str) -> Table | None:
         table.foot.append(build.foot("chance", [*chances, *[Cell("")] * len(shown)]))
     table.notes += [*settings_notes(build, columns), *mean_notes(build, language, shown)]
     if any(best.values()):
-        table.notes.append("Bold: the best, with all that cannot be told from it (95 %, before correction).")
+        table.legend.append("Bold: the best, with all that cannot be told from it (95 %, before correction).")
     return table
 
 
@@ -190,7 +193,7 @@ def differences(build: Builder, language: str) -> Table | None:
     detectable += [_largest([build.lines.mean_difference(line, m) for line in rows]) for m in shown]
     cells = [Cell(NOTHING if d is None else percent(d), d) for d in detectable]
     table.foot.append(build.foot("seen from", cells))
-    table.notes.append(
+    table.legend.append(
         f"± standard error of the difference, {how_paired(build, rows, columns)}. *: p < .05 after Holm's correction "
         "over every run × primary metric (tasks), or every run × language (means). Seen from: a true difference "
         "smaller than this may well have gone unseen (80 % power, before correction; the widest of the column)."
@@ -211,7 +214,7 @@ def fluency(build: Builder, column: Column) -> Table:
         row.append(value_cell(lines.value(line, column, "bits_per_byte"), bits))
         row.append(difference_cell(lines.difference(line, column), text_of(column)))
         table.rows.append(row)
-    table.notes.append(
+    table.legend.append(
         "Lower is better. ppl: exp(ΣNLL/Σtokens). mean, median: of each document's own perplexity; the mean is the "
         "paper's, and a few documents decide it. bits/byte: ΣNLL/Σbytes/ln 2, free of the tokenizer. "
         "Δ against the base, paired by document; *: p < .05 after Holm's correction."
@@ -315,3 +318,10 @@ def mean_notes(build: Builder, language: str, shown: list[Mean]) -> list[str]:
 def _largest(each: list[Difference | None]) -> float | None:
     known = [d.detectable for d in each if d is not None and d.detectable is not None and not math.isnan(d.detectable)]
     return max(known) if known else None
+
+
+def explanations(table: Table, said: set[str]) -> list[str]:
+    """Notes of a table with its legend, without what was said before; `said` grows by what is said now."""
+    new = [line for line in table.legend if line not in said]
+    said.update(new)
+    return [*table.notes, *new]

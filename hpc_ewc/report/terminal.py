@@ -11,7 +11,7 @@ from rich.text import Text
 
 from hpc_ewc.report.document import Document
 from hpc_ewc.report.formats import SOFT_HYPHEN
-from hpc_ewc.report.tables import Cell, Table
+from hpc_ewc.report.tables import Cell, Table, explanations
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 """Control characters and marks of direction: a name could otherwise move the cursor or turn the line around."""
@@ -27,9 +27,10 @@ def print_document(document: Document, console: Console) -> None:
     console.print(Text(clean(document.title), style="bold"))
     for line in document.leads:
         console.print(Text(clean(line)))
+    said: set[str] = set()
     for table in document.tables:
         console.print()
-        print_table(table, console)
+        print_table(table, console, said)
     for title, lines in document.lists:
         console.print()
         console.print(Text(clean(title), style="bold"))
@@ -37,12 +38,18 @@ def print_document(document: Document, console: Console) -> None:
             console.print(Text(f"- {clean(line)}"))
 
 
-def print_table(table: Table, console: Console) -> None:
-    """One table; where it is too wide, in blocks of columns, each with the labels of the rows."""
+def print_table(table: Table, console: Console, said: set[str] | None = None) -> None:
+    """One table; where it is too wide, in blocks of columns, each with the labels of the rows.
+
+    Args:
+        table: to be printed.
+        console: its width counts.
+        said: legends that were printed before, and are not again.
+    """
     console.print(Text(clean(table.title), style="bold"))
     for columns in blocks(table, console.width):
         console.print(_block(table, columns))
-    for note in table.notes:
+    for note in explanations(table, set() if said is None else said):
         console.print(Text(clean(note), style="dim"))
 
 

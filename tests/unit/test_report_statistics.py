@@ -209,5 +209,7 @@ def test_the_best_and_its_equals() -> None:
 def test_no_error_no_p() -> None:
     assert math.isnan(statistics.student(Moments(0.1, math.nan, 0)))
     assert statistics.student(Moments(0.0, 0.0, 5)) == 1.0
+    same = statistics.ratio(np.full(6, 1 / 3), None, np.arange(6))
+    assert statistics.student(same) == pytest.approx(stats.binomtest(6, 6).pvalue)
     assert math.isinf(statistics.satterthwaite([0.0, 0.0], [3, 4]))
     assert math.isnan(statistics.ratio(np.array([1.0])).stderr)

@@ -262,7 +262,7 @@ def test_only_the_miniature_is_an_illustration(tmp_path: Path) -> None:
     small.build()
     real.build()
     assert document_of(small.dir.root).leads[0].startswith("An illustration")
-    assert table(document_of(small.dir.root), "criterion").rows[0][0].text == "λ = 0 forgets English"
+    assert table(document_of(small.dir.root), "criterion").rows[0][0].text == "λ = 0 forgets"
     assert not any("illustration" in line for line in document_of(real.dir.root).leads)
     assert not any(table.key == "criterion" for table in document_of(real.dir.root).tables)
 

@@ -1,0 +1,203 @@
+"""Which λ is recommended, whether the miniature's criterion is judged as it was fixed, and comparisons of two runs."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from hpc_ewc.errors import InputError
+from hpc_ewc.report import compare, load_records
+from hpc_ewc.report.analysis import Analysis
+from hpc_ewc.report.choose import _pick, choose, sentence
+from hpc_ewc.report.collect import collect
+from hpc_ewc.report.compare import print_comparison
+from hpc_ewc.report.criterion import judge
+from hpc_ewc.report.differences import analyse
+from hpc_ewc.report.lines import Lines
+from hpc_ewc.report.samples import SampleReader
+from hpc_ewc.report.stages import read_stages
+from hpc_ewc.report.study import build_study
+from hpc_ewc.report.tables import Builder
+from hpc_ewc.report.tradeoff import front
+from tests.unit.report_fixture import RunBuilder
+
+TASKS = ("arc_easy", "belebele", "mmlu")
+
+
+def analysis_of(root: Path) -> Analysis:
+    collection = collect([root])
+    return analyse(build_study(collection, read_stages(collection)))
+
+
+@pytest.fixture(scope="module")
+def analysis(tmp_path_factory: pytest.TempPathFactory) -> Analysis:
+    root = tmp_path_factory.mktemp("choose") / "runs" / "small"
+    RunBuilder(root, model="miniature", strengths=(0.0, 1e2, 1e4, 1e12), tasks=TASKS, n=80).build()
+    return analysis_of(root)
+
+
+# ---------------------------------------------------------------------------------------------- choosing
+
+
+def test_the_rule_takes_the_largest_gain_within_the_loss() -> None:
+    old = np.array([[-0.30, -0.02, -0.005, 0.0], [-0.3, -0.2, -0.2, -0.2]])
+    new = np.array([[0.40, 0.30, 0.20, 0.01], [0.4, 0.3, 0.2, 0.1]])
+    assert list(_pick(old, new, 0.01)) == [2, -1]
+    assert list(_pick(old, new, 0.03)) == [1, -1]
+    assert list(_pick(old, new, 1.0)) == [0, 0]
+
+
+def test_the_halves_are_disjoint_whole_and_the_same_for_a_translation(analysis: Analysis) -> None:
+    reader = SampleReader(analysis.study)
+    base = analysis.study.runs[0]
+    halves = {}
+    for column in analysis.study.columns:
+        scores = reader.scores(base, column)
+        assert scores is not None
+        assert 0.2 < scores.documents.half.mean() < 0.8
+        halves[column.cell] = scores.documents
+    assert (halves["mmlu.en"].half == halves["mmlu.lt"].half).all()
+    passages = halves["belebele.en"]
+    for code in np.unique(passages.clusters):
+        assert len(set(passages.half[passages.clusters == code])) == 1, "a passage stands in one half"
+
+
+def test_the_recommendation_is_reported_on_documents_it_was_not_chosen_on(analysis: Analysis) -> None:
+    build = Builder(Lines(analysis))
+    choice = choose(build)
+    assert choice is not None
+    assert choice.best is not None
+    assert choice.best.line.first.strength == 1e4
+    assert sum(candidate.chosen for candidate in choice.candidates) + choice.none == pytest.approx(1.0)
+    assert choice.best.chosen == max(candidate.chosen for candidate in choice.candidates)
+    # the reported loss, by hand
+    reader, values = SampleReader(analysis.study), []
+    run = choice.best.line.first
+    for column in (c for c in analysis.study.columns if c.language == "en" and c.kind == "share"):
+        mine, theirs = (reader.scores(r, column) for r in (run, analysis.study.bases[run]))
+        assert mine is not None
+        assert theirs is not None
+        values.append((mine.values - theirs.values)[~mine.documents.half].mean())
+    assert choice.best.old_reported.value == pytest.approx(np.mean(values))
+    said = sentence(build, choice)
+    assert said.startswith("Recommended: λ = 1e4.")
+    assert "about these checkpoints" in said
+
+
+def test_nothing_is_recommended_where_nothing_is_kept(tmp_path: Path) -> None:
+    root = tmp_path / "runs" / "x"
+    RunBuilder(root, strengths=(0.0, 1.0), tasks=TASKS, n=40).build()
+    build = Builder(Lines(analysis_of(root)))
+    choice = choose(build)
+    assert choice is not None
+    assert choice.best is None
+    assert sentence(build, choice).startswith("No recommendation: on the first half no run loses at most 1 point of")
+
+
+def test_the_front_is_what_no_other_run_dominates(analysis: Analysis) -> None:
+    build = Builder(Lines(analysis))
+    old, new = (next(m for m in analysis.means if m.language == language) for language in ("en", "lt"))
+    points = {
+        line: (analysis.mean_values[line.first, old].value, analysis.mean_values[line.first, new].value)
+        for line in build.lines.lines
+    }
+    for line, (x, y) in points.items():
+        dominated = any(a >= x and b >= y and (a > x or b > y) for a, b in points.values())
+        assert (line in front(build)) == (not dominated)
+
+
+# ---------------------------------------------------------------------------------------------- criterion
+
+
+def test_the_criterion_holds_where_it_should(analysis: Analysis) -> None:
+    verdicts = judge(analysis, Builder(Lines(analysis)), ())
+    assert [verdict.holds for verdict in verdicts] == [True, True, True]
+    assert [verdict.strength for verdict in verdicts] == [0.0, 1e4, 1e12]
+    assert verdicts[1].share is not None
+    assert 0.5 <= verdicts[1].share <= 1.2
+
+
+def test_the_criterion_fails_where_it_should(tmp_path: Path) -> None:
+    """λ = 1e4 twice: nothing forgets at 0, so the first fails; and where the largest λ is small, the third does."""
+    root = tmp_path / "runs" / "x"
+    RunBuilder(root, model="miniature", strengths=(0.0, 10.0), tasks=TASKS, n=80).build()
+    analysis = analysis_of(root)
+    build = Builder(Lines(analysis))
+    assert [verdict.holds for verdict in judge(analysis, build, ())] == [True, False, False]
+    kept = {key: replace(d, value=-0.05) for key, d in analysis.mean_differences.items()}
+    analysis.mean_differences = kept
+    analysis.differences = {key: replace(d, value=0.1 * d.value) for key, d in analysis.differences.items()}
+    assert judge(analysis, build, ())[0].holds is False
+
+
+def test_the_criterion_says_nothing_where_a_cell_is_missing(tmp_path: Path) -> None:
+    root = tmp_path / "runs" / "x"
+    run = RunBuilder(root, model="miniature", strengths=(0.0, 1e4), tasks=TASKS, n=60)
+    run.build()
+    run.dir.evaluate(run.run_name(0.0, 0)).cell(40, "mmlu.en").unlink()
+    analysis = analysis_of(root)
+    assert [verdict.holds for verdict in judge(analysis, Builder(Lines(analysis)), ())] == [None, True, False]
+    run.dir.evaluate(run.run_name(0.0, 0)).cell(40, "ppl_heldout.lt").unlink()
+    run.dir.evaluate(run.run_name(1e4, 0)).cell(40, "mmlu.lt").unlink()
+    analysis = analysis_of(root)
+    assert {verdict.holds for verdict in judge(analysis, Builder(Lines(analysis)), ())} == {None}
+
+
+# ---------------------------------------------------------------------------------------------- two runs
+
+
+def rows(analysis: Analysis, strength: float | None) -> list[dict[str, object]]:
+    source = Path(next(iter(analysis.study.records.values()))["path"]).parents[3]
+    return [row for row in load_records(source) if row["coordinates"].get("ewc.strength") == strength]
+
+
+def test_two_runs_are_compared_by_task_and_overall(analysis: Analysis) -> None:
+    comparison = compare(rows(analysis, 0.0), rows(analysis, 1e12))
+    english = [judgement for judgement in comparison.tasks if judgement.language == "en"]
+    assert {judgement.better for judgement in english} == {"B"}
+    assert [mean.better for mean in comparison.means] == ["B", "A"]
+    assert "English, mean over tasks: B changes A's" in comparison.verdict
+    assert "B is better than A on ARC easy (English)" in comparison.verdict
+    out = io.StringIO()
+    print_comparison(comparison, Console(file=out, width=80))
+    assert "A: strength=0-" in out.getvalue()
+    assert "about these two checkpoints" in out.getvalue()
+
+
+def test_a_comparison_is_the_reports_own_difference(analysis: Analysis) -> None:
+    comparison = compare(rows(analysis, None), rows(analysis, 1e4))
+    run = next(run for run in analysis.study.runs if run.strength == 1e4)
+    column = next(column for column in analysis.study.columns if column.cell == "belebele.lt")
+    expected = analysis.differences[run, column, "acc"]
+    found = next(j.difference for j in comparison.tasks if j.name == "Belebele" and j.language == "lt")
+    assert (found.value, found.stderr, found.p, found.low) == (
+        expected.value,
+        expected.stderr,
+        expected.p,
+        expected.low,
+    )
+
+
+def test_a_run_equals_itself(analysis: Analysis) -> None:
+    comparison = compare(rows(analysis, 1e4), rows(analysis, 1e4))
+    assert all(judgement.better == "" for judgement in comparison.tasks)
+    assert "they cannot be told apart" in comparison.verdict
+
+
+def test_a_comparison_needs_one_run_a_side(analysis: Analysis) -> None:
+    with pytest.raises(InputError, match="A must be one run at one checkpoint; it holds nothing"):
+        compare([], rows(analysis, None))
+    with pytest.raises(InputError, match="B must be one run at one checkpoint; it holds base at step 0, strength=0-"):
+        compare(rows(analysis, None), rows(analysis, None) + rows(analysis, 0.0))
+
+
+def test_cells_of_one_side_alone_are_named(analysis: Analysis) -> None:
+    fewer = [row for row in rows(analysis, 1e4) if row["cell"] != "mmlu.en"]
+    comparison = compare(rows(analysis, None), fewer)
+    assert comparison.only_one == ["mmlu (en)"]
+    assert not any(mean.language == "en" for mean in comparison.means)
