@@ -51,13 +51,6 @@ def wait_until(condition: Callable[[], bool], timeout_s: float) -> None:
         time.sleep(0.05)
 
 
-def total(values: Sequence[float]) -> list[float]:
-    """Sums over all ranks, in float64. Every rank calls it; one small all-reduce on gloo."""
-    tensor = torch.tensor(values, dtype=torch.float64)
-    dist.all_reduce(tensor)
-    return tensor.tolist()
-
-
 def any_rank(flags: Sequence[bool]) -> list[bool]:
     """For each flag, whether a rank has it set (all-reduce MAX). Every rank calls it."""
     tensor = torch.tensor(flags, dtype=torch.int32)

@@ -9,7 +9,7 @@ averages gradients over ranks: each backward is of loss_sum · world_size / N.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 from hpc_ewc.config import EwcConfig, TrainConfig
 from hpc_ewc.data.loader import StepBatch
 from hpc_ewc.errors import InputError, StageError
-from hpc_ewc.train import collective
+from hpc_ewc.model.mesh import SHARD_AXIS
 from hpc_ewc.train.anchor import Elastic, Free
 from hpc_ewc.train.optimizer import set_learning_rate
 
@@ -64,8 +64,18 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         if batch.scored_tokens == 0:
             raise InputError(f"step {batch.step + 1}: its samples have no token to learn; all are empty documents")
-        loss = self._add_gradients(batch)
-        grad_norm = self._add_penalty_and_clip()
+        loss_sum = self._add_gradients(batch)
+        explicit = self.ewc.mode == "gradient"
+        if explicit and self.ewc.clip == "total":
+            self.hold.add_gradient_()
+        norm = clip_(self.parameters.values(), self.config.max_grad_norm)
+        if explicit and self.ewc.clip == "task":
+            self.hold.add_gradient_()
+        # The one point where the host waits for the device: all of the above is queued by now.
+        total, grad_norm = torch.stack([loss_sum, norm.double()]).tolist()
+        if not math.isfinite(total):
+            self._raise_at_samples(batch, total)
+        loss = total / batch.scored_tokens
         if not math.isfinite(grad_norm):
             samples = sorted(int(sample) for sample in batch.samples)
             raise NonFiniteLossError(
@@ -75,38 +85,27 @@ class Trainer:
             )
         set_learning_rate(self.optimizer, learning_rate)
         self.optimizer.step()
-        if self.ewc.mode == "proximal":
+        if not explicit:
             self.hold.proximal_step_(self.optimizer)
         return loss, grad_norm
 
-    def _add_gradients(self, batch: StepBatch) -> float:
-        """Back-propagate the step's mean loss and return it."""
+    def _add_gradients(self, batch: StepBatch) -> torch.Tensor:
+        """Back-propagate the step's mean loss; the sum of its losses over all ranks, float64 on the device."""
         scale = dist.get_world_size() / batch.scored_tokens
         losses = []
         for microbatch in batch.microbatches:
             loss = self._loss_sum(microbatch)
             (loss * scale).backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
-        (total,) = collective.total([float(torch.stack(losses).double().sum())])
-        if not math.isfinite(total):
-            self._raise_at_samples(batch, total)
-        return total / batch.scored_tokens
+        total = torch.stack(losses).double().sum()
+        dist.all_reduce(total)
+        return total
 
     def _loss_sum(self, microbatch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         on_device = {name: tensor.to(self.device, non_blocking=True) for name, tensor in microbatch.items()}
         labels = on_device.pop("labels")
         loss: torch.Tensor = self.model(**on_device, loss_labels=labels)
         return loss
-
-    def _add_penalty_and_clip(self) -> float:
-        """EWC's gradient before or after clipping; the norm before clipping."""
-        explicit = self.ewc.mode == "gradient"
-        if explicit and self.ewc.clip == "total":
-            self.hold.add_gradient_()
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm)
-        if explicit and self.ewc.clip == "task":
-            self.hold.add_gradient_()
-        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
     @torch.no_grad()
     def _raise_at_samples(self, batch: StepBatch, total: float) -> None:
@@ -130,6 +129,23 @@ class Trainer:
     def _listed(self, samples: Sequence[int]) -> str:
         named = [f"{sample} ({self.describe(sample)})" for sample in samples[:NAMED_SAMPLES]]
         return ", ".join(named) + (f" and {len(samples) - NAMED_SAMPLES} more" if len(samples) > NAMED_SAMPLES else "")
+
+
+@torch.no_grad()
+def clip_(parameters: Iterable[torch.nn.Parameter], max_norm: float) -> torch.Tensor:
+    """Scale the gradients in place to at most this norm; the norm before, on the device. Every rank calls it.
+
+    As torch's clip_grad_norm_, on local shards: there each gradient passes through DTensor's dispatch, which leaves a
+    GPU waiting. One all-reduce over the shard axis; replicas hold the same gradients.
+    """
+    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    local = [grad.to_local() if isinstance(grad, DTensor) else grad for grad in grads]
+    squared = torch.stack(torch._foreach_norm(local)).square().sum()
+    if isinstance(grads[0], DTensor):
+        dist.all_reduce(squared, group=grads[0].device_mesh.get_group(SHARD_AXIS))
+    norm = squared.sqrt()
+    torch._foreach_mul_(local, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+    return norm
 
 
 def _gather(values: list[int]) -> list[int]:
