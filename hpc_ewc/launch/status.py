@@ -17,7 +17,7 @@ from hpc_ewc.errors import ArtefactError, ConfigError
 from hpc_ewc.launch.artefacts import last_error
 from hpc_ewc.launch.graph import REPORT
 from hpc_ewc.launch.ledger import History, Job, Ledger, lock_holder
-from hpc_ewc.launch.view import Row, counts, describe, read_progress, render_table
+from hpc_ewc.launch.view import Row, counts, describe, read_progress, render_table, render_text
 from hpc_ewc.rundir import RunDir, StageDir
 
 WATCH_S = 1.0
@@ -33,7 +33,7 @@ def status(folder: Path, watch: bool, as_json: bool) -> int:
     if as_json:
         sys.stdout.write(json.dumps(_as_json(root, rows, jobs), ensure_ascii=False, indent=1) + "\n")
     else:
-        console.print(render_table(rows), soft_wrap=not console.is_terminal)
+        console.print(render_table(rows) if console.is_terminal else render_text(rows), markup=False, soft_wrap=True)
         console.print(summary(root, rows))
     while watch and not as_json and exit_status(rows) == 3:  # no terminal: a line a change
         time.sleep(WATCH_S)

@@ -189,5 +189,11 @@ def worker_environment(code: Path, profile_env: Mapping[str, str], threads: int)
     given = os.environ.get("PYTHONPATH")
     found = {"PYTHONPATH": os.pathsep.join([str(code), *([given] if given else [])]), "PYTHONSAFEPATH": "1"}
     found |= {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
-    found |= {"HPC_EWC_CACHE": str(rundir.cache_dir()), "GLOO_SOCKET_IFNAME": "lo"}
+    found |= {"HPC_EWC_CACHE": str(rundir.cache_dir()), "HPC_EWC_COMMIT": _commit(code), "GLOO_SOCKET_IFNAME": "lo"}
     return found | OFFLINE | dict(profile_env)
+
+
+def _commit(code: Path) -> str:
+    """For manifests: `<commit>`, `<commit>+dirty` where the package's files differ from it, "" without git."""
+    facts = records.read_json(code / "code.json")
+    return f"{facts['commit'] or ''}{'+dirty' if facts['dirty'] else ''}"

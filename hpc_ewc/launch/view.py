@@ -128,6 +128,12 @@ def render_table(rows: Sequence[Row], limit: int | None = None) -> RenderableTyp
     return Group(Text(", ".join(f"{stage}: {line}" for stage, line in by_stage(rows))), table)
 
 
+def render_text(rows: Sequence[Row]) -> str:
+    """The same where there is no terminal: nothing is cut off or folded."""
+    header = ("stage", "run", "state", "")
+    return columns([header, *((row.stage, row.run, row.state, " ".join(_detail(row).split("\n"))) for row in rows)])
+
+
 def by_stage(rows: Sequence[Row]) -> list[tuple[str, str]]:
     """Each stage with how many of its rows are in which state."""
     return [(s, counts(row.state for row in rows if row.stage == s)) for s in STAGES if any(r.stage == s for r in rows)]
