@@ -17,6 +17,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check "$$(grep -E '^torch==' constraints.txt)"
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+# BackPACK, an oracle of one test, names torchvision as a need of its own; what is tested here does not use it.
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-deps backpack-for-pytorch einops unfoldNd
 	touch $@
 
 demo: $(VENV)/.installed
