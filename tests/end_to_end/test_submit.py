@@ -56,7 +56,7 @@ class World:
 
     def records(self) -> dict[str, float]:
         """When each record was written."""
-        found = self.root.root.glob("evaluate/*/*/*.json")
+        found = self.root.root.glob("evaluate/*/[0-9]*/*.json")
         return {str(path.relative_to(self.root.root)): path.stat().st_mtime for path in found}
 
 
