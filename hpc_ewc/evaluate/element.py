@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 import hpc_ewc
 from hpc_ewc import records, suites
 from hpc_ewc.config import ModelConfig
-from hpc_ewc.errors import ArtefactError, StageError
+from hpc_ewc.errors import ArtefactError, InputError, StageError
 from hpc_ewc.evaluate.cell import NonFiniteError, load_tasks, score
 from hpc_ewc.evaluate.checkpoint import Checkpoint, load_model, load_tokenizer
 from hpc_ewc.evaluate.scoring import Scorer, StopRequested
@@ -64,6 +65,7 @@ class Element:
         self.config = stage.config.evaluate
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model: Any = None
+        self.tokenizer: Any = None
         self.scorers: dict[bool, Scorer] = {}
         self.done_cost = 0.0
         self.requests = 0
@@ -146,7 +148,7 @@ class Element:
         records.write_json(self.stage.dir.cell(self.checkpoint.step, cell.name), record)
         return not record["retry"]
 
-    def _record(self, cell: Cell, scorer: Scorer, seconds: float) -> dict[str, Any]:
+    def _record(self, cell: Cell, scorer: Any, seconds: float) -> dict[str, Any]:
         checkpoint, config = self.checkpoint, self.config
         questions = self.inputs.questions
         return {
@@ -173,7 +175,7 @@ class Element:
             "seed": config.seed,
             "backend": config.backend,
             "dtype": self.model_config.dtype,
-            "attention": scorer.model.config._attn_implementation,
+            "attention": scorer.attention,
             "batch_size": scorer.smallest_batch_size,
             "max_length": scorer.max_length,
             "truncated": scorer.truncated,
@@ -189,13 +191,15 @@ class Element:
 
     # ------------------------------------------------------------------------------------------ model
 
-    def _scorer(self, *, whole_texts: bool) -> Scorer:
+    def _scorer(self, *, whole_texts: bool) -> Any:
         """The scorer of questions or of documents, around the one model."""
+        if self.tokenizer is None:
+            self.tokenizer = load_tokenizer(self.checkpoint.folder)
+        if self.config.backend == "vllm":
+            return self._engine().asked(whole_texts=whole_texts)
         if self.model is None:
-            folder = self.checkpoint.folder
-            self.tokenizer = load_tokenizer(folder)
             self.model = load_model(
-                folder,
+                self.checkpoint.folder,
                 dtype=self.model_config.dtype,
                 attention=self.model_config.attention,
                 device=self.device,
@@ -211,6 +215,25 @@ class Element:
                 on_batch=self._on_batch,
             )
         return self.scorers[whole_texts]
+
+    def _engine(self) -> Any:
+        """The checkpoint in vLLM, made once."""
+        if self.model is None:
+            if find_spec("vllm") is None:
+                raise InputError(
+                    "evaluate.backend = 'vllm': vllm is not installed here; pip install 'hpc-ewc[vllm]', or take 'hf'"
+                )
+            from hpc_ewc.evaluate.vllm import VllmScorer
+
+            self.model = VllmScorer(
+                self.checkpoint.folder,
+                dtype=self.model_config.dtype,
+                tokenizer=self.tokenizer,
+                batch_size=self.config.batch_size,
+                max_length=self.config.max_length,
+                seed=self.config.seed,
+            )
+        return self.model
 
     # ------------------------------------------------------------------------------------------ progress
 

@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from lm_eval.models.huggingface import HFLM
 
-logger = logging.getLogger(__name__)
+from hpc_ewc.evaluate.bos import OneBos, Request
 
-Request = tuple[Any, list[int], list[int]]
-"""(what was asked, or None; tokens of the context; tokens that are scored)."""
+logger = logging.getLogger(__name__)
 
 PROBES = 8
 """Requests of the batch-invariance probe: each is scored once more, alone."""
@@ -28,7 +27,7 @@ class StopRequested(Exception):  # noqa: N818 - no error, like StopIteration
     """The job was asked to stop between two batches: the cell is dropped."""
 
 
-class Scorer(HFLM):  # type: ignore[misc]
+class Scorer(OneBos, HFLM):  # type: ignore[misc]
     """One model, one of two ways to put BOS.
 
     Args:
@@ -76,7 +75,16 @@ class Scorer(HFLM):  # type: ignore[misc]
         self.smallest_batch_size = self.requested
         """Requests at once where memory was shortest."""
         self.truncated = 0
-        """Requests that were too long and lost their beginning (documents are cut into windows instead)."""
+
+    @property
+    def window(self) -> int:
+        """The last token is only scored, so one more than the model reads."""
+        return int(self.max_length) + 1
+
+    @property
+    def attention(self) -> str:
+        """The kernel that transformers chose."""
+        return str(self.model.config._attn_implementation)
 
     # ------------------------------------------------------------------------------------------ batches
 
@@ -112,7 +120,7 @@ class Scorer(HFLM):  # type: ignore[misc]
     def _loglikelihood_tokens(
         self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
-        requests = [self._fitted(request) for request in requests]
+        requests = [self.fitted(request) for request in requests]
         score = super()._loglikelihood_tokens
         by_size: dict[int, list[int]] = {}
         for i, size in enumerate(self._planned([len(context) + len(scored) for _, context, scored in requests])):
@@ -128,41 +136,10 @@ class Scorer(HFLM):  # type: ignore[misc]
             self._probe(requests, scores, score)
         return scores
 
-    def _fitted(self, request: Request) -> Request:
-        """A request that is too long loses the tokens after BOS; lm-eval alone would cut BOS off with them."""
-        asked, context, scored = request
-        if len(context) + len(scored) <= self.max_length + 1 or context[0] != self.bos:
-            return request
-        self.truncated += 1
-        room = self.max_length + 1 - len(scored)
-        return (
-            asked,
-            [self.bos, *context[len(context) - room + 1 :]] if room > 1 else [self.bos],
-            scored[: self.max_length],
-        )
-
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """lm-eval's, without its own progress bar."""
         scores: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
         return scores
-
-    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """Log p of each document after BOS. One longer than the context is cut, with a BOS before each part.
-
-        HFLM's own windows after the first have no BOS, on which Gemma's perplexity rises from 33 to 2083.
-        """
-        windows: list[Request] = []
-        counts: list[int] = []
-        for request in requests:
-            tokens = self.tok_encode(request.args[0])
-            parts = [tokens[i : i + self.max_length] for i in range(0, len(tokens), self.max_length)]
-            windows += [(None, [self.bos], part) for part in parts]
-            counts.append(len(parts))
-        scores = iter(self._loglikelihood_tokens(windows))
-        totals = [sum(next(scores)[0] for _ in range(count)) for count in counts]
-        for request, total in zip(requests, totals, strict=True):
-            self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
-        return totals
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """lm-eval's, halved where memory is short."""

@@ -89,8 +89,8 @@ def run(stage: StageDir, cells: Iterable[str] | None = None, element: str = "0")
 
 def start(stage: StageDir, cells: Iterable[str], fraction: float = 0.0, **env: str) -> subprocess.Popen[str]:
     """One element as its job runs it."""
-    code = "import sys; from hpc_ewc.worker.evaluate import main; main(sys.argv[1:])"
-    command = [sys.executable, "-c", code, str(stage.path), "--checkpoint", str(fraction), "--cells", ",".join(cells)]
+    command = [sys.executable, "-m", "hpc_ewc.worker", "evaluate", str(stage.path)]
+    command += ["--checkpoint", str(fraction), "--cells", ",".join(cells)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])} | env
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -108,14 +108,17 @@ def stamps(stage: StageDir) -> dict[str, tuple[int, str]]:
 
 
 def assert_same_numbers(record: Mapping[str, Any], cell: str, theirs: Mapping[str, Mapping[str, Any]]) -> None:
+    """Counts of right answers are equal; what is continuous may differ by the rounding of other batches."""
+    near = 1e-4 if "ppl" in cell or "mc2" in cell else 1e-9
     compared = 0
     for result in record["results"]:
         metrics = theirs[f"{cell}.{result['subset']}" if result["subset"] else cell]
         name = f"{result['metric']},{result['filter']}"
-        if name in metrics:  # `perplexity` by token is ours alone
-            assert result["value"] == pytest.approx(metrics[name], rel=1e-9), (cell, result)
-            if isinstance(metrics[f"{result['metric']}_stderr,{result['filter']}"], float) and "ppl" not in cell:
-                error = metrics[f"{result['metric']}_stderr,{result['filter']}"]
-                assert result["stderr"] == pytest.approx(error, rel=1e-9), (cell, result)
-            compared += 1
+        if name not in metrics:  # perplexity by token is ours alone
+            continue
+        assert result["value"] == pytest.approx(metrics[name], rel=near), (cell, result, metrics)
+        error = metrics[f"{result['metric']}_stderr,{result['filter']}"]
+        if isinstance(error, float) and "ppl" not in cell:  # theirs is a bootstrap there
+            assert result["stderr"] == pytest.approx(error, rel=near), (cell, result, metrics)
+        compared += 1
     assert compared >= (3 if "ppl" in cell else 1)

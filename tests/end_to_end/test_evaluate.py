@@ -15,7 +15,7 @@ from lm_eval.tasks import TaskManager
 from safetensors.torch import load_file, save_file
 
 from hpc_ewc import miniature, records, suites
-from hpc_ewc.errors import StageError
+from hpc_ewc.errors import InputError, StageError
 from hpc_ewc.evaluate import element
 from hpc_ewc.evaluate.task_files import LocalQuestions, write_task_files
 from hpc_ewc.rundir import StageDir
@@ -309,6 +309,13 @@ def test_a_cell_that_fails_costs_only_itself_and_is_tried_again(world: Path, tmp
 def test_a_cell_that_the_experiment_does_not_ask_for_is_refused(base: StageDir) -> None:
     with pytest.raises(StageError, match="'mmlu.fr' is no cell of this experiment; known: arc_easy.en, gsm8k.en"):
         element.check_bundle(["mmlu.fr"], expand_suites(Stage(base.path).config.evaluate, "lt", ["en"]))
+
+
+def test_a_backend_that_is_not_installed_is_an_error_and_not_another_backend(world: Path, tmp_path: Path) -> None:
+    stage = prepare(tmp_path / "paper", world, ("arc_easy.en",), backend="vllm")
+    with pytest.raises(InputError, match=r"vllm is not installed here; pip install 'hpc-ewc\[vllm\]', or take 'hf'"):
+        run(stage)
+    assert not list(stage.path.glob("[0-9]*/*.json"))
 
 
 def test_the_corpus_own_heldout_documents_are_scored(world: Path, tmp_path: Path) -> None:
