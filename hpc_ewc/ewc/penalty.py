@@ -191,25 +191,25 @@ class EwcPenalty:
     def measure(self) -> Measures:
         """Value, distance and free distance in one pass. Every rank calls it; one all-reduce over the shard axis.
 
-        Sums are fp32 in a tile and fp64 over tiles.
+        Differences are fp32, products and sums fp64: F (θ−θ*)² of fp32 numbers may overflow fp32.
         """
         rows = torch.zeros(len(self._parts), 3, dtype=torch.float64, device=self._device)
         with torch.no_grad():
             for row, part in zip(rows, self._parts, strict=True):
                 theta = local_flat(part.parameter)
-                delta_buffer, work_buffer = tile_buffer(theta), tile_buffer(theta)
+                deltas, products = tile_buffer(theta, torch.float64), tile_buffer(theta, torch.float64)
                 for x, anchor, fisher in tiles(theta, part.anchor, part.fisher):
-                    delta, work = delta_buffer[: x.numel()], work_buffer[: x.numel()]
+                    delta, product = deltas[: x.numel()], products[: x.numel()]
                     torch.sub(x, anchor, out=delta)
                     row[1] += torch.dot(delta, delta)
-                    torch.mul(delta, fisher, out=work)
-                    row[0] += torch.dot(work, delta)
-                    torch.eq(fisher, 0.0, out=work)
-                    work.mul_(delta)
-                    row[2] += torch.dot(work, work)
+                    torch.mul(delta, fisher, out=product)
+                    row[0] += torch.dot(product, delta)
+                    torch.eq(fisher, 0.0, out=product)
+                    product.mul_(delta)
+                    row[2] += torch.dot(product, product)
         half, squared, free = reduce_elements(rows, [part.parameter for part in self._parts]).sum(0).tolist()
-        # λ last: at λ = 0 an unbounded distance still has the value 0
-        return Measures(0.5 * self.strength * half if self.strength else 0.0, math.sqrt(squared), math.sqrt(free))
+        # λ last: at λ = 0 an unbounded distance still has the value 0; the half last: of the least λ it would be 0 · ∞
+        return Measures(self.strength * half * 0.5 if self.strength else 0.0, math.sqrt(squared), math.sqrt(free))
 
     def largest_step(self, lr: float) -> float:
         """max_i lr·λ·F_i: above 2, plain gradient descent on the penalty diverges. No collective."""

@@ -76,10 +76,20 @@ def fisher_by_definition(
     return {name: total / len(kept) for name, total in sums.items()}
 
 
-def worst_error(got: Any, want: dict[str, Tensor]) -> float:
-    """The largest relative error of a tensor; the names must be the same."""
+def worst_error(got: Any, want: dict[str, Tensor], negligible: float = 0.0) -> float:
+    """The largest relative error of a tensor; the names must be the same.
+
+    A tensor whose norm is below `negligible` times the largest one's is measured against that bound: where its Fisher
+    is zero by symmetry (all tokens of a row alike: attention weights cannot matter) there is but rounding in it.
+    """
     assert set(got) == set(want)
-    return max(relative_error(got[name], want[name]) for name in want)
+    floor = negligible * max(float(tensor.norm()) for tensor in want.values())
+    return max(
+        float((got[name].double() - want[name]).norm()) / floor
+        if float(want[name].norm()) < floor
+        else relative_error(got[name], want[name])
+        for name in want
+    )
 
 
 def drawn_labels(seed: int, samples: int) -> Callable[[Tensor, Tensor, Tensor], list[Tensor]]:
