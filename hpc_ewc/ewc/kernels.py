@@ -39,9 +39,10 @@ def tiles(*flats: Tensor) -> Iterator[tuple[Tensor, ...]]:
         yield tuple(flat[start : start + size] for flat in flats)
 
 
-def tile_buffer(like: Tensor) -> Tensor:
-    """Work space for one tile of `like`, in its dtype and on its device."""
-    return torch.empty(min(tile_size(like), max(like.numel(), 1)), dtype=like.dtype, device=like.device)
+def tile_buffer(like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Work space for one tile of `like`, on its device, and of its dtype unless another is given."""
+    size = min(tile_size(like), max(like.numel(), 1))
+    return torch.empty(size, dtype=dtype or like.dtype, device=like.device)
 
 
 def add_gradient_(theta: Tensor, grad: Tensor, anchor: Tensor, fisher: Tensor, strength: float) -> None:
