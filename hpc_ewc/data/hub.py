@@ -81,6 +81,6 @@ def _explain(error: Exception) -> str:
     if "Gated" in kind or "gated" in text:
         return f"gated: accept its terms on the hub, then set HF_TOKEN or run `hf auth login` ({kind}: {text})"
     if isinstance(error, (ConnectionError, OSError)) or "Offline" in kind or "Connect" in kind:
-        fix = "run `hpc-ewc prefetch` where there is a network"
+        fix = "run `hf download NAME --repo-type dataset` where there is a network"
         return f"not in the cache and the hub is out of reach; {fix} ({kind}: {text})"
     return f"{kind}: {text}"

@@ -139,7 +139,7 @@ def _find(model: str | Path, name: str, revision: str | None) -> Path | None:
         return Path(hf_hub_download(str(model), name, revision=revision))
     except LocalEntryNotFoundError:
         raise InputError(
-            f"{model}: {name} is not in the cache and the hub is out of reach; run `hpc-ewc prefetch`"
+            f"{model}: {name} is not in the cache and the hub is out of reach; run `hf download {model}`"
         ) from None
     except EntryNotFoundError:
         return None

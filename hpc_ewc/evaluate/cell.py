@@ -276,6 +276,6 @@ def _how_to_get(name: str, manager: Any, error: str) -> str:
     dataset = config.get("dataset_path", "its data set")
     return (
         f"{name}: {dataset} is not in this machine's cache, and jobs do not use the network ({error.splitlines()[0]}); "
-        "run `hpc-ewc prefetch EXPERIMENT` on the login node. Where the data set is gated, accept its conditions at "
-        f"https://huggingface.co/datasets/{dataset} and log in with `hf auth login` first"
+        f"run `hf download {dataset} --repo-type dataset` on the login node. "
+        f"Where it is gated, accept its conditions at https://huggingface.co/datasets/{dataset} and log in with `hf auth login` first"
     )

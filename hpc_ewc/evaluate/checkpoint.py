@@ -83,7 +83,7 @@ def find_model(folder: Path, run: str, identity: str) -> Checkpoint:
     """
     if not (folder / "config.json").is_file():
         what = "no config.json, so not a Hugging Face model" if folder.is_dir() else "no such folder"
-        raise InputError(f"{folder}: {what}; give model.path a folder or hub id, then `hpc-ewc prefetch`")
+        raise InputError(f"{folder}: {what}; give model.path a Hugging Face folder or a hub id")
     found = records.model_hash(folder)
     return Checkpoint(folder, run, 0, 0.0, found, found, identity)
 

@@ -106,7 +106,7 @@ def find_model(path: str | Path, revision: str | None = None) -> Path:
         reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"model.path = {str(path)!r}: neither a folder here nor in the hub's cache ({reason}); "
-            "run `hpc-ewc prefetch` where there is a network"
+            f"run `hf download {path}` where there is a network"
         ) from None
 
 

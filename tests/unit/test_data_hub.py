@@ -80,7 +80,7 @@ class GatedRepoError(Exception):
     ("error", "message"),
     [
         (GatedRepoError("403"), r"\(lt\): gated: accept its terms on the hub, then set HF_TOKEN"),
-        (ConnectionError("no route"), r"not in the cache and the hub is out of reach; run `hpc-ewc prefetch`"),
+        (ConnectionError("no route"), r"the hub is out of reach; run `hf download NAME --repo-type dataset`"),
         (ValueError("odd  card"), r"data set 'uonlp/CulturaX' \(lt\): ValueError: odd card"),
     ],
 )
