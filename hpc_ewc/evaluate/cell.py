@@ -277,5 +277,6 @@ def _how_to_get(name: str, manager: Any, error: str) -> str:
     return (
         f"{name}: {dataset} is not in this machine's cache, and jobs do not use the network ({error.splitlines()[0]}); "
         f"run `hf download {dataset} --repo-type dataset` on the login node. "
-        f"Where it is gated, accept its conditions at https://huggingface.co/datasets/{dataset} and log in with `hf auth login` first"
+        f"Where it is gated, accept its conditions at "
+        f"https://huggingface.co/datasets/{dataset} and log in with `hf auth login` first"
     )
