@@ -11,16 +11,16 @@ from typing import Any
 
 from rich.console import Console
 
-import hpc_ewc
 from hpc_ewc import records
 from hpc_ewc.errors import InputError
 from hpc_ewc.report import data, latex
 from hpc_ewc.report.analysis import Analysis
 from hpc_ewc.report.choose import MAX_LOSS
-from hpc_ewc.report.collect import Collection, collect
+from hpc_ewc.report.collect import collect
 from hpc_ewc.report.differences import analyse
 from hpc_ewc.report.document import Document, Figure, build_document
 from hpc_ewc.report.figures import draw_figures
+from hpc_ewc.report.manifest import footnote, manifest
 from hpc_ewc.report.markdown import render_markdown
 from hpc_ewc.report.page import render_page
 from hpc_ewc.report.stages import read_stages
@@ -65,9 +65,10 @@ def report(paths: Sequence[Path | str], out: Path | None, options: Options, cons
         analysis.left_out.append("figures are left out: matplotlib is not installed")
         wants_figures = False
     document = build_document(analysis, subsets=options.subsets, max_loss=options.max_loss)
+    facts = manifest(collection, analysis, resamples=options.resamples, seed=options.seed, paired=options.paired)
+    document.lists.append(("Made from", footnote(facts)))
     if wants_figures:
         figures = draw_figures(document, overlay=options.paper)
-    facts = manifest(collection, analysis, options)
     files = render(analysis, document, figures, options, facts)
     out = out or Path("results") / "+".join(dict.fromkeys(source.folder.name for source in collection.sources))
     for name, content in files.items():
@@ -101,23 +102,3 @@ def render(
     for figure in shown:
         files |= {f"figures/{figure.name}.{ending}": content for ending, content in figure.files.items()}
     return files
-
-
-def manifest(collection: Collection, analysis: Analysis, options: Options) -> dict[str, Any]:
-    """What the report was made of and by.
-
-    No time and no path of this machine: the same records give the same bytes.
-    """
-    cells = sorted({f"{record['where']} {record['cell_key']} {record['model_hash']}" for record in collection.records})
-    versions = sorted({tuple(sorted(r.get("versions", {}).items())) for r in collection.records})
-    return {
-        "schema": data.SCHEMA,
-        "hpc_ewc": hpc_ewc.__version__,
-        "experiments": [source.label for source in collection.sources],
-        "records": len(collection.records),
-        "records_sha256": hashlib.sha256("\n".join(cells).encode()).hexdigest(),
-        "missing": len(analysis.study.missing),
-        "not_taken": len(analysis.study.problems),
-        "bootstrap": {"resamples": options.resamples, "seed": options.seed, "paired": options.paired},
-        "versions": [dict(version) for version in versions],
-    }

@@ -71,7 +71,8 @@ def _captions(document: Document, overlay: bool) -> dict[str, str]:
         "perplexity": f"{label}Perplexity of TruthfulQA's questions with their answers, and bits per byte. "
         f"{common}{paper_words}",
         "tradeoff": tradeoff,
-        "training": f"{label}Task loss, penalty and distance to the anchor while training, by λ.",
+        "training": f"{label}Task loss, penalty and distance to the anchor while training, by λ; a long run "
+        "is shown by the means of 80 equal stretches.",
         "fisher": f"{label}Where the Fisher information lies: share of its trace by layer and by kind of parameter.",
     }
 

@@ -54,8 +54,9 @@ def number(value: float, stderr: float | None = None, *, sign: bool = False) -> 
 
 
 def bits(value: float, stderr: float | None = None, *, sign: bool = False) -> str:
-    """Bits per byte, to three decimals: 0.208±0.004."""
-    return _with_error(_fixed(value, 3, sign=sign), stderr, 1, 3)
+    """Bits per byte, to three decimals, five where the error is smaller than that: 0.208±0.004, +0.00023±0.00003."""
+    digits = 5 if stderr is not None and 0 < stderr < 5e-4 else 3
+    return _with_error(_fixed(value, digits, sign=sign), stderr, 1, digits)
 
 
 def amount(value: float | None) -> str:
@@ -69,9 +70,18 @@ def measure(value: float | None) -> str:
     """What is measured and not counted, to three digits: 1.23e9, 0.0312."""
     if value is None:
         return NOTHING
-    if 1000 <= abs(value) < 99950:
-        return f"{value:,.0f}".replace("-", MINUS)
+    if 1000 <= abs(value) < 9999.5:
+        return f"{value:.0f}".replace("-", MINUS)
     return f"{value:.3g}".replace("e+0", "e").replace("e+", "e").replace("e-0", "e-").replace("-", MINUS)
+
+
+def duration(seconds: float | None) -> str:
+    """33 s, 5.4 min, 2.1 h."""
+    if seconds is None:
+        return NOTHING
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5970 else f"{seconds / 3600:.1f} h"
 
 
 def p_text(p: float | None) -> str:

@@ -300,9 +300,19 @@ def settings_notes(build: Builder, columns: list[Column]) -> list[str]:
             facts.append(f"{build.analysis.clustered[column]:,} passages")
         if column.cloze:
             facts.append("cloze")
+        facts += _circumstances(build, column)
         parts.append(f"{plain_name(column)} ({', '.join(facts)})")
     seen = [f"{MARK} {plain_name(c)}: {why}." for c in columns if (why := build.contaminated.get(c))]
     return ["; ".join(parts) + ".", *seen]
+
+
+def _circumstances(build: Builder, column: Column) -> list[str]:
+    """What may have changed a score without being asked for: prompts that were cut, batches of several sizes."""
+    records = [record for (_, other), record in build.study.records.items() if other == column]
+    cut = max((record.get("truncated") or 0 for record in records), default=0)
+    sizes = sorted({record["batch_size"] for record in records if isinstance(record.get("batch_size"), int)})
+    facts = [f"up to {cut} prompts cut to fit"] if cut else []
+    return [*facts, *([f"batch sizes {', '.join(map(str, sizes))}"] if len(sizes) > 1 else [])]
 
 
 def mean_notes(build: Builder, language: str, shown: list[Mean]) -> list[str]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-
-from hpc_ewc.report.formats import MINUS, NOTHING, percent
+from hpc_ewc.report.formats import NOTHING, number, percent
 from hpc_ewc.report.lines import Line
 from hpc_ewc.report.study import SOURCE_LANGUAGE, Column, language_name
 from hpc_ewc.report.tables import Builder, Cell, Head, Table, bits_column, difference_cell, plain_name
@@ -81,8 +79,7 @@ def _relative(build: Builder, line: Line, column: Column) -> Cell:
     if difference is None or base is None:
         return Cell(NOTHING)
     value, stderr = 100 * difference.value / base, 100 * difference.stderr / base
-    text = f"{value:+.1f}".replace("-", MINUS) + ("" if math.isnan(stderr) else f"±{stderr:.1f}")
-    return Cell(text, value, brief=f"n={difference.n}")
+    return Cell(number(value, stderr, sign=True), value, brief=f"n={difference.n}")
 
 
 def _base_bits(build: Builder, column: Column) -> float | None:

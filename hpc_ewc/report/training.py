@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hpc_ewc.report.formats import amount, measure
+from hpc_ewc.report.formats import amount, duration, measure
 from hpc_ewc.report.lines import Line
 from hpc_ewc.report.study import Run, Study
 from hpc_ewc.report.tables import Builder, Cell, Head, Table
@@ -97,30 +97,31 @@ def held_table(build: Builder) -> Table | None:
 def cost_table(build: Builder) -> Table | None:
     """What each run took."""
     table = build.table("cost", "Cost")
-    names = ("steps", "tokens", "tokens/s", "training h", "training GPU-h", "evaluation h", "evaluation GPU-h")
+    names = ("steps", "tokens", "tokens/s", "training", "training GPU-h", "evaluation", "evaluation GPU-h")
     table.heads += [Head(name) for name in names]
     totals = [0.0, 0.0, 0.0, 0.0]
     for line in build.lines.lines:
         facts = [t for run in line.runs if (t := training_of(build.study, run)) is not None]
         evaluated = [r for (run, _), r in build.study.records.items() if run in line.runs]
-        hours = [
-            _sum(t.seconds / 3600 if t.seconds is not None else None for t in facts),
-            _sum(t.gpu_hours for t in facts),
-        ]
-        hours.append(_sum(_number(r.get("seconds")) for r in evaluated))
-        hours[2] = None if hours[2] is None else hours[2] / 3600
-        hours.append(_sum(_number(r.get("gpu_hours")) for r in evaluated))
         tokens, seconds = _sum(t.tokens for t in facts), _sum(t.seconds for t in facts)
-        speed = tokens / seconds if tokens and seconds else None
+        taken = [seconds, _sum(t.gpu_hours for t in facts)]
+        taken += [_sum(_number(r.get(name)) for r in evaluated) for name in ("seconds", "gpu_hours")]
         row = build.labelled(line)
-        row += [_cell(value) for value in (_sum(t.steps for t in facts), tokens, speed, *hours)]
-        table.rows.append(row)
-        totals = [total + (hour or 0.0) for total, hour in zip(totals, hours, strict=True)]
-    table.foot.append(build.foot("sum", [Cell(""), Cell(""), Cell(""), *[_cell(total) for total in totals]]))
+        row += [_cell(_sum(t.steps for t in facts)), _cell(tokens)]
+        row.append(_cell(round(tokens / seconds) if tokens and seconds else None))
+        table.rows.append([*row, *_taken(taken)])
+        totals = [total + (value or 0.0) for total, value in zip(totals, taken, strict=True)]
+    table.foot.append(build.foot("sum", [Cell(""), Cell(""), Cell(""), *_taken(totals)]))
     table.notes.append(
-        "Hours of the job's own clock, without waiting in a queue; GPU-h: times the GPUs of the job, 0 on CPUs."
+        "Time of the job's own clock, without waiting in a queue; GPU-h: times the GPUs of the job, 0 on CPUs."
     )
     return _if_any(table, build)
+
+
+def _taken(values: Sequence[float | None]) -> list[Cell]:
+    """Seconds and GPU-hours, twice."""
+    texts = (duration, measure, duration, measure)
+    return [Cell(text(value), value) for text, value in zip(texts, values, strict=True)]
 
 
 def _trained(build: Builder) -> list[Line]:

@@ -124,7 +124,7 @@ def test_a_long_run_is_thinned_by_means() -> None:
     steps, values = training.thin(np.arange(4000.0), np.arange(4000.0) * 2)
     assert len(steps) == training.POINTS
     assert values.mean() == pytest.approx(3999.0)
-    assert steps[0] == 4.5
+    assert steps[0] == 24.5
 
 
 def test_all_figures_are_drawn_in_three_forms_with_the_papers_curve(document: Document) -> None:

@@ -151,7 +151,11 @@ def test_the_manifest_vouches_for_every_file(written: Path) -> None:
     found = {str(path.relative_to(written)) for path in written.rglob("*") if path.is_file()} - {"manifest.json"}
     assert set(manifest["files"]) == found
     assert all(sha256_file(written / name) == sha for name, sha in manifest["files"].items())
-    assert manifest["versions"] == [{"hpc_ewc": "0.1.0", "lm_eval": "0.4.13", "torch": "2.13.0"}]
+    assert manifest["evaluated_with"] == [{"hpc_ewc": "0.1.0", "lm_eval": "0.4.13", "torch": "2.13.0"}]
+    assert manifest["trained_with"][0]["device"] == "NVIDIA H200"
+    said = (written / "report.md").read_text()
+    assert "records of golden (sha256 " + manifest["records_sha256"][:12] in said
+    assert "Trained on commit abc, device NVIDIA H200, gpus 8" in said
     assert {"tradeoff.svg", "tradeoff.pdf", "tradeoff.png"} <= {path.name for path in (written / "figures").iterdir()}
 
 

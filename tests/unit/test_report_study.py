@@ -275,3 +275,11 @@ def test_a_report_needs_something_to_report(tmp_path: Path) -> None:
     (tmp_path / "runs" / "empty" / "evaluate").mkdir(parents=True)
     with pytest.raises(InputError, match="no record in evaluate/ yet"):
         report([tmp_path / "runs" / "empty"], tmp_path / "out", Options(), Console(quiet=True))
+
+
+def test_what_may_have_changed_a_score_is_said(tmp_path: Path) -> None:
+    run = make(tmp_path)
+    run.build()
+    rewrite(run, 0.0, "mmlu.en", lambda record: record.update(batch_size=8, truncated=3))
+    notes = " ".join(table(document_of(run.dir.root), "accuracy.en").notes)
+    assert "MMLU (n=12, 5 shots, up to 3 prompts cut to fit, batch sizes 8, 16)" in notes

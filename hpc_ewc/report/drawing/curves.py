@@ -234,7 +234,7 @@ def _finish(figure: Figure, panels: Sequence[Axes], columns: int, x: StrengthAxi
             axes.set_xlabel("λ" if low else "")
         axes.set_ylabel(label if place % columns == 0 else "")
         bottom, top = axes.get_ylim()
-        axes.set_ylim(max(0.0, bottom), min(102.0, top))
+        axes.set_ylim(max(-2.5, bottom), min(102.5, top))  # room for a mark at 0 or at 100
     figure.tight_layout(rect=(0, 0.07 if len(panels) == 1 else 0.06, 1, 1))
 
 

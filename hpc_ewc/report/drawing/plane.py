@@ -45,24 +45,52 @@ def tradeoff_figure(build: Builder, choice: Choice | None) -> Figure | None:
             alpha=0.95,
             zorder=4 if line.first.is_base else 3,
         )
-        below = line.first.is_base
-        axes.annotate(
-            plain(build.lines.name(line)),
-            (x, y),
-            xytext=(-8, -8) if below else (7, 6),
-            textcoords="offset points",
-            ha="right" if below else "left",
-            va="top" if below else "bottom",
-            fontsize=8.5,
-            zorder=6,
-        )
+    axes.margins(0.12)
     if choice is not None:
         _mark(axes, build, choice, points)
     axes.set_xlabel(f"{language_name(SOURCE_LANGUAGE)} accuracy in % (kept →)")
     axes.set_ylabel(f"{language_name(build.study.target)} accuracy in % (learnt →)")
-    axes.margins(0.12)
+    low, high = axes.get_xlim()
+    axes.set_xlim(low, min(high, 104.0))
     figure.tight_layout()
+    _name_points(axes, {build.lines.name(line): (x, y) for line, (x, y, *_) in points.items()})
     return figure
+
+
+def _name_points(axes: Axes, points: dict[str, tuple[float, float]]) -> None:
+    """Each point's name beside it, where no other name or point stands.
+
+    Widths are guessed from the letters: to measure them a renderer would have to draw the figure once more.
+    """
+    height, letter = 12.0, 5.6  # of 8.5 pt text, in points
+    scale = 72.0 / float(axes.figure.dpi)
+    marks = [axes.transData.transform(point) * scale for point in points.values()]
+    taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in marks]
+    sides = [(side, 9.0 * side, dy) for dy in (-6.0, 4.0, -16.0, 16.0, -28.0, 28.0, -40.0) for side in (1, -1)]
+    for (name, point), (x, y) in zip(points.items(), marks, strict=True):
+        width = letter * len(name)
+        boxes = [
+            (x + dx if side > 0 else x + dx - width, y + dy, x + dx + (width if side > 0 else 0), y + dy + height)
+            for side, dx, dy in sides
+        ]
+        free = [place for place, box in enumerate(boxes) if not any(_overlap(box, other) for other in taken)]
+        place = free[0] if free else 0
+        taken.append(boxes[place])
+        side, dx, dy = sides[place]
+        axes.annotate(
+            plain(name),
+            point,
+            xytext=(dx, dy),
+            textcoords="offset points",
+            ha="left" if side > 0 else "right",
+            va="bottom",
+            fontsize=8.5,
+            zorder=6,
+        )
+
+
+def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def _mark(axes: Axes, build: Builder, choice: Choice, points: dict[Line, tuple[float, float, float, float]]) -> None:

@@ -20,8 +20,8 @@ from hpc_ewc.report.lines import Line
 from hpc_ewc.report.study import Run
 from hpc_ewc.report.tables import Builder
 
-POINTS = 400
-"""Of a curve, at most: a longer run is thinned by means of equal stretches."""
+POINTS = 80
+"""Of a curve, at most: a longer run is shown by the means of equal stretches."""
 PANELS = (("loss", "task loss, nats a token"), ("penalty", "penalty λ/2 Σ F (θ−θ*)²"), ("distance", "distance ‖θ−θ*‖"))
 STYLES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)))
 
@@ -107,16 +107,14 @@ def fisher_figure(build: Builder) -> Figure | None:
     layers, kinds = summary["share_by_layer"], summary["share_by_kind"]
     rows = max(len(layers), len(kinds))
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.4, min(11.0, 1.4 + 0.26 * rows)))
-    numbered = sorted((name for name in layers if name.isdigit()), key=int)
-    others = [name for name in layers if not name.isdigit()]
-    _bars(
-        left,
-        [short(name) for name in others] + [f"layer {n}" for n in numbered],
-        [layers[n] for n in others + numbered],
-    )
+    numbered = [f"{n}" for n in sorted(int(name) for name in layers if name.isdigit())]
+    before = [name for name in layers if "embed" in name]
+    after = [name for name in layers if name not in (*before, *numbered)]
+    names = [*map(short, before), *(f"layer {n}" for n in numbered), *map(short, after)]
+    _bars(left, names, [layers[name] for name in (*before, *numbered, *after)], rows)
     left.set_title("by layer")
     order = sorted(kinds, key=lambda name: -kinds[name])
-    _bars(right, [short(name) for name in order], [kinds[name] for name in order])
+    _bars(right, [short(name) for name in order], [kinds[name] for name in order], rows)
     right.set_title("by kind of parameter")
     figure.tight_layout()
     return figure
@@ -137,10 +135,11 @@ def short(name: str) -> str:
     return plain(name.removeprefix("model.").removesuffix(".weight"))
 
 
-def _bars(axes: Axes, names: Sequence[str], shares: Sequence[float]) -> None:
+def _bars(axes: Axes, names: Sequence[str], shares: Sequence[float], rows: int) -> None:
+    """Bars from the top; `rows` is the room, so that both panels have bars of one height."""
     places = np.arange(len(names))
     axes.barh(places, [100 * share for share in shares], color=look(0).colour, height=0.72)
     axes.set_yticks(places, names, fontsize=8)
-    axes.invert_yaxis()
+    axes.set_ylim(rows - 0.4, -0.6)
     axes.set_xlabel("share of tr F in %")
     axes.grid(axis="y", visible=False)
