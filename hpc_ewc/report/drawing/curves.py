@@ -190,7 +190,7 @@ def perplexity_figure(build: Builder, *, paper: bool) -> Figure | None:
         axes.set_title(
             plain(", ".join(titles)) + (": mean over texts" if metric == "perplexity_mean" else ": all bytes")
         )
-    figure.tight_layout(rect=(0, 0.07, 1, 1))
+    figure.tight_layout(rect=(0, 0.07, 1, 1), w_pad=2.5)
     _legend(figure, build, grid.flat[0], paper)
     return figure
 

@@ -50,15 +50,22 @@ def tradeoff_figure(build: Builder, choice: Choice | None) -> Figure | None:
         _mark(axes, build, choice, points)
     axes.set_xlabel(f"{language_name(SOURCE_LANGUAGE)} accuracy in % (kept →)")
     axes.set_ylabel(f"{language_name(build.study.target)} accuracy in % (learnt →)")
-    low, high = axes.get_xlim()
-    axes.set_xlim(low, min(high, 104.0))
+    _make_room(axes, [x for x, *_ in points.values()])
     figure.tight_layout()
-    _name_points(axes, {build.lines.name(line): (x, y) for line, (x, y, *_) in points.items()})
+    from_the_top = sorted(points.items(), key=lambda item: -item[1][1])
+    _name_points(axes, {build.lines.name(line): (x, y) for line, (x, y, *_) in from_the_top})
     return figure
 
 
+def _make_room(axes: Axes, values: list[float]) -> None:
+    """Room for names right of the rightmost point; beyond 100 % the axis has no ticks."""
+    low, high = axes.get_xlim()
+    axes.set_xlim(low, max(values) + max(0.2 * (max(values) - low), min(high, 100.0) - max(values)))
+    axes.set_xticks([tick for tick in axes.get_xticks() if low <= tick <= 100.0])
+
+
 def _name_points(axes: Axes, points: dict[str, tuple[float, float]]) -> None:
-    """Each point's name beside it, where no other name or point stands.
+    """Each point's name beside it, where no other name or point stands; a thin line joins those that had to move away.
 
     Widths are guessed from the letters: to measure them a renderer would have to draw the figure once more.
     """
@@ -66,14 +73,23 @@ def _name_points(axes: Axes, points: dict[str, tuple[float, float]]) -> None:
     scale = 72.0 / float(axes.figure.dpi)
     marks = [axes.transData.transform(point) * scale for point in points.values()]
     taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in marks]
-    sides = [(side, 9.0 * side, dy) for dy in (-6.0, 4.0, -16.0, 16.0, -28.0, 28.0, -40.0) for side in (1, -1)]
+    edge = axes.transAxes.transform((1.0, 1.0))[0] * scale
+    sides = [
+        (side, (9.0 + max(0.0, abs(dy) - 16.0)) * side, dy)
+        for side in (1, -1)
+        for dy in (3.0, -15.0, 17.0, -29.0, 31.0, -43.0)
+    ]
     for (name, point), (x, y) in zip(points.items(), marks, strict=True):
         width = letter * len(name)
         boxes = [
             (x + dx if side > 0 else x + dx - width, y + dy, x + dx + (width if side > 0 else 0), y + dy + height)
             for side, dx, dy in sides
         ]
-        free = [place for place, box in enumerate(boxes) if not any(_overlap(box, other) for other in taken)]
+        free = [
+            place
+            for place, box in enumerate(boxes)
+            if box[2] <= edge and not any(_overlap(box, other) for other in taken)
+        ]
         place = free[0] if free else 0
         taken.append(boxes[place])
         side, dx, dy = sides[place]
@@ -86,6 +102,7 @@ def _name_points(axes: Axes, points: dict[str, tuple[float, float]]) -> None:
             va="bottom",
             fontsize=8.5,
             zorder=6,
+            arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.6, "shrinkB": 3.0} if abs(dy) > 16 else None,
         )
 
 
