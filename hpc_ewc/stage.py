@@ -24,6 +24,17 @@ from hpc_ewc.rundir import StageDir
 
 STOP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 PROGRESS_EVERY_S = 1.0
+_heard: list[int] = []
+"""Signals that came before a stage was there to take them."""
+
+
+def listen_early() -> None:
+    """Take signals from now on for the stage that is yet to be opened; the first thing a worker does.
+
+    USR1 kills a process without a handler, and the imports of a worker take seconds.
+    """
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda number, frame: _heard.append(number))
 
 
 class Stage:
@@ -62,9 +73,11 @@ class Stage:
     # ------------------------------------------------------------------------------------------ stop
 
     def listen(self) -> None:
-        """Take USR1, USR2, TERM and INT as a wish to stop. Call it early: USR1 kills a process that has no handler."""
+        """Take USR1, USR2, TERM and INT as a wish to stop, and one that `listen_early` has heard as well."""
         for number in STOP_SIGNALS:
             signal.signal(number, self._on_signal)
+        self._signalled = self._signalled or bool(_heard)
+        _heard.clear()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._signalled = True

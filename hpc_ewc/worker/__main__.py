@@ -10,6 +10,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from hpc_ewc.stage import listen_early
+
 STAGES = ("tokens", "fisher", "train", "evaluate")
 
 
@@ -24,6 +26,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def run() -> int:
     """`main`, recorded for torchrun where there is one: an import that fails is then known too."""
+    if sys.argv[1:2] and sys.argv[1] in STAGES:
+        listen_early()  # `record` imports torch
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return main(sys.argv[1:])
     from torch.distributed.elastic.multiprocessing.errors import record

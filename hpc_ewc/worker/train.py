@@ -13,7 +13,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m hpc_ewc.worker train")
     parser.add_argument("dir", help="folder of the artefact, with stage.json and config.toml")
     stage = Stage(parser.parse_args(argv).dir)
-    stage.listen()  # before torch is imported, which takes seconds: USR1 kills a process without a handler
+    stage.listen()
     if stage.is_done():
         return 0
     with stage.attempt():

@@ -117,6 +117,38 @@ def test_a_signal_is_a_wish_to_stop(folder: Path, number: signal.Signals) -> Non
     assert process.returncode == 0
 
 
+EARLY = """
+import os, signal, sys
+import hpc_ewc.worker.__main__ as worker
+from hpc_ewc.worker import train
+
+class Slow:  # stands for torch, which `record` imports before the stage is opened
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch" and "told" not in vars(Slow):
+            Slow.told = True
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+def opened(argv):
+    from hpc_ewc.stage import Stage
+    stage = Stage(argv[0]); stage.listen()
+    print("torch" in sys.modules, Slow.told, stage.stop_requested())
+
+train.main = opened
+sys.meta_path.insert(0, Slow())
+sys.argv = ["worker", "train", sys.argv[1]]
+sys.exit(worker.run())
+"""
+
+
+def test_a_signal_while_the_worker_imports_torch_is_a_wish_to_stop(folder: Path) -> None:
+    """Under torchrun, whose `record` needs torch before the stage is opened."""
+    environment = os.environ | {"TORCHELASTIC_RUN_ID": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    process = subprocess.run(
+        [sys.executable, "-c", EARLY, str(folder)], capture_output=True, text=True, env=environment, timeout=120
+    )
+    assert (process.returncode, process.stdout) == (0, "True True True\n"), process.stderr
+
+
 def test_a_worker_whose_launcher_died_stops(folder: Path) -> None:
     program = "import subprocess, sys, os; p = subprocess.Popen([sys.executable, '-c', sys.argv[1], sys.argv[2]]); " \
               "import time; time.sleep(3); os._exit(0)"  # fmt: skip
