@@ -48,17 +48,16 @@ def make_done(folder: Path) -> None:
     """Give every stage of the experiment a `done.json`, as if it had run."""
     os.environ["HPC_EWC_CACHE"] = str(folder / "cache")
     os.environ["HF_HOME"] = str(folder)
-    from hpc_ewc.config import load_experiment
     from hpc_ewc.launch.artefacts import make_ready
     from hpc_ewc.launch.profile import load_profile
-    from hpc_ewc.launch.submit import make_plan, run_folder, write_down
+    from hpc_ewc.launch.submit import make_plan, read_sweep, run_folder, write_down
     from hpc_ewc.launch.view import Display
     from hpc_ewc.stage import Stage
 
     sweep = folder / "small.toml"
     profile = load_profile(None)
-    root = run_folder(sweep, profile, folder / "runs")
-    plan = make_plan(sweep, load_experiment(sweep), profile, root, folder / "results", Display())
+    root = run_folder(sweep.stem, str(sweep), profile, folder / "runs")
+    plan = make_plan(read_sweep(sweep), profile, root, folder / "results", Display())
     write_down(plan)
     for node in plan.graph.nodes.values():
         if node.stage != "report":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,11 +27,24 @@ DONE, FAILED, REFUSED, UNFINISHED, INTERRUPTED = 0, 1, 2, 3, 130
 
 
 @dataclass(frozen=True)
-class Plan:
-    """An experiment, and what is there of it."""
+class Request:
+    """What is to be run: an experiment file, or the checkpoints that `hpc-ewc evaluate` was given (foreign.py)."""
 
-    sweep: Path
+    label: str
+    """The file that errors name."""
+    text: str
+    """What `experiment.toml` of the run folder is to hold."""
     experiment: Experiment
+    build: Callable[[Resolver, RunDir, Profile], Graph]
+    again: str
+    """The command that goes on with it."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A request, and what is there of it."""
+
+    request: Request
     profile: Profile
     graph: Graph
     found: dict[str, Found]
@@ -56,16 +71,33 @@ def submit(sweep: Path, profile: Path | None, runs: Path | None, out: Path | Non
         HpcEwcError: refused before anything started, or a damaged artefact stands in the way.
     """
     loaded = load_profile(profile)
+    request = read_sweep(sweep)
+    root = run_folder(sweep.name.removesuffix(".toml"), str(sweep), loaded, runs)
+    return carry_out(request, loaded, root, out, dry_run, yes)
+
+
+def read_sweep(sweep: Path) -> Request:
+    """The request that an experiment file is."""
     experiment = load_experiment(sweep)
-    root = run_folder(sweep, loaded, runs)
+
+    def build(resolver: Resolver, root: RunDir, profile: Profile) -> Graph:
+        points = [(point, resolver.resolve(point.experiment)) for point in expand(experiment)]
+        return build_graph(root, points, experiment, profile, str(sweep))
+
+    again = shlex.join(["hpc-ewc", "submit", _short(sweep)])
+    return Request(str(sweep), sweep.read_text(encoding="utf-8"), experiment, build, again)
+
+
+def carry_out(request: Request, profile: Profile, root: RunDir, out: Path | None, dry_run: bool, yes: bool) -> int:
+    """Run what is missing of a request, on whatever the profile names; the exit status of the command."""
     out = local_path(str(out)) if out else Path.cwd() / "results" / root.name
     display = Display()
     if dry_run:
-        render(make_plan(sweep, experiment, loaded, root, out, display))
+        render(make_plan(request, profile, root, out, display))
         return DONE
-    if loaded.executor != "local":
-        raise SubmitError(f"{profile}: executor = {loaded.executor!r}: this version runs local profiles; see --dry-run")
-    plan = make_plan(sweep, experiment, loaded, root, out, display)
+    if profile.executor != "local":
+        raise SubmitError(f"executor = {profile.executor!r}: this version runs local profiles; see --dry-run")
+    plan = make_plan(request, profile, root, out, display)
     if not plan.jobs:
         show_report(root, plan.history.reported.get("token", ""))
         print_end(plan, "nothing to do: everything is there")
@@ -78,7 +110,7 @@ def submit(sweep: Path, profile: Path | None, runs: Path | None, out: Path | Non
 def run_here(plan: Plan, display: Display) -> int:
     """Everything that a local submit does while it holds the lock; what is there is looked at again under it."""
     root, profile = plan.graph.root, plan.profile
-    if uses_miniature(plan.experiment):
+    if uses_miniature(plan.request.experiment):
         prepare_miniature(profile.interpreter, display.say)
 
     # submitit alone takes a tenth of a second, which `status` and a submit with nothing to do need not wait for
@@ -86,7 +118,7 @@ def run_here(plan: Plan, display: Display) -> int:
 
     lost = Ledger(root).read().live()
     wait_for_lost([(job.process, root.job(job.job_id)) for job in lost if job.process], display)
-    plan = make_plan(plan.sweep, plan.experiment, profile, root, plan.out, display)
+    plan = make_plan(plan.request, profile, root, plan.out, display)
     ledger = write_down(plan)
     package = code.snapshot(root)
     with display:
@@ -99,31 +131,29 @@ def run_here(plan: Plan, display: Display) -> int:
     return conclude(plan, run.rows_by_state(), whole)
 
 
-def run_folder(sweep: Path, profile: Profile, runs: Path | None) -> RunDir:
-    """`runs/NAME`, absolute.
+def run_folder(name: str, label: str, profile: Profile, runs: Path | None) -> RunDir:
+    """`runs/NAME`, absolute; `label` is what errors name.
 
     Raises:
-        ConfigError: the file's name cannot be the name of an experiment.
+        ConfigError: this cannot be the name of an experiment.
     """
-    name = sweep.name.removesuffix(".toml")
     if not NAME_PATTERN.fullmatch(name):
         raise ConfigError(
-            f"{sweep}: its name becomes the name of the run folder and of jobs: small letters, digits, '.', '_', '-', "
+            f"{label}: its name becomes the name of the run folder and of jobs: small letters, digits, '.', '_', '-', "
             "and a letter or digit first; rename the file"
         )
     return RunDir(local_path(str(runs or profile.runs or "runs")) / name)
 
 
-def make_plan(sweep: Path, experiment: Experiment, profile: Profile, root: RunDir, out: Path, display: Display) -> Plan:
+def make_plan(request: Request, profile: Profile, root: RunDir, out: Path, display: Display) -> Plan:
     """Resolve the inputs, build the graph, and look what of it is there. Writes nothing but the cache of hashes."""
-    resolver = Resolver(str(sweep))
+    resolver = Resolver(request.label)
     resolver.hashes.announced = display.say
-    points = [(point, resolver.resolve(point.experiment)) for point in expand(experiment)]
-    graph = build_graph(root, points, experiment, profile, str(sweep))
+    graph = request.build(resolver, root, profile)
     history = Ledger(root).read()
     found = {name: find(node) for name, node in graph.nodes.items() if node.stage != REPORT}
     found[REPORT] = Found(_is_reported(graph, found, history, out))
-    return Plan(sweep, experiment, profile, graph, found, out, history)
+    return Plan(request, profile, graph, found, out, history)
 
 
 def _is_reported(graph: Graph, found: dict[str, Found], history: History, out: Path) -> bool:
@@ -147,14 +177,15 @@ def fingerprint(graph: Graph) -> str:
 def write_down(plan: Plan) -> Ledger:
     """The experiment, the graph for `status`, and a folder ready for each artefact to be made."""
     root = plan.graph.root
-    records.write_text(root.experiment_toml, plan.sweep.read_text(encoding="utf-8"))
+    records.write_text(root.experiment_toml, plan.request.text)
     root.jobs.mkdir(mode=0o700, exist_ok=True)
     root.jobs.chmod(0o700)
     ledger = Ledger(root)
     listed = [
         {"stage": node.stage, "run": node.run, "depends": list(node.depends)} for node in plan.graph.nodes.values()
     ]
-    ledger.graph(listed, sweep=str(plan.sweep.absolute()), out=str(plan.out), executor=plan.profile.executor)
+    sweep = str(Path(plan.request.label).absolute())
+    ledger.graph(listed, sweep=sweep, out=str(plan.out), executor=plan.profile.executor)
     for name, found in plan.found.items():
         if not found.done and name != REPORT:
             make_ready(plan.graph.nodes[name])
@@ -229,7 +260,7 @@ def conclude(plan: Plan, rows: dict[str, list[tuple[str, str]]], whole: bool) ->
             sys.stderr.write(f"  see: hpc-ewc logs {_short(root)} {run} --stage {stage}\n")
     for name, note in rows.get("blocked", []):
         sys.stderr.write(f"{name} was not started: {note}\n")
-    again = f"hpc-ewc submit {_short(plan.sweep)} goes on from here"
+    again = f"{plan.request.again} goes on from here"
     if not whole:
         print_end(plan, f"interrupted; what was done is kept: {again}")
         return INTERRUPTED
