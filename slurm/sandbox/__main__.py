@@ -1,0 +1,163 @@
+"""A real Slurm cluster on this machine, for trying Slurm out and for tests: munge, slurmdbd with MariaDB, slurmctld and
+four nodes with two GPUs each (null devices: no program computes on them).
+
+    python slurm/sandbox up                       start it, in seconds; again: mend what died
+    eval "$(python slurm/sandbox env)"            point sinfo, sbatch, hpc-ewc … at it, in this shell
+    sinfo; srun -N2 hostname
+    hpc-ewc submit sweeps/miniature.toml --profile slurm/sandbox.toml
+    python slurm/sandbox power-off node2          and watch the job go on elsewhere
+    python slurm/sandbox down                     end it, and leave no trace
+
+Not a set-up for production: it runs as root, has no limits and forgets everything. It needs root and Debian's packages
+(apt-get install --no-install-recommends slurm-wlm slurmdbd munge mariadb-server).
+
+Partitions: main (jobs are preempted after 30 s of grace), nograce (at once), urgent (preempts both). A requeued job
+starts again after about 10 s, a dead node is noticed after about 15 s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import cluster
+import machine
+import nodes
+from settings import SandboxError, Settings, choose, default_state, load, make_state
+
+COMMANDS = {
+    "up": "start the cluster, or whatever of it does not run",
+    "down": "end it: processes, cgroups, folder",
+    "status": "show daemons, nodes and jobs; exit status 0 healthy, 3 not",
+    "env": 'print what a shell needs: eval "$(python slurm/sandbox env)"',
+    "power-off": "kill everything on a node, as a power loss does",
+    "power-on": "start a node that is off",
+    "kill-slurmd": "kill a node's slurmd alone; its jobs live on",
+    "restart-slurmd": "start it again",
+    "kill-daemon": "kill munged, mariadbd, slurmdbd or slurmctld; up starts it again",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(arguments)
+    try:
+        return run(options)
+    except SandboxError as error:
+        sys.stderr.write(f"sandbox: {error}\n")
+        return 2
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="python slurm/sandbox", description=__doc__, formatter_class=form)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, help_text in COMMANDS.items():
+        command = commands.add_parser(name, help=help_text, description=help_text)
+        command.add_argument(
+            "--state", type=Path, metavar="DIR", help=f"folder of its files; absent: {default_state()}"
+        )
+        if name == "up":
+            command.add_argument("--nodes", type=int, metavar="N", help="1 to 16; absent: 4")
+            command.add_argument("--gpus", type=int, metavar="N", help="of each node; absent: 2")
+            command.add_argument("--cpus", type=int, metavar="N", help="of each node; absent: half of this machine's")
+            trackers = ("auto", "cgroup", "linuxproc")
+            command.add_argument("--proctrack", choices=trackers, help="absent: auto, cgroup where it can be written")
+        if name == "down":
+            command.add_argument(
+                "--keep", action="store_true", help="keep the folder and its accounting for the next up"
+            )
+        if name in ("power-off", "power-on", "kill-slurmd", "restart-slurmd"):
+            command.add_argument("name", metavar="NODE")
+        if name == "kill-daemon":
+            command.add_argument("name", metavar="DAEMON")
+    return parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> int:
+    state = Path.cwd() / (options.state or default_state())
+    if options.command in ("env", "status"):
+        return look(options.command, state)
+    machine.check()
+    with cluster.locked(state):
+        if options.command == "up":
+            start(options, state)
+            return 0
+        settings = load(state)
+        if settings is None:
+            if options.command != "down":
+                raise SandboxError(f"no sandbox in {state}: python slurm/sandbox up")
+            if state.is_dir():
+                state.rmdir()
+            return 0
+        change(options, settings)
+    return 0
+
+
+def look(command: str, state: Path) -> int:
+    settings = load(state)
+    if settings is None:
+        raise SandboxError(f"no sandbox in {state}: python slurm/sandbox up")
+    if command == "env":
+        sys.stdout.write(f"export SLURM_CONF={settings.conf}\n")
+        return 0
+    sys.stdout.write(cluster.describe(settings) + "\n")
+    return 0 if cluster.is_healthy(settings) else 3
+
+
+def start(options: argparse.Namespace, state: Path) -> None:
+    began = time.monotonic()
+    make_state(state)
+    settings = load(state)
+    if settings is None:
+        settings = choose(
+            state,
+            default=state == default_state(),
+            nodes=4 if options.nodes is None else options.nodes,
+            gpus=2 if options.gpus is None else options.gpus,
+            cpus=options.cpus,
+            proctrack=machine.choose_proctrack(options.proctrack or "auto"),
+        )
+    else:
+        check_same(options, settings)
+    cluster.up(settings)
+    sys.stderr.write(
+        f"{len(settings.names)} nodes are ready ({time.monotonic() - began:.1f} s): {', '.join(settings.names)}\n"
+    )
+
+
+def check_same(options: argparse.Namespace, settings: Settings) -> None:
+    """A cluster that is there keeps its shape.
+
+    Raises:
+        SandboxError: another one is asked for.
+    """
+    for name in ("nodes", "gpus", "cpus", "proctrack"):
+        wanted, has = getattr(options, name), getattr(settings, name)
+        if wanted not in (None, "auto", has):
+            raise SandboxError(f"--{name} {wanted}: the sandbox in {settings.state} has {has}; down comes first")
+
+
+def change(options: argparse.Namespace, settings: Settings) -> None:
+    """Everything but up, on a cluster that is there."""
+    match options.command:
+        case "down":
+            cluster.down(settings, options.keep)
+        case "power-off":
+            nodes.power_off(settings, options.name)
+        case "power-on":
+            nodes.power_on(settings, options.name)
+            nodes.wait_for_nodes(settings, [options.name])
+        case "kill-slurmd":
+            nodes.kill_slurmd(settings, options.name)
+        case "restart-slurmd":
+            nodes.restart_slurmd(settings, options.name)
+            nodes.wait_for_nodes(settings, [options.name])
+        case "kill-daemon":
+            cluster.kill_daemon(settings, options.name)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

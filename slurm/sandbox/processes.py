@@ -1,0 +1,158 @@
+"""Processes of one sandbox: started with a mark in their environment, found by it again, waited for with a limit.
+
+The mark is the state folder. Daemons carry it and jobs do not (theirs is the environment of sbatch), nor does a shell
+that was pointed at the cluster with `env`: so what `down` ends is never more than the cluster.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from settings import SandboxError, Settings
+
+MARK = "HPC_EWC_SANDBOX"
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+TAIL_LINES = 15
+
+
+def client_environment(settings: Settings) -> dict[str, str]:
+    """For scontrol and its like: this cluster, and nothing of a job that the caller may itself be part of."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH_", "SRUN_"))}
+    return kept | {"SLURM_CONF": str(settings.conf), "PATH": f"{PATH}:{os.environ.get('PATH', '')}"}
+
+
+def spawn(settings: Settings, daemon: str, command: list[str]) -> subprocess.Popen[bytes]:
+    """Start a daemon that stays in the foreground of its own session, and note its pid."""
+    environment = {"PATH": PATH, "HOME": "/root", "LANG": "C.UTF-8", "SLURM_CONF": str(settings.conf)}
+    with settings.log(daemon).open("ab") as log:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=environment | {MARK: str(settings.state)},
+            cwd="/",
+            start_new_session=True,
+        )
+    settings.pid_file(daemon).write_text(f"{process.pid}\n")
+    return process
+
+
+def pid_of(settings: Settings, daemon: str) -> int | None:
+    """Of a daemon that lives; a number that now belongs to another process is none."""
+    with suppress(OSError, ValueError):
+        pid = int(settings.pid_file(daemon).read_text())
+        if is_alive(pid) and is_marked(pid, settings):
+            return pid
+    return None
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return False
+    return state not in "ZX"
+
+
+def is_marked(pid: int, settings: Settings) -> bool:
+    try:
+        return f"{MARK}={settings.state}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+
+
+def marked(settings: Settings) -> list[int]:
+    """Every living process of the sandbox."""
+    pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+    return [pid for pid in pids if is_marked(pid, settings) and is_alive(pid)]
+
+
+def arguments_of(pid: int) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return []
+
+
+def children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def end(pids: list[int], number: signal.Signals = signal.SIGKILL, timeout_s: float = 10.0) -> None:
+    """Send a signal and wait until they are gone; whatever outlives its time is killed.
+
+    Raises:
+        SandboxError: a process that not even SIGKILL ends.
+    """
+    for sent, limit in ((number, timeout_s), (signal.SIGKILL, 10.0)):
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, sent)
+        until = time.monotonic() + limit
+        while time.monotonic() < until:
+            if not any(map(is_alive, pids)):
+                return
+            time.sleep(0.02)
+    raise SandboxError(f"processes {[pid for pid in pids if is_alive(pid)]} do not end, even by SIGKILL")
+
+
+def wait_until(ready: Callable[[], bool], what: str, log: Path, timeout_s: float = 30.0, every_s: float = 0.05) -> None:
+    """Poll until it is so.
+
+    Raises:
+        SandboxError: it is not within the time; with the tail of the log.
+    """
+    until = time.monotonic() + timeout_s
+    while not ready():
+        if time.monotonic() > until:
+            raise SandboxError(f"{what}: not within {timeout_s:.0f} s.\n{tail(log)}")
+        time.sleep(every_s)
+
+
+def wait_for_daemon(
+    process: subprocess.Popen[bytes] | None, ready: Callable[[], bool], daemon: str, settings: Settings
+) -> None:
+    """Wait until a daemon answers; one that ended says why at once.
+
+    Raises:
+        SandboxError: it ended, or does not answer; with the tail of its log.
+    """
+
+    def check() -> bool:
+        if process is not None and process.poll() is not None:
+            raise SandboxError(
+                f"{daemon} ended with status {process.returncode} at its start.\n{tail(settings.log(daemon))}"
+            )
+        return ready()
+
+    wait_until(check, f"{daemon} does not answer", settings.log(daemon))
+
+
+def tail(log: Path) -> str:
+    """The last lines of a log, under its name."""
+    try:
+        lines = log.read_text(errors="replace").splitlines()[-TAIL_LINES:]
+    except OSError:
+        lines = []
+    return "\n".join([f"{log}:", *(f"  {line}" for line in lines or ["(nothing)"])])
+
+
+def ask(settings: Settings, *command: str, timeout_s: float = 30.0) -> subprocess.CompletedProcess[str]:
+    """Run one of Slurm's commands on this cluster, whatever it answers."""
+    environment = client_environment(settings)
+    try:
+        return subprocess.run(
+            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s
+        )
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, 124, "", f"no answer within {timeout_s:.0f} s")
