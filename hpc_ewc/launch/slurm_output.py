@@ -127,21 +127,7 @@ def parse_queue(text: str) -> list[SlurmJob]:
     found: list[SlurmJob] = []
     for fields in _lines(text, len(QUEUE_FIELDS) + 1):  # each field ends with a separator
         ids, state, reason, nodes, restarts, elapsed, status, tres, name, comment = fields[:-1]
-        seconds, gpus = parse_duration(elapsed), count_gpus(tres)
-        job = SlurmJob(
-            job_id="",
-            main_id="",
-            name=name,
-            comment=_something(comment),
-            state=base_state(state),
-            reason=_something(reason),
-            nodes=_something(nodes),
-            restarts=int(restarts) if restarts.isdigit() else 0,
-            elapsed_s=seconds,
-            exit_code=_wait_status(status),
-            gpus=gpus,
-            gpu_s=gpus * seconds,
-        )
+        job = _job(name, comment, state, reason, nodes, parse_duration(elapsed), _wait_status(status), tres, restarts)
         found += _each(ids, job)
     return found
 
@@ -151,21 +137,8 @@ def parse_accounting(text: str) -> list[SlurmJob]:
     attempts: dict[str, list[SlurmJob]] = {}
     for fields in _lines(text, len(ACCOUNT_FIELDS)):
         ids, state, reason, nodes, elapsed, status, tres, name, comment = fields
-        seconds, gpus = float(elapsed) if elapsed.isdigit() else 0.0, count_gpus(tres)
-        job = SlurmJob(
-            job_id="",
-            main_id="",
-            name=name,
-            comment=_something(comment),
-            state=base_state(state),
-            reason=_something(reason),
-            nodes=_something(nodes),
-            elapsed_s=seconds,
-            exit_code=status,
-            gpus=gpus,
-            gpu_s=gpus * seconds,
-        )
-        for one in _each(ids, job):
+        seconds = float(elapsed) if elapsed.isdigit() else 0.0
+        for one in _each(ids, _job(name, comment, state, reason, nodes, seconds, status, tres)):
             attempts.setdefault(one.job_id, []).append(one)
     return [_last_of(tried) for tried in attempts.values()]
 
@@ -188,28 +161,52 @@ def parse_details(text: str) -> list[SlurmJob]:
         job_id, array, name = matched.groups()
         main, element = _value(array, "ArrayJobId"), _value(array, "ArrayTaskId")
         rest = line[matched.end() :]
-        seconds, gpus = parse_duration(_value(rest, "RunTime")), count_gpus(_value(rest, "TRES"))
         comment = re.search(r" Comment=(.*?) +(?:StdErr|AdminComment|SystemComment)=", rest)
-        restarts = _value(rest, "Restarts")
-        job = SlurmJob(
-            job_id="",
-            main_id="",
-            name=name,
-            comment=_something(comment[1]) if comment else "",
-            state=base_state(_value(rest, "JobState")),
-            reason=_something(_value(rest, "Reason")),
-            nodes=_something(_value(rest, "NodeList")),
-            restarts=int(restarts) if restarts.isdigit() else 0,
-            elapsed_s=seconds,
-            exit_code=_value(rest, "ExitCode"),
-            gpus=gpus,
-            gpu_s=gpus * seconds,
-        )
+        # one TRES up to 22.05; since then what was asked for and what was given
+        tres = _value(rest, "AllocTRES") or _value(rest, "TRES") or _value(rest, "ReqTRES")
+        said = comment[1] if comment else ""
+        state, reason, nodes = _value(rest, "JobState"), _value(rest, "Reason"), _value(rest, "NodeList")
+        seconds = parse_duration(_value(rest, "RunTime"))
+        job = _job(name, said, state, reason, nodes, seconds, _value(rest, "ExitCode"), tres)
+        job = replace(job, restarts=_number(_value(rest, "Restarts")))
         if not main:
             found += _each(job_id, job)
         else:
             found += _each(f"{main}_{element}" if element.isdigit() else f"{main}_[{element}]", job)
     return found
+
+
+def _job(
+    name: str,
+    comment: str,
+    state: str,
+    reason: str,
+    nodes: str,
+    seconds: float,
+    status: str,
+    tres: str,
+    restarts: str = "",
+) -> SlurmJob:
+    """A job whose ids are still to be told; `NAME` is kept as it is, of the rest Slurm's ways of saying nothing go."""
+    gpus = count_gpus(tres)
+    return SlurmJob(
+        job_id="",
+        main_id="",
+        name=name,
+        comment=_something(comment),
+        state=base_state(state),
+        reason=_something(reason),
+        nodes=_something(nodes),
+        restarts=_number(restarts),
+        elapsed_s=seconds,
+        exit_code=status,
+        gpus=gpus,
+        gpu_s=gpus * seconds,
+    )
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isdigit() else 0
 
 
 def _value(text: str, key: str) -> str:
