@@ -43,6 +43,58 @@ def submit(
     return submit(sweep, profile, runs, out, dry_run, yes)
 
 
+def evaluate(
+    checkpoints: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT…")],
+    /,
+    suites: str = "en,lt,fluency",
+    shots: OptionalName = None,
+    prompts: str = "core",
+    heldout: OptionalName = None,
+    include: OptionalName = None,
+    limit: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
+    batch_size: int = 16,
+    max_length: int = 2048,
+    dtype: str = "bfloat16",
+    backend: str = "hf",
+    base: Annotated[str | None, tyro.conf.arg(metavar="CHECKPOINT")] = None,
+    name: str = "evaluate",
+    profile: OptionalPath = None,
+    runs: OptionalPath = None,
+    out: OptionalPath = None,
+    dry_run: bool = False,
+    yes: Annotated[bool, tyro.conf.arg(aliases=["-y"])] = False,
+) -> int:
+    """Ask any checkpoints the questions of the suites, as one array. Again: only what is missing.
+
+    Exit status: as of submit.
+
+    Args:
+        checkpoints: Folders, globs, hub ids (owner/name, owner/name@revision).
+        suites: Suites, tasks, single cells or lm-eval tasks, with commas between.
+        shots: Worked examples by task, such as gsm8k=5,mmlu=5 (these are the default); 0 for the others.
+        prompts: core, native, or both with a comma between.
+        heldout: Held-out text by language, such as en=news.en.jsonl,lt=news.lt.jsonl.
+        include: Folders of further lm-eval task files, with commas between.
+        limit: The first N documents of each task.
+        batch_size: Requests at once.
+        max_length: Tokens of context.
+        dtype: Of the model as it is scored: bfloat16 or float32.
+        backend: hf or vllm.
+        base: What they were trained from: the report's differences are to it.
+        name: Of the run folder.
+        profile: Where and how jobs run; absent: this machine.
+        runs: Folder of the run folders; absent: the profile's, else ./runs.
+        out: Folder of the tables; absent: ./results/NAME.
+        dry_run: Show what is done and missing. Writes nothing.
+        yes: Do not ask.
+    """
+    from hpc_ewc.launch.foreign import Options, evaluate, read_settings
+
+    settings = read_settings(suites, shots, prompts, heldout, include, limit, batch_size, max_length, backend)
+    options = Options(base, name, dtype, settings)
+    return evaluate(checkpoints, options, profile, runs, out, dry_run, yes)
+
+
 def status(
     folder: tyro.conf.Positional[Path],
     /,
@@ -105,7 +157,13 @@ def cancel(
     return cancel(folder, run, stage, yes)
 
 
-COMMANDS: dict[str, Callable[..., Any]] = {"submit": submit, "status": status, "logs": logs, "cancel": cancel}
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "submit": submit,
+    "evaluate": evaluate,
+    "status": status,
+    "logs": logs,
+    "cancel": cancel,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -89,13 +89,14 @@ def run_name(coordinates: Mapping[str, Any], key: str) -> str:
     parts = []
     for name, word in zip(coordinates, last, strict=True):
         label = word if last.count(word) == 1 else name
-        parts.append(f"{label}={_word(coordinates[name])}")
+        parts.append(f"{label}={plain_word(coordinates[name])}")
     return f"{','.join(parts)[:120] or 'run'}-{key}"
 
 
-def _word(value: Any) -> str:
+def plain_word(value: Any) -> str:
+    """A value as part of a name: letters that a shell, a file system or Slurm could mistake become `_`."""
     if isinstance(value, (list, tuple)):
-        return "+".join(map(_word, value))
+        return "+".join(map(plain_word, value))
     text = f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
     return re.sub(r"[^A-Za-z0-9.+-]", "_", text)
 

@@ -43,7 +43,7 @@ def find_export(train: StageDir, fraction: float) -> Checkpoint:
         facts = records.read_json(path)
         there.append(float(facts.get("fraction", -1.0)))
         if there[-1] == fraction:
-            return _exported(path.parent, facts)
+            return open_export(path.parent)
     without = sorted(path.name for path in train.exports.glob("[0-9]*") if not (path / "hpc_ewc.json").is_file())
     half = f"; without hpc_ewc.json, so half-written: {', '.join(without)}" if without else ""
     known = ", ".join(map(repr, there)) or "none"
@@ -53,7 +53,13 @@ def find_export(train: StageDir, fraction: float) -> Checkpoint:
     )
 
 
-def _exported(folder: Path, facts: dict[str, Any]) -> Checkpoint:
+def open_export(folder: Path) -> Checkpoint:
+    """The export in a folder, wherever it was copied to: its `hpc_ewc.json` says what it is.
+
+    Raises:
+        ArtefactError: that file is not ours, or the others are not those that were exported.
+    """
+    facts = records.read_json(folder / "hpc_ewc.json")
     missing = [name for name in ("run", "step", "train_key", "model_hash", "base_hash") if name not in facts]
     if missing:
         raise ArtefactError(f"{folder / 'hpc_ewc.json'}: lacks {', '.join(missing)}; not ours, or half-written")
@@ -75,8 +81,14 @@ def _exported(folder: Path, facts: dict[str, Any]) -> Checkpoint:
     )
 
 
-def find_model(folder: Path, run: str, identity: str) -> Checkpoint:
+def find_model(folder: Path, run: str, identity: str, base: Path | None = None) -> Checkpoint:
     """A model that this project did not train (`base` among them), as step 0 of itself.
+
+    Args:
+        folder: of the model.
+        run: its name among the evaluated ones.
+        identity: for `cell_key`.
+        base: folder of what it was trained from, if that is known.
 
     Raises:
         InputError: no such folder, or no model in it.
@@ -85,7 +97,7 @@ def find_model(folder: Path, run: str, identity: str) -> Checkpoint:
         what = "no config.json, so not a Hugging Face model" if folder.is_dir() else "no such folder"
         raise InputError(f"{folder}: {what}; give model.path a Hugging Face folder or a hub id")
     found = records.model_hash(folder)
-    return Checkpoint(folder, run, 0, 0.0, found, found, identity)
+    return Checkpoint(folder, run, 0, 0.0, found, records.model_hash(base) if base else found, identity)
 
 
 def load_tokenizer(folder: Path) -> Any:

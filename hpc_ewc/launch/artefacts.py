@@ -75,7 +75,8 @@ def _cell_key(node: Node, cell: suites.Cell, fraction: float) -> str:
     """The `cell_key` that the worker will give this cell."""
     questions, config = node.inputs.get("questions"), node.experiment.evaluate
     named = node.inputs.get("heldout", {}).get(cell.language)
-    heldout = Path(named) if named else StageDir(Path(node.inputs["tokens"])).heldout
+    tokens = node.inputs.get("tokens")
+    heldout = Path(named) if named else StageDir(Path(tokens)).heldout if tokens else None
     folder = Path(questions) if questions else None
     data = suites.data_hash(cell, questions=folder, heldout=heldout, include=config.include)
     dtype = node.experiment.model.dtype

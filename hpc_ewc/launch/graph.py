@@ -116,6 +116,48 @@ def build_graph(
     return Graph(root, builder.finish(experiment))
 
 
+@dataclass(frozen=True)
+class Asked:
+    """Checkpoints of one run that are evaluated though this experiment did not train them."""
+
+    run: str
+    key: str
+    inputs: Inputs
+    read: dict[str, Any]
+    """`inputs` of its stage.json, questions and held-out text aside."""
+    fractions: tuple[float, ...]
+    experiment: Experiment
+    coordinates: dict[str, Any]
+
+
+def build_evaluation(
+    root: RunDir, asked: Sequence[Asked], experiment: Experiment, profile: Profile, where: str
+) -> Graph:
+    """The graph that evaluates given checkpoints: no stage waits for another, but the report.
+
+    Args:
+        root: the run folder.
+        asked: the checkpoints, by run.
+        experiment: whose suites and resources are those of all.
+        profile: its resources come before the experiment's.
+        where: what errors name.
+    """
+    resources = {stage: job_resources(stage, experiment, profile) for stage in ("evaluate", REPORT)}
+    builder = _Builder(root, resources, where)
+    for entry in asked:
+        builder.add_evaluate(
+            entry.run,
+            entry.key,
+            entry.inputs,
+            dict(entry.read),
+            (),
+            entry.fractions,
+            entry.experiment,
+            entry.coordinates,
+        )
+    return Graph(root, builder.finish(experiment))
+
+
 class _Builder:
     def __init__(self, root: RunDir, resources: dict[str, JobResources], where: str) -> None:
         self.root, self.resources, self.where = root, resources, where
@@ -213,7 +255,7 @@ class _Builder:
             depends=depends,
             cells=cells,
             fractions=tuple(fractions),
-            settings=self.settings_of(experiment, inputs, read["tokens"], cells, tuple(fractions)),
+            settings=self.settings_of(experiment, inputs, read.get("tokens", ""), cells, tuple(fractions)),
         )
         self.add(node)
 

@@ -7,6 +7,7 @@ downloaded here and nothing heavy imported: the cache's folders are read as they
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import glob
 import os
@@ -86,6 +87,28 @@ class Resolver:
             heldout=heldout,
             heldout_ids=heldout_ids,
         )
+
+    def resolve_base(self, model: ModelConfig | None, experiment: Experiment) -> Inputs:
+        """What evaluating needs without any training: the base model, if there is one; questions; held-out text."""
+        small = experiment.model.path == MINIATURE
+        heldout = self._heldout(experiment.evaluate, experiment.model)
+        inputs = Inputs(
+            identities=Identities("", "", "", ""),
+            model="",
+            corpus=(),
+            fisher=(),
+            questions=str(miniature.default_folder() / "questions") if small else None,
+            question_id=_miniature_id() if small else "hub",
+            heldout=heldout,
+            heldout_ids={language: self._heldout_id(path) for language, path in heldout.items()},
+        )
+        return inputs if model is None else dataclasses.replace(inputs, **self.resolve_model(model))
+
+    def resolve_model(self, config: ModelConfig) -> dict[str, Any]:
+        """`model` and `identities` of Inputs, of a model that is evaluated as it is."""
+        model, identity, _ = self.model(config)
+        self.hashes.save()
+        return {"model": model, "identities": Identities(identity, "", "", "")}
 
     # ------------------------------------------------------------------------------------------ one table each
 

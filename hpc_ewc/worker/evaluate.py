@@ -61,12 +61,16 @@ def run(stage: Stage, fraction: float, names: Sequence[str]) -> None:
 
 
 def find_checkpoint(stage: Stage, fraction: float) -> Any:
-    """The export of this run's training, or the model that is evaluated as it is."""
-    from hpc_ewc.evaluate.checkpoint import find_export, find_model
+    """The export of this run's training, one that was given by its folder, or the model that is evaluated as it is."""
+    from hpc_ewc.evaluate.checkpoint import find_export, find_model, open_export
 
-    if "train" in stage.inputs:
-        return find_export(StageDir(Path(stage.inputs["train"])), fraction)
-    return find_model(Path(stage.inputs["model"]), stage.run, stage.key)
+    inputs = stage.inputs
+    if "train" in inputs:
+        return find_export(StageDir(Path(inputs["train"])), fraction)
+    if "exports" in inputs:
+        return open_export(Path(inputs["exports"][repr(fraction)]))
+    base = Path(inputs["base"]) if inputs.get("base") else None
+    return find_model(Path(inputs["model"]), stage.run, stage.key, base)
 
 
 def find_inputs(stage: Stage) -> Any:

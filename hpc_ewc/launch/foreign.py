@@ -1,0 +1,294 @@
+"""`hpc-ewc evaluate CHECKPOINT…`: any checkpoints, asked what an experiment's own are asked, in a run folder of theirs.
+
+A checkpoint that this project exported explains itself by its `hpc_ewc.json`: run, step, λ, base. Any other is a run
+of its own, named by its folder and a key of its path. All of them make one array; what is there is not asked again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hpc_ewc import miniature, records, suites
+from hpc_ewc.config import DataConfig, EvaluateConfig, Experiment, ModelConfig, build_section, render_toml
+from hpc_ewc.errors import ArtefactError, ConfigError, InputError
+from hpc_ewc.launch.graph import Asked, Graph, build_evaluation
+from hpc_ewc.launch.model_folder import check_model
+from hpc_ewc.launch.profile import Profile, load_profile
+from hpc_ewc.launch.resolve import MINIATURE, Inputs, Resolver, is_hub_id, local_path
+from hpc_ewc.launch.submit import Request, carry_out, run_folder
+from hpc_ewc.rundir import RunDir
+from hpc_ewc.sweep import BASE_RUN, plain_word
+
+WHERE = "hpc-ewc evaluate"
+MARK = "# Written by `hpc-ewc evaluate`: what its checkpoints are asked.\n"
+"""First line of experiment.toml, by which the folder is known to be no experiment's."""
+NO_CORPUS = "none"
+FACTS = ("run", "step", "fraction", "train_key", "model_hash", "base_hash")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says beside the checkpoints."""
+
+    base: str | None = None
+    name: str = "evaluate"
+    dtype: str = "bfloat16"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Keys of [evaluate]."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """One checkpoint of the command line."""
+
+    name: str
+    """As it was given: `miniature`, a hub id with or without `@revision`, an absolute path."""
+    facts: dict[str, Any] | None = None
+    """Its hpc_ewc.json, if this project exported it."""
+
+    @property
+    def is_miniature(self) -> bool:
+        """Of the package's own small world, whose tokenizer no other model has: it is asked its own questions."""
+        if self.name == MINIATURE:
+            return True
+        theirs, ours = (folder / "tokenizer.json" for folder in (Path(self.name), miniature.model_dir()))
+        if not (theirs.is_file() and ours.is_file() and theirs.stat().st_size == ours.stat().st_size):
+            return False
+        return theirs.read_bytes() == ours.read_bytes()
+
+    @property
+    def model(self) -> ModelConfig:
+        path, _, revision = self.name.partition("@") if is_hub_id(self.name.partition("@")[0]) else (self.name, "", "")
+        return ModelConfig(path=path, revision=revision or None)
+
+    @property
+    def run(self) -> str:
+        """`<folder name>-<key of its path>`."""
+        return f"{plain_word(Path(self.model.path).name)[:100]}-{records.key_of(self.name)}"
+
+
+def evaluate(
+    checkpoints: Sequence[str],
+    options: Options,
+    profile: Path | None,
+    runs: Path | None,
+    out: Path | None,
+    dry_run: bool,
+    yes: bool,
+) -> int:
+    """Evaluate checkpoints; see `hpc-ewc evaluate --help`. The exit status of the command.
+
+    Raises:
+        HpcEwcError: refused before anything started.
+    """
+    loaded = load_profile(profile)
+    root = run_folder(options.name, f"--name {options.name}", loaded, runs)
+    _check_folder(root)
+    given = find_checkpoints(checkpoints)
+    base = find_checkpoints([options.base])[0] if options.base else None
+    given = [checkpoint for checkpoint in given if base is None or checkpoint.name != base.name]
+    request = _request(given, base, options, root)
+    return carry_out(request, loaded, root, out, dry_run, yes)
+
+
+def read_settings(
+    suites: str,
+    shots: str | None,
+    prompts: str,
+    heldout: str | None,
+    include: str | None,
+    limit: int | None,
+    batch_size: int,
+    max_length: int,
+    backend: str,
+) -> dict[str, Any]:
+    """Keys of [evaluate] from the words of a command line.
+
+    Raises:
+        ConfigError: a word that is not `name=value` where that is asked.
+    """
+    settings: dict[str, Any] = {"suites": _words(suites), "prompts": _words(prompts), "include": _words(include)}
+    settings |= {"batch_size": batch_size, "max_length": max_length, "backend": backend}
+    settings |= {"heldout": _pairs(heldout, "--heldout", "en=news.en.jsonl")}
+    if shots is not None:
+        given = _pairs(shots, "--shots", "gsm8k=5")
+        wrong = [f"{task}={n}" for task, n in given.items() if not n.isdigit()]
+        if wrong:
+            raise ConfigError(f"--shots {shots}: {wrong[0]!r}: not a whole number")
+        settings["shots"] = {task: int(n) for task, n in given.items()}
+    return settings | ({"limit": limit} if limit is not None else {})
+
+
+def _words(text: str | None) -> list[str]:
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
+
+
+def _pairs(text: str | None, flag: str, example: str) -> dict[str, str]:
+    pairs = [word.partition("=") for word in _words(text)]
+    for key, equals, value in pairs:
+        if not (key and equals and value):
+            raise ConfigError(f"{flag} {text}: {key!r} is not name=value, such as {example}")
+    return {key: value for key, _, value in pairs}
+
+
+def _check_folder(root: RunDir) -> None:
+    if root.experiment_toml.is_file() and not root.experiment_toml.read_text(encoding="utf-8").startswith(MARK):
+        raise ConfigError(f"--name {root.name}: {root.root} is the run folder of an experiment; give another name")
+
+
+# ---------------------------------------------------------------------------------------------- which
+
+
+def find_checkpoints(names: Sequence[str]) -> list[Given]:
+    """The checkpoints that folders, globs and hub ids name, each once, whole as far as their files tell.
+
+    Raises:
+        InputError: some are not checkpoints, or not whole; all of them are listed.
+    """
+    if not names:
+        raise ConfigError("no checkpoint given; name folders, globs or hub ids, such as runs/x/train/*/exports/*")
+    found: dict[str, Given] = {}
+    wrong: list[str] = []
+    for name in names:
+        for path in _expand(name):
+            try:
+                found.setdefault(path, _look_at(path))
+            except (InputError, ArtefactError) as error:
+                wrong.append(str(error))
+    if wrong:
+        raise InputError("; ".join(wrong))
+    _check_distinct(list(found.values()))
+    return list(found.values())
+
+
+def _expand(name: str) -> list[str]:
+    """A hub id as it is, a folder as its absolute path, a glob as all that it matches."""
+    if name == MINIATURE:
+        return [name]
+    path = local_path(name)
+    if path.exists():
+        return [str(path)]
+    matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 - an absolute pattern
+    return matches or [name if is_hub_id(name.partition("@")[0]) else str(path)]
+
+
+def _look_at(name: str) -> Given:
+    if name == MINIATURE or not name.startswith("/"):
+        return Given(name)
+    folder = Path(name)
+    check_model(folder)
+    if not (folder / "hpc_ewc.json").is_file():
+        return Given(name)
+    facts = records.read_json(folder / "hpc_ewc.json")
+    missing = [key for key in FACTS if key not in facts]
+    if missing:
+        raise ArtefactError(f"{folder / 'hpc_ewc.json'}: lacks {', '.join(missing)}; not ours, or half-written")
+    return Given(name, facts)
+
+
+def _check_distinct(given: Sequence[Given]) -> None:
+    """Two copies of one export would write one record."""
+    known: dict[tuple[str, float], str] = {}
+    for checkpoint in given:
+        if checkpoint.facts is not None:
+            at = str(checkpoint.facts["run"]), float(checkpoint.facts["fraction"])
+            if at in known:
+                raise ConfigError(
+                    f"{known[at]} and {checkpoint.name}: both say they are run {at[0]} at fraction {at[1]:g}; give one"
+                )
+            known[at] = checkpoint.name
+
+
+# ---------------------------------------------------------------------------------------------- what
+
+
+def _request(given: Sequence[Given], base: Given | None, options: Options, root: RunDir) -> Request:
+    everything = [*given, *([base] if base else [])]
+    small = {checkpoint.is_miniature for checkpoint in everything}
+    if len(small) > 1:
+        names = ", ".join(checkpoint.name for checkpoint in everything if checkpoint.is_miniature)
+        raise ConfigError(f"{names}: of the miniature, which is asked its own questions; evaluate it apart")
+    experiment = _experiment(everything, options, small=small == {True})
+
+    def build(resolver: Resolver, root: RunDir, profile: Profile) -> Graph:
+        asked = _asked(given, base, experiment, resolver)
+        return build_evaluation(root, asked, experiment, profile, WHERE)
+
+    again = shlex.join(["hpc-ewc", *sys.argv[1:]])
+    return Request(str(root.experiment_toml), MARK + render_toml(experiment), experiment, build, again)
+
+
+def _experiment(everything: Sequence[Given], options: Options, *, small: bool) -> Experiment:
+    """What every checkpoint is asked, as an experiment without a corpus; suites as the cells that they are.
+
+    Raises:
+        ConfigError: a setting that cannot be; a cell of held-out text whose text is not given.
+    """
+    config: EvaluateConfig = build_section(EvaluateConfig, options.settings, "evaluate", WHERE)
+    texts = [*config.heldout, *(("en", "lt") if small else ())]
+    cells = suites.expand_suites(config, texts[0] if texts else suites.UNDETERMINED, heldout=texts)
+    for cell in cells:
+        if cell.task == "ppl_heldout" and cell.language not in texts and cell.task in "".join(config.suites):
+            raise ConfigError(f"--suites {cell.task}: no text; name a file: --heldout {cell.language}=FILE.jsonl")
+    cells = [cell for cell in cells if cell.task != "ppl_heldout" or cell.language in texts]
+    languages = [cell.language for cell in cells if cell.language not in ("en", suites.UNDETERMINED)]
+    heldout = {language: str(local_path(path)) for language, path in config.heldout.items()}
+    include = tuple(str(local_path(folder)) for folder in config.include)
+    named = tuple(cell.name for cell in cells)
+    model = build_section(ModelConfig, {"path": everything[-1].model.path, "dtype": options.dtype}, "model", WHERE)
+    return Experiment(
+        model=dataclasses.replace(model, path=MINIATURE) if small else model,
+        data=DataConfig(source=NO_CORPUS, language=(languages or ["en"])[0], heldout_documents=0),
+        evaluate=dataclasses.replace(config, suites=named, heldout=heldout, include=include),
+    )
+
+
+def _asked(given: Sequence[Given], base: Given | None, experiment: Experiment, resolver: Resolver) -> list[Asked]:
+    """One entry a run: exports of one training are one run, with a fraction each."""
+    shared = resolver.resolve_base(base.model if base else None, experiment)
+    asked = []
+    if base is not None:
+        asked.append(_as_it_is(BASE_RUN, base, shared, experiment, None))
+    exported: dict[str, list[Given]] = {}
+    for checkpoint in given:
+        if checkpoint.facts is not None:
+            exported.setdefault(str(checkpoint.facts["run"]), []).append(checkpoint)
+            continue
+        inputs = dataclasses.replace(shared, **resolver.resolve_model(checkpoint.model))
+        asked.append(_as_it_is(checkpoint.run, checkpoint, inputs, experiment, shared.model if base else None))
+    return asked + [_exports(run, found, shared, experiment) for run, found in exported.items()]
+
+
+def _as_it_is(run: str, checkpoint: Given, inputs: Inputs, experiment: Experiment, base: str | None) -> Asked:
+    """A model that this project did not train, or that is the base of others."""
+    read = {"model": inputs.model} | ({"base": base} if base else {})
+    key = records.key_of({"model": inputs.identities.model})
+    return Asked(run, key, inputs, read, (0.0,), _of(checkpoint, experiment), {})
+
+
+def _exports(run: str, found: Sequence[Given], inputs: Inputs, experiment: Experiment) -> Asked:
+    """Exports of one training, wherever they lie."""
+    places = {repr(float(checkpoint.facts["fraction"])): checkpoint.name for checkpoint in found if checkpoint.facts}
+    facts = found[0].facts
+    assert facts is not None, "only exports come here"
+    fractions = tuple(sorted(map(float, places)))
+    coordinates = dict(facts.get("coordinates", {}))
+    # λ of the one is not λ of the other where two trainings share a name, which their keys forbid
+    return Asked(
+        run, facts["train_key"], inputs, {"exports": places}, fractions, _of(found[0], experiment), coordinates
+    )
+
+
+def _of(checkpoint: Given, experiment: Experiment) -> Experiment:
+    """The experiment of one checkpoint: its records say which model it was."""
+    if checkpoint.is_miniature:
+        return experiment
+    path, revision = checkpoint.model.path, checkpoint.model.revision
+    return dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, path=path, revision=revision))
