@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -171,7 +172,10 @@ class Stage:
         try:
             yield
         except Exception as error:
-            self.fail(error, getattr(error, "samples", None))
+            try:
+                self.fail(error, getattr(error, "samples", None))
+            except OSError as unwritten:  # a full disk, say: the error itself must still be the one that is seen
+                sys.stderr.write(f"{self.dir.failed}: cannot be written: {unwritten}\n")
             raise
 
     # ------------------------------------------------------------------------------------------ manifest

@@ -34,6 +34,8 @@ class Origin:
     dtype: torch.dtype
     attention: str
     loss: str
+    tokenizer_hash: str | None = None
+    """As `load_tokenizer` gives it; None where the folder has no tokenizer.json."""
 
 
 def load_model(
@@ -69,8 +71,9 @@ def load_model(
         device = torch.device(mesh.device_type, torch.cuda.current_device())
     chosen = choose_attention(attention, folder, device)
     model = build_empty(folder, chosen, loss)
+    tokenizer_hash = None
     if (folder / "tokenizer.json").is_file():
-        load_tokenizer(folder)  # refuses one whose ids the embedding has no rows for
+        tokenizer_hash = load_tokenizer(folder).hash  # refuses one whose ids the embedding has no rows for
     check_tied(model)
     if mesh is None:
         model.to(dtype)
@@ -82,7 +85,7 @@ def load_model(
     check_tied(model)
     read_weights(model, folder)
     build_buffers(model)
-    model.origin = Origin(folder, dtype, chosen, loss)
+    model.origin = Origin(folder, dtype, chosen, loss, tokenizer_hash)
     model.train()
     return model
 

@@ -62,6 +62,10 @@ class Free:
             dist.all_reduce(squared, group=first.device_mesh.get_group(SHARD_AXIS))
         return Held(0.0, math.sqrt(float(squared)), 0.0)
 
+    def scale(self) -> dict[str, float]:
+        """Nothing to say: there is no Fisher."""
+        return {}
+
     def summary(self) -> dict[str, Any]:
         """Nothing to say: without a Fisher every parameter is free."""
         return {}
@@ -80,10 +84,15 @@ class Elastic:
         measures = self._penalty.measure()
         return Held(measures.value, measures.distance, self._penalty.largest_step(learning_rate))
 
+    def scale(self) -> dict[str, float]:
+        """The trace of F, and λ·tr F/P, the penalty's mean curvature: λ means nothing without the scale of its F."""
+        trace, penalty = self._penalty.trace(), self._penalty
+        return {"fisher_trace": trace, "scaled_mean": penalty.strength * trace / penalty.parameter_count}
+
     def summary(self) -> dict[str, Any]:
-        """Trace of F, and the parameters that no λ holds: their Fisher is zero."""
+        """The scale, and the parameters that no λ holds: their Fisher is zero. Every rank calls it; one all-reduce."""
         count, distance = self._penalty.free_parameters()
-        return {"free_parameters": count, "free_distance": distance, "fisher_trace": self._penalty.trace()}
+        return {"free_parameters": count, "free_distance": distance, **self.scale()}
 
 
 def build_hold(

@@ -14,7 +14,6 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from hpc_ewc import records
 from hpc_ewc.data.dataset import read_tokens
 from hpc_ewc.data.loader import StepBatch, StepLoader
-from hpc_ewc.data.tokenizer import load_tokenizer
 from hpc_ewc.errors import InputError, StageError
 from hpc_ewc.model.export import export_model
 from hpc_ewc.model.layers import prepare_layers
@@ -54,7 +53,6 @@ class Run:
         self.base = find_model(stage.inputs["model"], experiment.model.revision)
         # Beside training: hashing 5 GB takes seconds that no rank need wait for.
         self._base_hash = ThreadPoolExecutor(1).submit(lambda: records.model_hash(self.base) if self.rank == 0 else "")
-        self._check_vocabulary()
         watchdog.beat("loading the model")
         self.mesh = build_mesh(device.type, self.config.dp_replicate)
         self.model = load_model(
@@ -64,6 +62,7 @@ class Run:
             attention=experiment.model.attention,
             loss=experiment.model.loss,  # type: ignore[arg-type]  # the configuration has checked it
         )
+        self._check_vocabulary()
         prepare_layers(self.model, self.config.activation_checkpointing, self.config.compile)
         self.parameters = dict(self.model.named_parameters())
         hold = build_hold(self.model, self.parameters, experiment.ewc, stage.inputs.get("fisher"))
@@ -78,7 +77,12 @@ class Run:
         self.console = Console(self.rank, self.plan.steps)
         self.done, self.tokens_seen, self.loss, self.seconds = 0, 0, float("nan"), 0.0
         self._resume()
-        facts = training_facts(stage, self.model.origin, self.mesh, device)
+        if scale := hold.scale():
+            self.console.say(
+                f"λ = {experiment.ewc.strength:g}, tr F = {scale['fisher_trace']:.4g}, "
+                f"λ·tr F/P = {scale['scaled_mean']:.4g}"
+            )
+        facts = training_facts(stage, self.model.origin, self.mesh, device) | scale
         if self.rank == 0:
             stage.write_manifest(
                 facts | {"flop_per_token": self.flop, "steps": self.plan.steps, "from_step": self.done}
@@ -87,8 +91,8 @@ class Run:
     # ------------------------------------------------------------------------------------------ begin
 
     def _check_vocabulary(self) -> None:
-        tokenizer = load_tokenizer(self.base)
-        if (tokenizer.hash, tokenizer.vocab_size) != (self.tokens.tokenizer_hash, self.tokens.vocab_size):
+        own = (self.model.origin.tokenizer_hash, self.model.config.vocab_size)
+        if own != (self.tokens.tokenizer_hash, self.tokens.vocab_size):
             raise InputError(
                 f"{self.stage.inputs['tokens']}: was tokenised with another tokenizer or vocabulary than those of "
                 f"{self.base}; submit the experiment again"
@@ -175,8 +179,7 @@ class Run:
         started = time.monotonic()
         rate = learning_rate_at(batch.step, self.plan.steps, self.config)
         self.loss, grad_norm = self.trainer.step(batch, rate)
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
+        # `step` waits for the device once; what it queued after that counts in the next step's time
         step_s = time.monotonic() - started + waited_s
         self.done = batch.step + 1
         self.tokens_seen += batch.scored_tokens
@@ -195,7 +198,13 @@ class Run:
             tflops = measured["tokens_per_s"] * self.flop / dist.get_world_size() / 1e12
             line |= {"tflops_per_s": tflops, "mfu": tflops / self.peak}
         line |= {"memory_gb": memory_gb(self.device), "restart": self.stage.restart}
-        records.append_line(self.stage.dir.metrics, line)
+        try:
+            records.append_line(self.stage.dir.metrics, line)
+        except OSError as error:
+            raise StageError(
+                f"{self.stage.dir.metrics}: cannot be written: {error}; the last good checkpoint is as it was: make "
+                "room or give permission, and submit again to go on from it"
+            ) from error
         self.console.step(self.done, line, self._eta_s())
 
     def _eta_s(self) -> float:
@@ -239,6 +248,7 @@ class Run:
             "tokens": self.tokens_seen,
             "loss": self.loss,
             "seconds": self.seconds,
+            "gpu_hours": self.seconds / 3600 * dist.get_world_size() if self.device.type == "cuda" else 0.0,
             "penalty": held.penalty,
             "distance": held.distance,
             **self.trainer.hold.summary(),

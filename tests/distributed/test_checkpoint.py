@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
 import os
 import resource
 import shutil
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -285,6 +288,19 @@ def barrier() -> None:
 # ---------------------------------------------------------------------------------------------- a real small disk
 
 
+def mount_disk(disk: Path, size: str) -> None:
+    """A tmpfs at `disk`, or a skip."""
+    disk.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)], capture_output=True
+    ).returncode:
+        pytest.skip("this root may not mount")
+
+
+def unmount(disk: Path) -> None:
+    ctypes.CDLL(None).umount2(str(disk).encode(), 2)
+
+
 def train_on_a_full_disk(rank: int, world_size: int, folder: Path) -> None:
     from tests.distributed.training_folder import run_training
 
@@ -295,16 +311,11 @@ def train_on_a_full_disk(rank: int, world_size: int, folder: Path) -> None:
 def test_a_run_whose_disk_fills_up_fails_with_a_reason_and_keeps_its_last_good_checkpoint(
     model: Path, tmp_path: Path
 ) -> None:
-    import ctypes
-    import subprocess
-
     from tests.distributed.training_folder import build_tokens
 
     tokens = build_tokens(tmp_path / "tokens", model)
     disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=900k", "tmpfs", str(disk)], capture_output=True).returncode:
-        pytest.skip("this root may not mount")
+    mount_disk(disk, "900k")
     try:
         build_stage(disk / "run", model, tokens, keep_checkpoints=99, keep_every=1)
         with pytest.raises(RankError, match="could not be (written|exported).*(cut short|No space left on device)"):
@@ -316,7 +327,64 @@ def test_a_run_whose_disk_fills_up_fails_with_a_reason_and_keeps_its_last_good_c
         position, _ = run_ranks(1, load_position, model, disk / "run")
         assert position["step"] == step
     finally:
-        ctypes.CDLL(None).umount2(str(disk).encode(), 2)
+        unmount(disk)
+
+
+def train_until_read_only(rank: int, world_size: int, folder: Path, disk: Path) -> None:
+    """After the third step nothing can be written any more, as after a lost permission or a failing file server."""
+    from hpc_ewc.train.loop import Trainer as Loop
+    from tests.distributed.training_folder import run_training
+
+    make_step = Loop.step
+
+    def step(self: Any, batch: Any, rate: float) -> tuple[float, float]:
+        result = make_step(self, batch, rate)
+        if batch.step == 2:
+            until = time.monotonic() + 30
+            # busy while a checkpoint is being written
+            while (
+                rank == 0 and subprocess.run(["mount", "-o", "remount,ro", str(disk)], capture_output=True).returncode
+            ):
+                assert time.monotonic() < until
+                time.sleep(0.05)
+            barrier()
+        return result
+
+    Loop.step = step  # type: ignore[method-assign]
+    try:
+        run_training(folder)
+    except Exception:
+        time.sleep(2.0 * rank)  # where rank 0 alone knows why, the others see it go; its word is the one to be heard
+        raise
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs needs root")
+@pytest.mark.parametrize(
+    ("log_every", "message"),
+    [
+        (1, "metrics.jsonl: cannot be written: .*Read-only"),
+        (100, "checkpoint of step [23] could not be .*Read-only"),
+    ],
+    ids=["metrics", "checkpoint"],
+)
+def test_a_folder_that_becomes_read_only_is_one_clear_error_and_keeps_the_last_good_checkpoint(
+    model: Path, tmp_path: Path, log_every: int, message: str
+) -> None:
+    from tests.distributed.training_folder import build_tokens
+
+    tokens = build_tokens(tmp_path / "tokens", model)
+    disk = tmp_path / "disk"
+    mount_disk(disk, "50m")
+    try:
+        build_stage(disk / "run", model, tokens, keep_checkpoints=1, keep_every=1, log_every=log_every)
+        with pytest.raises(RankError, match=message) as raised:
+            run_ranks(2, train_until_read_only, disk / "run", disk)
+        assert "the last good checkpoint is as it was" in str(raised.value)
+        whole = sorted((disk / "run" / "checkpoints").glob("[0-9]*/done.json"))
+        position, said = run_ranks(1, load_position, model, disk / "run")
+        assert (position["step"], said) == (int(whole[-1].parent.name), "")
+    finally:
+        unmount(disk)
 
 
 def load_position(rank: int, world_size: int, model: Path, folder: Path) -> Any:

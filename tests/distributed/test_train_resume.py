@@ -11,6 +11,7 @@ import torch
 from hpc_ewc import records
 from hpc_ewc.data import batch_indices, read_tokens
 from hpc_ewc.errors import InputError
+from hpc_ewc.ewc import load_ewc_state
 from hpc_ewc.stage import Stage
 from hpc_ewc.train.loop import NonFiniteLossError
 from tests.distributed.ranks import RankError, run_ranks
@@ -81,9 +82,15 @@ def test_a_finished_run_says_what_it_made(inputs: dict[str, Any], tmp_path: Path
     assert summary["loss"] == read_metrics(tmp_path / "run")[-1]["loss"]
     assert summary["free_parameters"] > 0
     assert 0 < summary["free_distance"] < summary["distance"]
+    fisher = load_ewc_state(inputs["fisher"]).fisher
+    count, trace = (sum(float(f(t)) for t in fisher.values()) for f in (torch.numel, torch.sum))
+    assert summary["fisher_trace"] == pytest.approx(trace)
+    assert summary["scaled_mean"] == pytest.approx(EWC["strength"] * trace / count)
+    assert summary["gpu_hours"] == 0.0
     assert {"metrics.jsonl", "manifest.json", "exports/00000003/model.safetensors"} <= set(done["outputs"])
     manifest = records.read_json(stage.dir.manifest_json)
     assert (manifest["world_size"], manifest["attention"], manifest["dtype"]) == (2, "eager", "float32")
+    assert manifest["scaled_mean"] == summary["scaled_mean"]
     progress = records.read_json(stage.dir.progress())
     assert (progress["done"], progress["total"], progress["unit"]) == (3, 3, "step")
 

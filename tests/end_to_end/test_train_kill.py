@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -51,7 +52,9 @@ def undisturbed(rank: int, world_size: int, folder: Path) -> None:
 
 
 @contextmanager
-def torchrun(folder: Path, restart: int = 0) -> Iterator[subprocess.Popen[str]]:
+def torchrun(
+    folder: Path, restart: int = 0, worker: tuple[str, ...] = ("-m", "hpc_ewc.worker", "train")
+) -> Iterator[subprocess.Popen[str]]:
     """The worker as anyone would start it; what is left of it at the end is killed."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}"]
     environment = os.environ | {
@@ -62,7 +65,7 @@ def torchrun(folder: Path, restart: int = 0) -> Iterator[subprocess.Popen[str]]:
     }
     log = (folder / f"log.{restart}").open("w+")
     process = subprocess.Popen(
-        [*command, "-m", "hpc_ewc.worker", "train", str(folder)],
+        [*command, *worker, str(folder)],
         stdout=log,
         stderr=subprocess.STDOUT,
         text=True,
@@ -126,8 +129,10 @@ def gone(pids: set[int]) -> bool:
 
 
 def assert_same(whole: Path, killed: Path) -> None:
-    a, b = read_metrics(whole), read_metrics(killed)
-    assert [{k: line[k] for k in COMPARED} for line in b] == [{k: line[k] for k in COMPARED} for line in a]
+    a, b = ({line["step"]: line for line in read_metrics(run)} for run in (whole, killed))  # the last of each step
+    assert [{k: line[k] for k in COMPARED} for line in b.values()] == [
+        {k: line[k] for k in COMPARED} for line in a.values()
+    ]
     exports = sorted(path.name for path in (whole / "exports").iterdir())
     assert sorted(path.name for path in (killed / "exports").iterdir()) == exports
     for export in exports:
@@ -185,6 +190,51 @@ def test_a_dead_rank_a_dead_torchrun_and_ctrl_c_cost_no_bit(inputs: dict[str, An
     result = subprocess.run(again, capture_output=True, text=True, timeout=60)
     assert result.returncode == 0
     assert " torch\n" not in result.stderr
+
+
+BROKEN = """
+import os, sys, time
+from hpc_ewc.train import run
+make_step = run.Run._one_step
+def step(self, batch, waited_s):
+    if batch.step == 2:
+        self.watchdog.timeout_s = 3.0  # from here on: a busy machine may take longer to start
+        if os.environ["RANK"] == "1":
+            {what}
+    return make_step(self, batch, waited_s)
+run.Run._one_step = step
+from hpc_ewc.worker import train
+sys.exit(train.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "rank", "said"),
+    [
+        ('raise ValueError("the own error of rank 1")', 1, "ValueError: the own error of rank 1"),
+        ("time.sleep(1000)", None, r"no progress for .* s \(train.watchdog_s = 3\) while (in|saving) step"),
+    ],
+    ids=["raises", "hangs"],
+)
+def test_a_rank_that_fails_or_hangs_ends_the_others_with_its_own_error_first(
+    inputs: dict[str, Any], tmp_path: Path, what: str, rank: int | None, said: str
+) -> None:
+    run = tmp_path / "run"
+    build_stage(run, **inputs)
+    program = tmp_path / "broken.py"
+    program.write_text(BROKEN.replace("{what}", what))
+    with torchrun(run, worker=(str(program),)) as process:
+        assert wait_for(lambda: len(children(process.pid)) == RANKS, process)
+        ranks = children(process.pid)
+        assert process.wait(timeout=200) != 0
+        assert gone(ranks)
+    assert last_step(run) == 2
+    failed = records.read_json(run / "failed.json")
+    assert re.search(said, failed["error"])
+    assert rank is None or failed["rank"] == rank
+    log = (run / "log.0").read_text()
+    assert ("time.sleep" in what) == ("WATCHDOG: no progress" in log)
+    assert "broken.py" in (log if "sleep" in what else failed["traceback"])
 
 
 @pytest.mark.slow

@@ -41,6 +41,19 @@ def test_a_stage_can_be_opened_from_its_example(schemas: Path, tmp_path: Path) -
     assert not (tmp_path / "failed.json").exists()
 
 
+def test_a_checkpoint_says_what_it_holds_and_a_training_what_it_cost(schemas: Path) -> None:
+    checkpoint = records.read_checked(schemas / "checkpoint.done.json", "done")
+    assert set(checkpoint["summary"]) == {"step", "parts", "tokens", "loss", "seconds"}
+    assert checkpoint["summary"]["parts"] == ["model", "optimizer"]
+    summary = records.read_json(schemas / "done.train.json")["summary"]
+    manifest = records.read_json(schemas / "manifest.train.json")
+    assert {"gpu_hours", "penalty", "distance", "free_parameters", "free_distance"} <= set(summary)
+    for name in ("fisher_trace", "scaled_mean"):
+        assert summary[name] == manifest[name]
+    parameters = records.read_json(schemas / "manifest.fisher.json")["summary"]["parameters"]
+    assert summary["scaled_mean"] == pytest.approx(1e6 * summary["fisher_trace"] / parameters)
+
+
 def test_records_become_rows_of_the_report(schemas: Path, tmp_path: Path) -> None:
     from hpc_ewc.report import load_records
 
