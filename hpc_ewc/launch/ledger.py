@@ -4,9 +4,9 @@ An intent is written before a job is given to the scheduler, its id after. Whoev
 without an id, which the next submit looks up before it submits anything again.
 
     graph      the stages of a submit: what `status` shows
-    intent     token, stage, run, element
-    submitted  token, job_id, host, pid, started
-    ended      token, outcome (finished, stopped, failed)
+    intent     token, stage, run, element; of Slurm `scheduler`, and `elements`, what each index of the array covers
+    submitted  token, job_id, host, pid, started; of Slurm job_id (of the whole array), dependencies
+    ended      token (of an array with `index`), outcome (finished, stopped, failed; lost: it never reached Slurm)
     cancelled  run, stage: not to be started by the submit that is at work
 """
 
@@ -29,23 +29,43 @@ from hpc_ewc.rundir import RunDir
 
 @dataclass
 class Job:
-    """One job as the ledger tells it."""
+    """One job, or one element of an array, as the ledger tells it."""
 
     token: str
+    """Of the submission: its folder under jobs/ has the script. An array's elements share it."""
     stage: str
     run: str
     element: str
     job_id: str = ""
+    """Its folder under jobs/. Of Slurm `123`, or `123_4` for an element; "" while only the intent is known."""
     process: Process | None = None
     outcome: str = ""
     at: float = 0.0
+    scheduler: str = "local"
+    """Or slurm."""
+    index: int | None = None
+    """In its array."""
+    covers: tuple[str, ...] = ()
+    """Of Slurm: what it makes, as `<fraction>:<cell>` (evaluate), names of elements (tokens) or "0"."""
+    link: int = 0
+    """Place in a chain of successors."""
 
     @property
     def node(self) -> str:
         return f"{self.stage}/{self.run}" if self.run else self.stage
 
+    @property
+    def main_id(self) -> str:
+        """Slurm's id of the whole array."""
+        return self.job_id.partition("_")[0]
+
+    @property
+    def is_open(self) -> bool:
+        """Given to Slurm, or about to be, and not known to have ended: only Slurm can tell."""
+        return self.scheduler == "slurm" and not self.outcome
+
     def is_alive(self) -> bool:
-        """Submitted, not known to have ended, and its process is still there."""
+        """Of a local job: submitted, not known to have ended, and its process is still there."""
         return bool(self.job_id) and not self.outcome and self.process is not None and self.process.is_alive()
 
 
@@ -63,6 +83,21 @@ class History:
 
     def live(self) -> list[Job]:
         return [job for job in self.jobs.values() if job.is_alive()]
+
+    def open(self) -> list[Job]:
+        """Jobs of Slurm that are not known to have ended."""
+        return [job for job in self.jobs.values() if job.is_open]
+
+    def submission(self, token: str) -> list[Job]:
+        """The jobs of one intent: one, or the elements of an array."""
+        if token in self.jobs:
+            return [self.jobs[token]]
+        found = []
+        while (job := self.jobs.get(_name(token, len(found)))) is not None:
+            found.append(job)
+        if not found:
+            raise KeyError(token)
+        return found
 
     def of(self, node: str) -> list[Job]:
         """The jobs of one node, oldest first."""
@@ -88,8 +123,16 @@ class Ledger:
         facts = {"host": process.host, "pid": process.pid, "started": process.started}
         self.write("submitted", token=token, job_id=job_id, **facts)
 
-    def ended(self, token: str, outcome: str) -> None:
-        self.write("ended", token=token, outcome=outcome)
+    def slurm_intent(self, token: str, stage: str, run: str, elements: list[dict[str, Any]], link: int) -> None:
+        """Before sbatch; `elements` has name and covers of each index."""
+        self.write("intent", token=token, stage=stage, run=run, elements=elements, scheduler="slurm", link=link)
+
+    def slurm_submitted(self, token: str, job_id: str, dependencies: str) -> None:
+        """After sbatch, or where an intent was found again in the queue."""
+        self.write("submitted", token=token, scheduler="slurm", job_id=job_id, dependencies=dependencies)
+
+    def ended(self, token: str, outcome: str, index: int | None = None) -> None:
+        self.write("ended", token=token, outcome=outcome, **({} if index is None else {"index": index}))
 
     def cancelled(self, node: str) -> None:
         self.write("cancelled", node=node)
@@ -116,19 +159,50 @@ def _apply(history: History, line: dict[str, Any]) -> None:
     match line["event"]:
         case "graph":
             history.graph, history.cancelled = line, set()
+        case "intent" if line.get("scheduler") == "slurm":
+            for job in _elements(line):
+                history.jobs[_name(job.token, job.index)] = job
         case "intent":
             job = Job(line["token"], line["stage"], line["run"], line["element"], at=float(line["at"]))
             history.jobs[job.token] = job
+        case "submitted" if line.get("scheduler") == "slurm":
+            main = str(line["job_id"])
+            for job in history.submission(line["token"]):
+                job.job_id = main if job.index is None else f"{main}_{job.index}"
         case "submitted":
             job = history.jobs[line["token"]]
             job.job_id = line["job_id"]
             job.process = Process(line["host"], int(line["pid"]), line["started"])
         case "ended":
-            history.jobs[line["token"]].outcome = line["outcome"]
+            history.jobs[_name(line["token"], line.get("index"))].outcome = line["outcome"]
         case "cancelled":
             history.cancelled.add(line["node"])
         case "reported":
             history.reported = line
+
+
+def _elements(line: dict[str, Any]) -> list[Job]:
+    """The jobs of one intent for Slurm: a single one has no index."""
+    listed = line["elements"]
+    return [
+        Job(
+            line["token"],
+            line["stage"],
+            line["run"],
+            element["name"],
+            at=float(line["at"]),
+            scheduler="slurm",
+            index=index if len(listed) > 1 else None,
+            covers=tuple(element["covers"]),
+            link=int(line["link"]),
+        )
+        for index, element in enumerate(listed)
+    ]
+
+
+def _name(token: str, index: int | None) -> str:
+    """Key of a job in `History.jobs`."""
+    return token if index is None else f"{token}/{index}"
 
 
 # ---------------------------------------------------------------------------------------------- lock

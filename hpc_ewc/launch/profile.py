@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpc_ewc.config import Experiment, Resources, build_resources, build_section, load_toml, option
+from hpc_ewc.config import STAGES, Experiment, Resources, build_resources, build_section, load_toml, option
 from hpc_ewc.errors import ConfigError, did_you_mean
 
 
@@ -28,6 +28,23 @@ class LocalConfig:
     """CPU cores in use at once; absent: all. A job takes its cpus_per_task, and one may always run."""
     gpus: int = option(0, low=0)
     """GPUs in use at once; a job takes its gpus_per_node."""
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """[slurm.stage.<stage>]: keys of [slurm] that are other for one stage, such as the partition of CPU jobs."""
+
+    partition: str | None = option(None)
+    account: str | None = option(None)
+    qos: str | None = option(None)
+    constraint: str | None = option(None)
+    exclude: str | None = option(None)
+    gres: str | None = option(None)
+    exclusive: bool | None = option(None)
+    srun_args: tuple[str, ...] | None = option(None)
+    sbatch: dict[str, str] | None = option(None)
+    max_running: int | None = option(None, low=1)
+    cpu_bind: str | None = option(None)
 
 
 @dataclass(frozen=True)
@@ -45,7 +62,10 @@ class SlurmConfig:
     exclude: str = option("")
     """Nodes to avoid."""
     gres: str = option("")
-    """Generic resources, such as "gpu:a100:4", where gpus_per_node is not accepted."""
+    """Generic resources of jobs with GPUs, where gpus_per_node is not accepted: "gpu:a100:4" as it is; "gpu:a100" gets
+    the stage's gpus_per_node."""
+    exclusive: bool = option(False)
+    """Whole nodes, shared with no other job."""
     setup: tuple[str, ...] = option(())
     """Shell lines before the job, such as "module load LUMI"."""
     srun_args: tuple[str, ...] = option(())
@@ -60,14 +80,31 @@ class SlurmConfig:
     """Seconds before the time limit at which a job is told to save."""
     continuation: str = option("requeue", choices=("requeue", "chain"))
     """chain: where requeue is forbidden, successors are submitted beforehand."""
+    successors: int = option(3, low=1, high=100)
+    """With continuation = "chain": jobs that wait behind each; one that finds nothing to do leaves at once."""
+    grace_time_s: int = option(300, low=0)
+    """The longest GraceTime of a partition that preempts: how long a job that has saved waits for Slurm to end it."""
     max_submitted: int | None = option(None, low=1)
     """Jobs of a user that the site accepts, array elements counted; the next submit tops up."""
+    max_submitted_in: dict[str, int] = option({}, low=1)
+    """The same by partition, such as { debug = 2 }."""
     cells_per_job: str = option("gpu", choices=("gpu", "node"))
     """node: where whole nodes are billed, a worker on each GPU."""
     host_suffix: str = option("")
     """What a host name needs to be reached over the fast network, such as JSC's "i"."""
     cpu_bind: str = option("")
     """Of srun."""
+    scratch: str = option("")
+    """Folder of the node alone, such as "/tmp" or "$SLURM_TMPDIR" (expanded in the job): each job puts its caches of
+    Triton, Inductor and data sets under it, and removes them. Absent: the caches are where they are without a job."""
+    stage: dict[str, StageConfig] = dataclasses.field(default_factory=dict)
+    """[slurm.stage.<stage>]: what is other for one stage."""
+
+    def of(self, stage: str) -> SlurmConfig:
+        """What one stage gets: its own keys before the general ones; `sbatch` is joined."""
+        own = self.stage.get(stage, StageConfig())
+        changed = {key: value for key, value in dataclasses.asdict(own).items() if value is not None}
+        return dataclasses.replace(self, **changed | {"sbatch": self.sbatch | (own.sbatch or {})})
 
 
 @dataclass(frozen=True)
@@ -80,6 +117,10 @@ class ContainerConfig:
     """Path of the image."""
     binds: tuple[str, ...] = option(())
     """Folders to show inside, such as "/scratch"."""
+    python: str = option("python3")
+    """Inside the image."""
+    args: tuple[str, ...] = option(())
+    """Further arguments, such as "--rocm"; absent: apptainer gets --nv in jobs with GPUs."""
 
 
 @dataclass(frozen=True)
@@ -153,9 +194,10 @@ def build_profile(table: Mapping[str, Any], where: str) -> Profile:
         if not isinstance(table.get(key, {}), dict):
             raise ConfigError(f"{where}: '{key}' must be a table [{key}], not {table[key]!r}")
     slurm, setup = _take_setup(table.get("slurm", {}), where)
+    stages = _take_stages(slurm, where)
     tables = {name: table.get(name, {}) for name in SECTIONS} | {"slurm": slurm}
     sections = {name: build_section(cls, tables[name], name, where) for name, cls in SECTIONS.items()}
-    sections["slurm"] = dataclasses.replace(sections["slurm"], setup=setup)
+    sections["slurm"] = dataclasses.replace(sections["slurm"], setup=setup, stage=stages)
     resources = build_resources(table.get("resources", {}), where)
     top = build_section(Profile, {key: table[key] for key in table if key in scalars}, "profile", where)
     profile: Profile = dataclasses.replace(top, **sections, resources=resources)
@@ -172,6 +214,21 @@ def _take_setup(table: Mapping[str, Any], where: str) -> tuple[dict[str, Any], t
     return rest, tuple(setup)
 
 
+def _take_stages(slurm: dict[str, Any], where: str) -> dict[str, StageConfig]:
+    """[slurm.stage.<stage>], taken out of [slurm]."""
+    tables = slurm.pop("stage", {})
+    if not isinstance(tables, dict):
+        raise ConfigError(f"{where}: 'slurm.stage' must be tables [slurm.stage.<stage>], not {tables!r}")
+    found = {}
+    for stage, values in tables.items():
+        if stage not in STAGES:
+            raise ConfigError(f"{where}: unknown table 'slurm.stage.{stage}'{did_you_mean(stage, STAGES)}")
+        if not isinstance(values, dict):
+            raise ConfigError(f"{where}: 'slurm.stage.{stage}' must be a table, not {values!r}")
+        found[stage] = build_section(StageConfig, values, f"slurm.stage.{stage}", where)
+    return found
+
+
 def _check_together(profile: Profile, table: Mapping[str, Any], where: str) -> None:
     other = "slurm" if profile.executor == "local" else "local"
     for name in (other, "container") if profile.executor == "local" else (other,):
@@ -182,12 +239,68 @@ def _check_together(profile: Profile, table: Mapping[str, Any], where: str) -> N
             raise ConfigError(f"{where}: env.{name!r}: not a name of an environment variable")
     if bool(profile.container.runtime) != bool(profile.container.image):
         raise ConfigError(f"{where}: container.runtime and container.image go together; set both or neither")
-    for flag in profile.slurm.sbatch:
-        if not re.fullmatch(r"[a-z][a-z-]*", flag):
-            raise ConfigError(f"{where}: slurm.sbatch.{flag!r}: not a long flag of sbatch, such as reservation")
     if profile.executor == "slurm":
+        _check_slurm(profile, where)
         for stage, resources in profile.resources.items():
             check_time(stage, resources.time_min, profile, where)
+
+
+OURS = {
+    "array": "it is made of the elements",
+    "chdir": "jobs never depend on it",
+    "comment": "it carries the key by which a submit finds its jobs again",
+    "cpus-per-task": "resources.<stage>.cpus_per_task says it",
+    "dependency": "the graph says it",
+    "error": "logs stand in jobs/",
+    "export": "the environment of jobs is a list; env says more",
+    "gpus-per-node": "resources.<stage>.gpus_per_node says it",
+    "job-name": "a submit finds its jobs by it",
+    "kill-on-invalid-dep": "dependants of a failed job must leave the queue",
+    "mem": "resources.<stage>.mem_gb says it",
+    "no-requeue": 'continuation = "chain" says it',
+    "nodes": "resources.<stage>.nodes says it",
+    "ntasks": "one task runs on each node",
+    "ntasks-per-node": "one task runs on each node",
+    "open-mode": "a requeued job adds to its log",
+    "output": "logs stand in jobs/",
+    "requeue": 'continuation = "requeue" says it',
+    "signal": "signal_delay_s says it",
+    "time": "resources.<stage>.time_min says it",
+    "wrap": "the script is made",
+}
+"""Flags of sbatch that are not free, each with who says it."""
+OWN_KEYS = ("partition", "account", "qos", "constraint", "exclude", "gres", "exclusive")
+
+
+def _check_slurm(profile: Profile, where: str) -> None:
+    """What reaches a batch script: submitit quotes values, and sbatch's own reading of quotes is no shell's."""
+    slurm = profile.slurm
+    tables = {"slurm": slurm} | {f"slurm.stage.{name}": own for name, own in slurm.stage.items()}
+    for label, part in tables.items():
+        for flag in part.sbatch or ():
+            if not re.fullmatch(r"[a-z][a-z0-9-]*", flag):
+                raise ConfigError(f"{where}: {label}.sbatch.{flag!r}: not a long flag of sbatch, such as reservation")
+            if flag in OURS or flag in OWN_KEYS:
+                reason = OURS.get(flag, f"slurm.{flag} says it")
+                raise ConfigError(f"{where}: {label}.sbatch.{flag}: not free, {reason}; take it out")
+        values = {key: getattr(part, key) for key in (*OWN_KEYS, "cpu_bind")}
+        values |= {f"sbatch.{flag}": value for flag, value in (part.sbatch or {}).items()}
+        for key, value in values.items():
+            if isinstance(value, str) and re.search(r"""["'\\`$#]""", value):
+                raise ConfigError(
+                    f"{where}: {label}.{key} = {value!r}: quotes, backslash, backquote, $ and # have no place in a "
+                    "value of sbatch; take them out"
+                )
+    for name in profile.env:
+        if name in SECRETS or re.search(r"TOKEN$|PASSWORD|SECRET|API_KEY", name):
+            raise ConfigError(
+                f"{where}: env.{name}: jobs work offline and get no tokens, since scripts and logs are read by others; "
+                "take it out"
+            )
+
+
+SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACEHUB_API_TOKEN", "WANDB_API_KEY")
+"""Not for jobs: they work offline, and a log shows an environment sooner or later."""
 
 
 def check_time(stage: str, time_min: int | None, profile: Profile, where: str) -> None:

@@ -12,7 +12,8 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -20,6 +21,7 @@ from typing import IO
 
 from hpc_ewc import records, rundir
 from hpc_ewc.launch.process import Process, children, die_with_parent, send
+from hpc_ewc.launch.profile import SECRETS as SECRETS  # for those who start jobs
 
 POLL_S = 0.2
 WORKER = "hpc_ewc.worker"
@@ -53,8 +55,7 @@ class Launcher:
         self.restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
         self.folder = Path(job.folder)
         self.stop_file = rundir.stop_file(self.folder, self.restart)
-        self.worker: subprocess.Popen[bytes] | None = None
-        self.told = False
+        self.worker: WorkerProcess | None = None
         self.parent = os.getppid()
 
     def run(self) -> int:
@@ -62,28 +63,19 @@ class Launcher:
             signal.signal(number, self._on_signal)
         if self.stop_file.exists():  # asked to stop while it was being started
             return self._end(0)
-        with self._logs() as (out, err):
-            self.worker = subprocess.Popen(
-                self.job.command,
-                env=self._environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
-                start_new_session=True,
-                preexec_fn=_before_exec,
-            )
-            while self.worker.poll() is None:
-                self._pass_on_stop()
-                time.sleep(POLL_S)
-        return self._end(self.worker.returncode)
+        self.worker = WorkerProcess(self.job.command, self._environment(), self._logs(), self.job.torchrun)
+        while (status := self.worker.poll()) is None:
+            self._pass_on_stop()
+            time.sleep(POLL_S)
+        return self._end(status)
 
     def _environment(self) -> dict[str, str]:
         named = {"HPC_EWC_JOB_ID": self.job.job_id, "HPC_EWC_STOP_FILE": str(self.stop_file)}
         return os.environ | self.job.environment | named
 
-    def _logs(self) -> _Logs:
+    def _logs(self) -> Path | None:
         """Torchrun keeps what its ranks print under ranks/; what one plain worker prints goes to the same place."""
-        return _Logs(None if self.job.torchrun else rundir.rank_logs(self.folder) / f"attempt_{self.restart}" / "0")
+        return None if self.job.torchrun else rundir.rank_logs(self.folder) / f"attempt_{self.restart}" / "0"
 
     # ------------------------------------------------------------------------------------------ stop
 
@@ -97,15 +89,8 @@ class Launcher:
         owner = self.job.owner
         if owner is not None and (not owner.is_alive() or os.getppid() != self.parent):
             self._ask_to_stop()
-        if not self.told and self.stop_file.exists():
-            self.told = True
-            for rank in self._ranks():
-                send(rank, signal.SIGUSR2)
-
-    def _ranks(self) -> list[int]:
-        """Torchrun's children on this node; without torchrun, the worker itself."""
-        assert self.worker is not None
-        return children(self.worker.pid) if self.job.torchrun else [self.worker.pid]
+        if self.worker is not None and self.stop_file.exists():
+            self.worker.tell()
 
     def _end(self, status: int) -> int:
         facts = {"status": status, "stopped": self.stop_file.exists(), "ended_at": time.time()}
@@ -113,23 +98,49 @@ class Launcher:
         return status
 
 
-class _Logs:
-    """The files a plain worker prints to; nothing where torchrun keeps its own."""
+class WorkerProcess:
+    """A worker, or torchrun with its ranks, in a session of its own.
 
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
-        self.files: list[IO[bytes]] = []
+    Args:
+        command: its command line.
+        environment: all of it.
+        logs: folder for what it prints; None: to where this process prints, as torchrun's own words.
+        torchrun: the children are the ranks.
+    """
 
-    def __enter__(self) -> tuple[IO[bytes] | None, IO[bytes] | None]:
-        if self.folder is None:
-            return None, None
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.files = [(self.folder / name).open("ab") for name in ("stdout.log", "stderr.log")]
-        return self.files[0], self.files[1]
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], logs: Path | None, torchrun: bool):
+        self.torchrun, self.told = torchrun, False
+        with _open_logs(logs) as (out, err):
+            self.process = subprocess.Popen(
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+                preexec_fn=_before_exec,
+            )
 
-    def __exit__(self, *error: object) -> None:
-        for file in self.files:
-            file.close()
+    def poll(self) -> int | None:
+        """Its exit status; None while it runs."""
+        return self.process.poll()
+
+    def tell(self) -> None:
+        """Tell the ranks of this node that the stop file is there; once."""
+        if not self.told:
+            self.told = True
+            for rank in children(self.process.pid) if self.torchrun else [self.process.pid]:
+                send(rank, signal.SIGUSR2)
+
+
+@contextmanager
+def _open_logs(folder: Path | None) -> Iterator[tuple[IO[bytes] | None, IO[bytes] | None]]:
+    if folder is None:
+        yield None, None
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "stdout.log").open("ab") as out, (folder / "stderr.log").open("ab") as err:
+        yield out, err
 
 
 def _before_exec() -> None:
@@ -174,22 +185,24 @@ def uses_torchrun(stage: str) -> bool:
 
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACEHUB_API_TOKEN", "WANDB_API_KEY")
-"""Not for jobs: they work offline, and a log shows an environment sooner or later."""
 
 
-def worker_environment(code: Path, profile_env: Mapping[str, str], threads: int) -> dict[str, str]:
+def worker_environment(
+    code: Path, profile_env: Mapping[str, str], threads: int, *, one_node: bool = True
+) -> dict[str, str]:
     """What a worker gets beside the environment of `submit`.
 
     Args:
         code: folder that holds the package as it was at submission.
         profile_env: the profile's `env`, which comes before the rest.
         threads: OMP_NUM_THREADS; ranks times threads never exceed the job's cores.
+        one_node: gloo needs no network; else it takes the interface of the host's own name, or the profile's.
     """
     given = os.environ.get("PYTHONPATH")
     found = {"PYTHONPATH": os.pathsep.join([str(code), *([given] if given else [])]), "PYTHONSAFEPATH": "1"}
     found |= {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
-    found |= {"HPC_EWC_CACHE": str(rundir.cache_dir()), "HPC_EWC_COMMIT": _commit(code), "GLOO_SOCKET_IFNAME": "lo"}
+    found |= {"HPC_EWC_CACHE": str(rundir.cache_dir()), "HPC_EWC_COMMIT": _commit(code)}
+    found |= {"GLOO_SOCKET_IFNAME": "lo"} if one_node else {}
     return found | OFFLINE | dict(profile_env)
 
 
