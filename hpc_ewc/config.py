@@ -195,6 +195,12 @@ class EvaluateConfig:
     """Folders of further lm-eval task files (YAML)."""
     heldout: dict[str, str] = option({})
     """File of held-out text by language, such as en = "news.jsonl"; the corpus' own needs none."""
+    questions: str | None = option(None)
+    """Folder of rows to ask instead of the hub's data sets: <language>/<task>/<split>.jsonl, docs/evaluation.md."""
+    cloze: bool | None = option(None)
+    """MMLU and Belebele ask for the answer's words, not its letter: for small models. Absent: for the miniature's."""
+    max_gen_toks: int | None = option(None, low=1)
+    """Length of a generated answer; absent: lm-eval's, for the miniature 32."""
     checkpoints: str = option("final", choices=("final", "all"))
     """Which of the exports."""
     base: bool = option(True)

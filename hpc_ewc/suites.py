@@ -402,7 +402,7 @@ def cell_key(cell: Cell, *, checkpoint: str, fraction: float, data: str, config:
         checkpoint: key of the training (`train_key`), or of the path of a checkpoint that this project did not train.
         fraction: of that training.
         data: of the rows (`data_hash`).
-        config: shots, limit, seed, backend and context length are taken from it. The batch size is not: it changes
+        config: limit, seed, backend, lengths and wording are taken from it. The batch size is not: it changes
             scores by rounding alone, and is recorded.
         dtype: of the model as it is scored.
     """
@@ -420,6 +420,7 @@ def cell_key(cell: Cell, *, checkpoint: str, fraction: float, data: str, config:
             "backend": config.backend,
             "max_length": config.max_length,
         }
+        | {name: value for name in ("cloze", "max_gen_toks") if (value := getattr(config, name)) is not None}
     )
 
 

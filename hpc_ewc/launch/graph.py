@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from hpc_ewc import records, suites
@@ -270,7 +271,23 @@ class _Builder:
                 f"{self.where}: ppl_heldout.{language} has no text: data.heldout_documents = 0; raise it, or name a "
                 f"file in evaluate.heldout.{language}"
             )
+        if experiment.evaluate.questions is not None:
+            self._check_rows(Path(experiment.evaluate.questions), self.cells[known])
         return self.cells[known]
+
+    def _check_rows(self, folder: Path, cells: Sequence[Cell]) -> None:
+        """Every benchmark that is asked has rows in the user's folder.
+
+        Raises:
+            ConfigError: one that has none.
+        """
+        for cell in cells:
+            rows = folder / cell.language / suites.TASKS[cell.task].folder if cell.task in suites.TASKS else None
+            if rows is not None and cell.task != "ppl_heldout" and not any(rows.rglob("*.jsonl")):
+                raise ConfigError(
+                    f"{self.where}: {cell.name}: no rows in {rows}; put them there, or name the cells that have some in "
+                    "evaluate.suites"
+                )
 
     def settings_of(
         self, experiment: Experiment, inputs: Inputs, tokens: str, cells: Sequence[Cell], fractions: tuple[float, ...]
@@ -325,6 +342,7 @@ def with_absolute_paths(experiment: Experiment) -> Experiment:
             evaluate,
             include=_absolute(evaluate.include),
             heldout={language: str(local_path(path)) for language, path in evaluate.heldout.items()},
+            questions=evaluate.questions and str(local_path(evaluate.questions)),
         ),
     )
 

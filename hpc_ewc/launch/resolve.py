@@ -71,7 +71,7 @@ class Resolver:
             InputError: a hub repository that this machine's cache does not hold; the command that fetches it is named.
         """
         model, model_id, tokenizer_id = self.model(experiment.model)
-        small = experiment.model.path == MINIATURE
+        questions, question_id = self._questions(experiment)
         corpus, corpus_id = self.corpus(experiment.data)
         fisher, fisher_id = self.fisher(experiment.fisher)
         heldout = self._heldout(experiment.evaluate, experiment.model)
@@ -82,23 +82,23 @@ class Resolver:
             model=model,
             corpus=corpus,
             fisher=fisher,
-            questions=str(miniature.default_folder() / "questions") if small else None,
-            question_id=_miniature_id() if small else "hub",
+            questions=questions,
+            question_id=question_id,
             heldout=heldout,
             heldout_ids=heldout_ids,
         )
 
     def resolve_base(self, model: ModelConfig | None, experiment: Experiment) -> Inputs:
         """What evaluating needs without any training: the base model, if there is one; questions; held-out text."""
-        small = experiment.model.path == MINIATURE
+        questions, question_id = self._questions(experiment)
         heldout = self._heldout(experiment.evaluate, experiment.model)
         inputs = Inputs(
             identities=Identities("", "", "", ""),
             model="",
             corpus=(),
             fisher=(),
-            questions=str(miniature.default_folder() / "questions") if small else None,
-            question_id=_miniature_id() if small else "hub",
+            questions=questions,
+            question_id=question_id,
             heldout=heldout,
             heldout_ids={language: self._heldout_id(path) for language, path in heldout.items()},
         )
@@ -159,6 +159,25 @@ class Resolver:
                 f"split {split!r} in {snapshot}; fetch it with: {fetch_command('dataset', source, None)}"
             )
         return tuple(map(str, found)), f"{source}@{snapshot.name}"
+
+    def _questions(self, experiment: Experiment) -> tuple[str | None, str]:
+        """Folder of benchmark rows and what it holds; no folder: the hub's."""
+        config = experiment.evaluate
+        if config.questions is None and experiment.model.path == MINIATURE:
+            return str(miniature.default_folder() / "questions"), _miniature_id()
+        if config.questions is None:
+            if config.cloze:
+                raise ConfigError(
+                    f"{self.where}: evaluate.cloze = true needs rows in files: name their folder in evaluate.questions"
+                )
+            return None, "hub"
+        folder = local_path(config.questions)
+        rows = sorted(folder.glob("*/*/**/*.jsonl"))
+        if not rows:
+            raise ConfigError(
+                f"{self.where}: evaluate.questions = {config.questions!r}: no <language>/<task>/<split>.jsonl in {folder}"
+            )
+        return str(folder), records.key_of({str(row.relative_to(folder)): self.hashes.sha256(row) for row in rows})
 
     def _heldout(self, config: EvaluateConfig, model: ModelConfig) -> dict[str, str]:
         heldout = {}

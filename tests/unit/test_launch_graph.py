@@ -149,6 +149,23 @@ def test_a_perplexity_without_text_is_refused(tmp_path: Path) -> None:
         graph_of(sweep)
 
 
+def test_a_benchmark_without_rows_in_the_users_folder_is_refused(tmp_path: Path) -> None:
+    sweep = write_experiment(tmp_path)
+    sweep.write_text(sweep.read_text().replace("[evaluate]", f'[evaluate]\nquestions = "{tmp_path}/rows"'))
+    rows = tmp_path / "rows" / "en" / "mmlu" / "test" / "anatomy.jsonl"
+    rows.parent.mkdir(parents=True)
+    rows.write_text("{}\n")
+    with pytest.raises(ConfigError, match=r"arc_easy\.en: no rows in .*/rows/en/arc_easy; put them there, or name"):
+        graph_of(sweep)
+    there = tmp_path / "rows" / "en" / "arc_easy" / "test.jsonl"
+    there.parent.mkdir()
+    there.write_text("{}\n")
+    before, base = (graph_of(sweep).nodes["evaluate/base"] for _ in range(2))
+    assert before.inputs["questions"] == f"{tmp_path}/rows" and before.settings == base.settings
+    there.write_text("{ }\n")
+    assert graph_of(sweep).nodes["evaluate/base"].settings != before.settings, "other rows are asked again"
+
+
 def test_a_missing_folder_of_task_files_is_refused(tmp_path: Path) -> None:
     sweep = write_experiment(tmp_path)
     sweep.write_text(sweep.read_text().replace("[evaluate]", '[evaluate]\ninclude = ["no/such"]'))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from pathlib import Path
@@ -142,6 +143,30 @@ def test_held_out_text_must_be_there(tmp_path: Path) -> None:
     there.unlink()
     with pytest.raises(ConfigError, match=r"x\.toml: evaluate\.heldout\.en = .*: no such file"):
         Resolver("x.toml").resolve(ok)
+
+
+def test_rows_of_the_user_take_the_place_of_the_hubs(tmp_path: Path) -> None:
+    folder = tmp_path / "rows"
+    row = folder / "en" / "arc_easy" / "test.jsonl"
+    row.parent.mkdir(parents=True)
+    row.write_text("{}\n")
+    asked = experiment_with(tmp_path, ("[evaluate]", f'[evaluate]\nquestions = "{folder}"'))
+    before = Resolver("x").resolve(asked)
+    assert before.questions == str(folder)
+    row.write_text("{ }\n")
+    assert Resolver("x").resolve(asked).question_id != before.question_id
+    row.unlink()
+    with pytest.raises(
+        ConfigError, match=r"x\.toml: evaluate\.questions = .*: no <language>/<task>/<split>\.jsonl in "
+    ):
+        Resolver("x.toml").resolve(asked)
+
+
+def test_words_for_letters_need_rows_in_files(tmp_path: Path) -> None:
+    asked = experiment_with(tmp_path, ("[evaluate]", "[evaluate]\ncloze = true"))
+    small = dataclasses.replace(asked, model=dataclasses.replace(asked.model, path="owner/name"))
+    with pytest.raises(ConfigError, match="evaluate.cloze = true needs rows in files"):
+        Resolver("x.toml")._questions(small)
 
 
 # ---------------------------------------------------------------------------------------------- the hub
