@@ -48,6 +48,20 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def real_gemma(shared_data: Path) -> Path:
+    """Gemma 3 270M with its real weights, from packages; made once into the folder that HPC_EWC_REAL_MODEL names."""
+    if not os.environ.get("HPC_EWC_REAL_MODEL"):
+        pytest.skip("HPC_EWC_REAL_MODEL names no folder for the real Gemma (240 MB of packages)")
+    folder = Path(os.environ["HPC_EWC_REAL_MODEL"]).absolute()
+    if not (folder / "model.safetensors").is_file():
+        tool = shared_data.parent / "tools" / "real_model.py"
+        made = subprocess.run([sys.executable, str(tool), str(folder)], capture_output=True, text=True)
+        if made.returncode != 0:
+            pytest.skip(f"no real Gemma on this machine: {made.stderr.strip().splitlines()[-1:]}")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def chromium() -> str:
     """Path of a headless browser."""
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -123,20 +123,6 @@ def command_line(model: Path, names: Sequence[str], folder: Path, bos: str) -> d
 
 
 @pytest.fixture(scope="module")
-def gemma(shared_data: Path) -> Path:
-    """Gemma 3 270M with its real weights, from packages; made once into the folder that HPC_EWC_REAL_MODEL names."""
-    if not os.environ.get("HPC_EWC_REAL_MODEL"):
-        pytest.skip("HPC_EWC_REAL_MODEL names no folder for the real Gemma (240 MB of packages)")
-    folder = Path(os.environ["HPC_EWC_REAL_MODEL"])
-    if not (folder / "model.safetensors").is_file():
-        tool = shared_data.parent / "tools" / "real_model.py"
-        made = subprocess.run([sys.executable, str(tool), str(folder)], capture_output=True, text=True)
-        if made.returncode != 0:
-            pytest.skip(f"no real Gemma on this machine: {made.stderr.strip().splitlines()[-1:]}")
-    return folder
-
-
-@pytest.fixture(scope="module")
 def real_questions(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The real rows, in the layout of local questions."""
     folder = tmp_path_factory.mktemp("real") / "questions"
@@ -154,13 +140,13 @@ def real_questions(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def test_a_real_gemma_knows_what_its_noised_copy_forgot(
-    gemma: Path, real_questions: Path, shared_data: Path, tmp_path: Path
+    real_gemma: Path, real_questions: Path, shared_data: Path, tmp_path: Path
 ) -> None:
     world = real_questions.parent
     text = {"en": shared_data / "en_text" / "sib200_flores_en.jsonl"}
     runs = {}
     for sigma in (0.0, 0.3):
-        train = noised(gemma, tmp_path / "train" / f"sigma={sigma}", sigma)
+        train = noised(real_gemma, tmp_path / "train" / f"sigma={sigma}", sigma)
         cells = ("arc_easy.en", "ppl_heldout.en")
         run_name = f"sigma={sigma}"
         stage = prepare(tmp_path / "paper", world, cells, run=run_name, train=train, limit=80, shots={}, heldout=text)
