@@ -8,7 +8,6 @@ samples are the unit that is computed, skipped or computed again. `evaluate/` ru
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from hpc_ewc import records
+from hpc_ewc import hub, records
 from hpc_ewc.config import EvaluateConfig
 from hpc_ewc.errors import ConfigError, did_you_mean
 from hpc_ewc.rundir import StageDir
@@ -387,11 +386,8 @@ def _files_hash(files: Sequence[Path], base: Path | None = None) -> str:
 
 
 def hub_commit(dataset: str) -> str | None:
-    """Commit of a hub data set in this machine's cache; None where it is not there."""
-    home = os.environ.get("HF_HOME") or "~/.cache/huggingface"
-    hub = Path(os.environ.get("HF_HUB_CACHE") or f"{home}/hub").expanduser()
-    ref = hub / f"datasets--{dataset.replace('/', '--')}" / "refs" / "main"
-    return ref.read_text().strip() if ref.is_file() else None
+    """Commit of a hub data set on this machine: the one that `prefetch` pinned, else the hub's own cache's."""
+    return hub.pinned(dataset) or hub.commit_of("dataset", dataset)
 
 
 def cell_key(cell: Cell, *, checkpoint: str, fraction: float, data: str, config: EvaluateConfig, dtype: str) -> str:

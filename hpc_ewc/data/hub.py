@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from hpc_ewc.data.files import kind_of
 from hpc_ewc.errors import InputError, did_you_mean
+from hpc_ewc.hub import explain
 
 PREFIX = "hf://datasets/"
 
@@ -45,7 +46,7 @@ def resolve(source: str, subset: str, split: str, revision: str | None = None) -
     try:
         builder = datasets.load_dataset_builder(source, subset or None, revision=revision, token=token)
     except Exception as error:  # `datasets` and the hub raise some dozen kinds
-        raise InputError(f"{label}: {_explain(error)}") from None
+        raise InputError(f"{label}: {explain(error, name=source)}") from None
     splits = builder.config.data_files or {}
     if split not in splits:
         raise InputError(f"{label}: no split {split!r}{did_you_mean(split, map(str, splits))}")
@@ -70,17 +71,6 @@ def fetch(found: HubFiles) -> HubFiles:
         try:
             path = hf_hub_download(repository, path, repo_type="dataset", revision=commit)
         except Exception as error:
-            raise InputError(f"{name}: {_explain(error)}") from None
+            raise InputError(f"{name}: {explain(error, name=repository)}") from None
         local.append(path)
     return HubFiles(tuple(local), found.commit)
-
-
-def _explain(error: Exception) -> str:
-    """What to do about a refusal of the hub, in front of its own words."""
-    kind, text = type(error).__name__, " ".join(str(error).split())[:300]
-    if "Gated" in kind or "gated" in text:
-        return f"gated: accept its terms on the hub, then set HF_TOKEN or run `hf auth login` ({kind}: {text})"
-    if isinstance(error, (ConnectionError, OSError)) or "Offline" in kind or "Connect" in kind:
-        fix = "run `hf download NAME --repo-type dataset` where there is a network"
-        return f"not in the cache and the hub is out of reach; {fix} ({kind}: {text})"
-    return f"{kind}: {text}"

@@ -15,6 +15,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from hpc_ewc.errors import ArtefactError, InputError
+from hpc_ewc.hub import PREFETCH
 from hpc_ewc.records import canonical_json, read_json
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "config.json")
@@ -139,7 +140,8 @@ def _find(model: str | Path, name: str, revision: str | None) -> Path | None:
         return Path(hf_hub_download(str(model), name, revision=revision))
     except LocalEntryNotFoundError:
         raise InputError(
-            f"{model}: {name} is not in the cache and the hub is out of reach; run `hf download {model}`"
+            f"{model}: {name} is not in the cache and the hub is out of reach; "
+            f"run `{PREFETCH}` where there is a network"
         ) from None
     except EntryNotFoundError:
         return None

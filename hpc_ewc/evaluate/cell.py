@@ -23,6 +23,7 @@ from hpc_ewc.evaluate import rows
 from hpc_ewc.evaluate.fluency import Document, summarise
 from hpc_ewc.evaluate.scoring import Scorer
 from hpc_ewc.evaluate.task_files import core_tasks
+from hpc_ewc.hub import PREFETCH
 from hpc_ewc.suites import Cell
 
 logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -276,7 +277,7 @@ def _how_to_get(name: str, manager: Any, error: str) -> str:
     dataset = config.get("dataset_path", "its data set")
     return (
         f"{name}: {dataset} is not in this machine's cache, and jobs do not use the network ({error.splitlines()[0]}); "
-        f"run `hf download {dataset} --repo-type dataset` on the login node. "
+        f"run `{PREFETCH}` on the login node. "
         f"Where it is gated, accept its conditions at "
         f"https://huggingface.co/datasets/{dataset} and log in with `hf auth login` first"
     )

@@ -16,10 +16,11 @@ import subprocess
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from hpc_ewc import miniature, records, rundir
+from hpc_ewc import hub, miniature, records, rundir
 from hpc_ewc.config import DataConfig, EvaluateConfig, Experiment, FisherConfig, ModelConfig
 from hpc_ewc.errors import ArtefactError, ConfigError, InputError
 from hpc_ewc.launch.process import die_with_parent
@@ -121,7 +122,8 @@ class Resolver:
             return str(folder), self._folder_id(folder, records.MODEL_FILES), self._folder_id(folder, TOKENIZER_FILES)
         if not is_hub_id(config.path):
             raise ConfigError(f"{self.where}: model.path = {config.path!r}: no such folder, and not a hub id")
-        snapshot = hub_snapshot("model", config.path, config.revision, f"{self.where}: model.path")
+        snapshot = hub_snapshot("model", config.path, config.revision, f"{self.where}: model.path", self.prefetch)
+        self._check_whole("model", config.path, snapshot, model_files)
         identity = f"{config.path}@{snapshot.name}"
         return str(snapshot), identity, self._folder_id(snapshot, TOKENIZER_FILES)
 
@@ -151,12 +153,13 @@ class Resolver:
             raise ConfigError(
                 f'{self.where}: {table}.source = {source!r}: allowed are a hub id (owner/name), "files", "miniature"'
             )
-        snapshot = hub_snapshot("dataset", source, None, f"{self.where}: {table}.source")
+        snapshot = hub_snapshot("dataset", source, None, f"{self.where}: {table}.source", self.prefetch)
+        self._check_whole("dataset", source, snapshot, lambda names: choose_files(names, subset, split))
         found = snapshot_files(snapshot, subset, split)
         if not found:
             raise InputError(
                 f"{self.where}: {table}.source = {source!r}: no {', '.join(TEXT_SUFFIXES)} file of subset {subset!r}, "
-                f"split {split!r} in {snapshot}; fetch it with: {fetch_command('dataset', source, None)}"
+                f"split {split!r} in {snapshot}; fetch it with: {self.prefetch}"
             )
         return tuple(map(str, found)), f"{source}@{snapshot.name}"
 
@@ -175,7 +178,8 @@ class Resolver:
         rows = sorted(folder.glob("*/*/**/*.jsonl"))
         if not rows:
             raise ConfigError(
-                f"{self.where}: evaluate.questions = {config.questions!r}: no <language>/<task>/<split>.jsonl in {folder}"
+                f"{self.where}: evaluate.questions = {config.questions!r}: no <language>/<task>/<split>.jsonl in "
+                f"{folder}"
             )
         return str(folder), records.key_of({str(row.relative_to(folder)): self.hashes.sha256(row) for row in rows})
 
@@ -190,6 +194,22 @@ class Resolver:
                 raise ConfigError(f"{self.where}: evaluate.heldout.{language} = {name!r}: no such file")
             heldout[language] = str(path)
         return heldout
+
+    @property
+    def prefetch(self) -> str:
+        """The command that fetches what this experiment names."""
+        return fetch_command(self.where)
+
+    def _check_whole(self, kind: str, name: str, snapshot: Path, choose: Callable[[Iterable[str]], list[str]]) -> None:
+        """Raise InputError where `prefetch` wrote down more files than are there."""
+        files = hub.listing(kind, name, snapshot.name)
+        chosen = {file: files[file] for file in choose(files)}
+        absent = hub.absent(kind, name, snapshot.name, chosen)
+        if absent:
+            raise InputError(
+                f"{self.where}: {name}: {len(absent)} of {len(chosen)} files are not in the cache yet, such as "
+                f"{absent[0]}; go on with: {self.prefetch}"
+            )
 
     # ------------------------------------------------------------------------------------------ identities
 
@@ -290,32 +310,30 @@ def is_hub_id(name: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) is not None
 
 
-def hub_snapshot(kind: str, name: str, revision: str | None, label: str) -> Path:
+def hub_snapshot(kind: str, name: str, revision: str | None, label: str, fix: str) -> Path:
     """The folder of a hub repository in this machine's cache, named by its commit.
 
     Raises:
         InputError: it is not there; the command that fetches it is named.
     """
-    home = os.environ.get("HF_HOME") or "~/.cache/huggingface"
-    cache = Path(os.environ.get("HF_HUB_CACHE") or f"{home}/hub").expanduser().absolute()
-    repository = cache / f"{kind}s--{name.replace('/', '--')}"
-    reference = repository / "refs" / (revision or "main")
-    commit = reference.read_text().strip() if reference.is_file() else revision
-    snapshot = repository / "snapshots" / (commit or "main")
+    snapshot = hub.repository(kind, name) / "snapshots" / (hub.commit_of(kind, name, revision) or "main")
     if not snapshot.is_dir():
         version = f" at {revision}" if revision else ""
         raise InputError(
-            f"{label} = {name!r}: not in the cache {cache}{version}, and not a folder here; "
-            f"fetch it with: {fetch_command(kind, name, revision)}"
+            f"{label} = {name!r}: not in the cache {hub.cache()}{version}, and not a folder here; fetch it with: {fix}"
         )
     return snapshot
 
 
-def fetch_command(kind: str, name: str, revision: str | None) -> str:
-    parts = ["hf", "download", name]
-    parts += ["--repo-type", "dataset"] if kind == "dataset" else []
-    parts += ["--revision", revision] if revision else []
-    return " ".join(parts)
+def fetch_command(where: str) -> str:
+    """The command that fetches what an experiment file names; of a single model, the hub's own."""
+    return f"hpc-ewc prefetch {where}" if where.endswith(".toml") else "hf download NAME"
+
+
+def model_files(names: Iterable[str]) -> list[str]:
+    """What of a model's repository is used: weights, configuration, tokenizer; not its copies in other formats."""
+    patterns = (*records.MODEL_FILES, *TOKENIZER_FILES)
+    return sorted({name for name in names for pattern in patterns if "/" not in name and fnmatchcase(name, pattern)})
 
 
 def snapshot_files(snapshot: Path, subset: str, split: str) -> list[Path]:
@@ -323,13 +341,17 @@ def snapshot_files(snapshot: Path, subset: str, split: str) -> list[Path]:
 
     Where no file is marked with the split, all of the subset are taken if it is "train" (a corpus without splits).
     """
-    files = [path for path in sorted(snapshot.rglob("*")) if _kind(path) in TEXT_SUFFIXES and path.is_file()]
+    names = [str(path.relative_to(snapshot)) for path in snapshot.rglob("*") if path.is_file()]
+    return [snapshot / name for name in choose_files(names, subset, split)]
+
+
+def choose_files(names: Iterable[str], subset: str, split: str) -> list[str]:
+    """The same of the files of a repository by their names alone, in order."""
+    files = [path for path in map(Path, names) if _kind(path) in TEXT_SUFFIXES]
     if subset:
-        files = [path for path in files if _marked(path.relative_to(snapshot), subset)]
-    of_split = [path for path in files if _marked(path.relative_to(snapshot), split)]
-    if of_split or split != "train":
-        return of_split
-    return files
+        files = [path for path in files if _marked(path, subset)]
+    of_split = [path for path in files if _marked(path, split)]
+    return [str(path) for path in sorted(of_split if of_split or split != "train" else files)]
 
 
 def _marked(path: Path, word: str) -> bool:

@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from hpc_ewc.data.tokenizer import load_tokenizer
 from hpc_ewc.errors import InputError
+from hpc_ewc.hub import PREFETCH
 from hpc_ewc.model.attention import choose_attention
 from hpc_ewc.model.gemma import build_buffers, build_empty, is_tied
 from hpc_ewc.model.loss import LossKind
@@ -109,7 +110,7 @@ def find_model(path: str | Path, revision: str | None = None) -> Path:
         reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"model.path = {str(path)!r}: neither a folder here nor in the hub's cache ({reason}); "
-            f"run `hf download {path}` where there is a network"
+            f"run `{PREFETCH}` where there is a network"
         ) from None
 
 

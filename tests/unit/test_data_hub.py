@@ -79,8 +79,11 @@ class GatedRepoError(Exception):
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (GatedRepoError("403"), r"\(lt\): gated: accept its terms on the hub, then set HF_TOKEN"),
-        (ConnectionError("no route"), r"the hub is out of reach; run `hf download NAME --repo-type dataset`"),
+        (
+            GatedRepoError("403"),
+            r"\(lt\): gated: accept its terms on the hub, at .*/datasets/uonlp/CulturaX, then set HF_TOKEN",
+        ),
+        (ConnectionError("no route"), r"the hub is out of reach; run `hpc-ewc prefetch SWEEP\.toml` where"),
         (ValueError("odd  card"), r"data set 'uonlp/CulturaX' \(lt\): ValueError: odd card"),
     ],
 )

@@ -10,26 +10,53 @@ from pathlib import Path
 import pytest
 
 HEAVY = {"torch", "transformers", "datasets", "lm_eval", "accelerate", "safetensors", "tokenizers"}
-LOGIN = ["errors", "config", "suites", "sweep", "rundir", "records", "stage", "miniature", "launch", "report", "cli"]
+LOGIN = [
+    "errors",
+    "config",
+    "hub",
+    "suites",
+    "sweep",
+    "rundir",
+    "records",
+    "stage",
+    "miniature",
+    "launch",
+    "report",
+    "cli",
+]
 # What each room may import of ours, besides itself and what those import. Anything else is a wrong turn.
 MAY_IMPORT = {
     "errors": set(),
     "config": {"errors"},
     "records": {"errors"},
     "rundir": set(),
+    "hub": {"records", "rundir", "errors"},
     "sweep": {"config", "records", "errors"},
-    "suites": {"config", "records", "rundir", "errors"},
+    "suites": {"config", "hub", "records", "rundir", "errors"},
     "stage": {"config", "records", "rundir", "errors"},
     "miniature": {"config", "records", "rundir", "errors"},
-    "launch": {"config", "suites", "sweep", "rundir", "records", "stage", "miniature", "errors"},
+    "launch": {"config", "hub", "suites", "sweep", "rundir", "records", "stage", "miniature", "errors"},
     "report": {"config", "suites", "sweep", "rundir", "records", "errors"},
     "cli": {"config", "suites", "sweep", "rundir", "records", "stage", "miniature", "launch", "report", "errors"},
-    "data": {"config", "rundir", "records", "stage", "errors"},
-    "model": {"config", "rundir", "records", "stage", "errors", "data"},
+    "data": {"config", "hub", "rundir", "records", "stage", "errors"},
+    "model": {"config", "hub", "rundir", "records", "stage", "errors", "data"},
     "ewc": {"errors"},
     "train": {"config", "rundir", "records", "stage", "errors", "data", "model", "ewc"},
-    "evaluate": {"config", "suites", "rundir", "records", "stage", "errors", "data", "model"},
-    "worker": {"config", "suites", "rundir", "records", "stage", "errors", "data", "model", "ewc", "train", "evaluate"},
+    "evaluate": {"config", "hub", "suites", "rundir", "records", "stage", "errors", "data", "model"},
+    "worker": {
+        "config",
+        "hub",
+        "suites",
+        "rundir",
+        "records",
+        "stage",
+        "errors",
+        "data",
+        "model",
+        "ewc",
+        "train",
+        "evaluate",
+    },
 }
 
 

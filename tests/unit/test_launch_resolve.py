@@ -182,11 +182,11 @@ def test_a_hub_model_is_named_by_its_commit(tmp_path: Path) -> None:
 
 def test_a_revision_is_taken_at_its_word(tmp_path: Path) -> None:
     hub(tmp_path, "model", "org/tiny", ["config.json"], commit="a1")
-    assert hub_snapshot("model", "org/tiny", "a1", "x").name == "a1"
+    assert hub_snapshot("model", "org/tiny", "a1", "x", "fix").name == "a1"
     with pytest.raises(
-        InputError, match=re.escape("at b2, and not a folder here; fetch it with: hf download org/tiny --revision b2")
+        InputError, match=re.escape("at b2, and not a folder here; fetch it with: hpc-ewc prefetch x.toml")
     ):
-        hub_snapshot("model", "org/tiny", "b2", "model.path")
+        hub_snapshot("model", "org/tiny", "b2", "model.path", "hpc-ewc prefetch x.toml")
 
 
 def test_what_is_not_in_the_cache_is_told_with_the_command_that_fetches_it(tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_what_is_not_in_the_cache_is_told_with_the_command_that_fetches_it(tmp_p
     )
     with pytest.raises(InputError, match=re.escape("x.toml: fisher.source = 'cais/mmlu': not in the cache")) as caught:
         Resolver("x.toml").resolve(experiment)
-    assert "hf download cais/mmlu --repo-type dataset" in str(caught.value)
+    assert "hpc-ewc prefetch x.toml" in str(caught.value)
 
 
 @pytest.mark.parametrize("path", ["./nowhere", "/nowhere/at/all", "just-a-word"])

@@ -66,7 +66,7 @@ def test_a_hub_id_out_of_reach_says_to_prefetch(monkeypatch: pytest.MonkeyPatch,
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(InputError, match=r"nobody/nothing.*hf download nobody/nothing"):
+    with pytest.raises(InputError, match=r"nobody/nothing.*hpc-ewc prefetch"):
         find_model("nobody/nothing")
 
 
