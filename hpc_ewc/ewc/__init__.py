@@ -7,7 +7,9 @@ penalty = EwcPenalty(model, state.anchor, state.fisher, strength=1e6)
 penalty.add_gradient_()                                   # after the last backward, once a step
 """
 
-from hpc_ewc.ewc.fisher import FisherAccumulator, FisherEstimate, FisherSums, NonFiniteExampleError, estimate_fisher
+from hpc_ewc.ewc.accumulator import FisherAccumulator
+from hpc_ewc.ewc.estimate import FisherEstimate, FisherSums, NonFiniteExampleError
+from hpc_ewc.ewc.fisher import estimate_fisher
 from hpc_ewc.ewc.partial import load_fisher_sums, save_fisher_sums
 from hpc_ewc.ewc.penalty import EwcPenalty, FreeParameters, Measures
 from hpc_ewc.ewc.state import EwcState, load_ewc_state, save_ewc_state

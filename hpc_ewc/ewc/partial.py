@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from hpc_ewc.errors import ArtefactError
-from hpc_ewc.ewc.fisher import FisherSums
+from hpc_ewc.ewc.estimate import FisherSums
 from hpc_ewc.ewc.manifest import agreeing, open_part, publish, read_manifest
 from hpc_ewc.ewc.shards import trainable_parameters
 
