@@ -194,7 +194,7 @@ class EvaluateConfig:
     include: tuple[str, ...] = option(())
     """Folders of further lm-eval task files (YAML)."""
     heldout: dict[str, str] = option({})
-    """File of held-out text by language, such as en = "news.jsonl"; the corpus' own needs none."""
+    """Files of held-out text, such as en = "a.jsonl" or "lt.news" = "b.jsonl"; the corpus' own needs none."""
     questions: str | None = option(None)
     """Folder of rows to ask instead of the hub's data sets: <language>/<task>/<split>.jsonl, docs/evaluation.md."""
     cloze: bool | None = option(None)

@@ -217,6 +217,11 @@ class Cell:
         return ".".join(part for part in (self.task, self.language, self.variant) if part)
 
     @property
+    def text(self) -> str:
+        """`language[.variant]`: which of `evaluate.heldout` a cell of `ppl_heldout` reads."""
+        return f"{self.language}.{self.variant}" if self.variant else self.language
+
+    @property
     def kind(self) -> str:
         """How it is asked, as in `Task`; lm-eval for a task that is not ours."""
         return TASKS[self.task].kind if self.task in TASKS else "lm-eval"
@@ -236,15 +241,18 @@ def expand_suites(config: EvaluateConfig, language: str, heldout: Iterable[str] 
         config: its `suites` are names of suites, of single cells, of tasks (all languages), or of lm-eval tasks, which
             may be given a language for the tables: `xcopa_et.et`.
         language: of the corpus; its held-out documents are a cell of `fluency`.
-        heldout: languages of further held-out text that the caller knows of, beside `config.heldout`.
+        heldout: further held-out texts that the caller knows of, beside `config.heldout`.
 
     Raises:
         ConfigError: a name that is none of these; the nearest names are given.
     """
-    languages = list(dict.fromkeys([language, *config.heldout, *heldout]))
+    for text in config.heldout:
+        if not re.fullmatch(r"[a-z]{2,3}(\.[a-z0-9_]+)?", text):
+            raise ConfigError(f"evaluate.heldout.{text!r}: allowed are a language or language.name, such as lt.news")
+    texts = list(dict.fromkeys([language, *config.heldout, *heldout]))
     cells: dict[str, Cell] = {}
     for name in config.suites:
-        for cell in _named(name, config, languages):
+        for cell in _named(name, config, texts):
             cells.setdefault(cell.name, cell)
     if not cells:
         raise ConfigError(f"evaluate.suites is empty; known: {', '.join(SUITES)}, and single cells such as arc_easy.lt")
@@ -257,13 +265,14 @@ def _named(name: str, config: EvaluateConfig, heldout: list[str]) -> list[Cell]:
         return [cell for task in BENCHMARKS for cell in _cells(task, name, config)]
     if name == "fluency":
         asked = [("ppl_truthfulqa", language) for language in LANGUAGES] + [("ppl_heldout", x) for x in heldout]
-        return [_cell(TASKS[task], language, "", config) for task, language in asked]
+        return [_cell(TASKS[task], *_parts(text), config) for task, text in asked]
     task, _, rest = name.partition(".")
     if task in TASKS:
         known = {cell.name: cell for cell in _every_cell(TASKS[task], config, heldout)}
+        if not rest and task == "ppl_heldout":
+            return list(known.values())
         if not rest:
-            languages = _languages(TASKS[task], heldout)
-            return [cell for language in languages for cell in _cells(TASKS[task], language, config)]
+            return [cell for language in TASKS[task].sources for cell in _cells(TASKS[task], language, config)]
         if name not in known:
             raise ConfigError(f"evaluate.suites: unknown cell '{name}'{did_you_mean(name, known)}")
         return [known[name]]
@@ -271,16 +280,20 @@ def _named(name: str, config: EvaluateConfig, heldout: list[str]) -> list[Cell]:
 
 
 def _every_cell(task: Task, config: EvaluateConfig, heldout: list[str]) -> list[Cell]:
+    if task.name == "ppl_heldout":
+        return [_cell(task, *_parts(text), config) for text in heldout]
     cells = []
-    for language in _languages(task, heldout):
+    for language in task.sources:
         cells.append(_cell(task, language, "", config))
         if task.worded and language != "en":
             cells.append(_cell(task, language, "native", config))
     return cells
 
 
-def _languages(task: Task, heldout: list[str]) -> list[str]:
-    return heldout if task.name == "ppl_heldout" else list(task.sources)
+def _parts(text: str) -> tuple[str, str]:
+    """Language and variant of a held-out text: `lt.news` is a second one in Lithuanian."""
+    language, _, variant = text.partition(".")
+    return language, variant
 
 
 def _cells(task: Task, language: str, config: EvaluateConfig) -> list[Cell]:
@@ -362,7 +375,7 @@ def data_hash(cell: Cell, *, questions: Path | None, heldout: Path | None, inclu
     Args:
         cell: the cell.
         questions: folder of local questions, `<language>/<task>/<split>.jsonl`; None: the hub.
-        heldout: file of `ppl_heldout` in the cell's language.
+        heldout: file of a cell of `ppl_heldout`.
         include: folders of the user's task files, which may define a cell that is not ours.
     """
     task = TASKS.get(cell.task)

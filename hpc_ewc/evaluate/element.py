@@ -37,13 +37,13 @@ class Inputs:
     questions: LocalQuestions | None
     """None: the data sets of the hub, in this machine's cache."""
     heldout: dict[str, Path]
-    """Files of held-out text by language."""
+    """Files of held-out text, by `Cell.text`."""
     include: tuple[str, ...] = ()
     """The user's folders of task files."""
 
     def data_hash(self, cell: Cell) -> str:
         folder = self.questions.folder if self.questions else None
-        heldout = self.heldout.get(cell.language)
+        heldout = self.heldout.get(cell.text)
         return suites.data_hash(cell, questions=folder, heldout=heldout, include=self.include)
 
 
@@ -126,7 +126,7 @@ class Element:
         try:
             with tempfile.TemporaryDirectory(prefix="hpc_ewc-tasks-") as folder:
                 if cell.kind != "lm-eval":
-                    heldout = self.inputs.heldout.get(cell.language)
+                    heldout = self.inputs.heldout.get(cell.text)
                     write_task_files(Path(folder), cell, questions=self.inputs.questions, heldout=heldout)
                 torch.manual_seed(self.config.seed)
                 tasks = load_tasks(cell, Path(folder), self.config.include, self.config.seed)

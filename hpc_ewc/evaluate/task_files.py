@@ -133,8 +133,8 @@ def _perplexity(cell: Cell, questions: LocalQuestions | None, heldout: Path | No
     if cell.task == "ppl_heldout":
         if heldout is None or not heldout.is_file():
             raise InputError(
-                f"{heldout or cell.name}: no held-out text in '{cell.language}'; the corpus gives its own when "
-                f"data.heldout_documents > 0, other languages are named in evaluate.heldout"
+                f"{heldout or cell.name}: no held-out text '{cell.text}'; the corpus gives its own when "
+                f"data.heldout_documents > 0, others are named in evaluate.heldout"
             )
         function = Function(f"{ROWS}.heldout_rows")
         rows = {"custom_dataset": function, "dataset_path": "json", "dataset_kwargs": {"files": {"test": str(heldout)}}}

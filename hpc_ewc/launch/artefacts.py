@@ -74,7 +74,7 @@ def missing_cells(node: Node) -> tuple[str, ...]:
 def _cell_key(node: Node, cell: suites.Cell, fraction: float) -> str:
     """The `cell_key` that the worker will give this cell."""
     questions, config = node.inputs.get("questions"), node.experiment.evaluate
-    named = node.inputs.get("heldout", {}).get(cell.language)
+    named = node.inputs.get("heldout", {}).get(cell.text)
     tokens = node.inputs.get("tokens")
     heldout = Path(named) if named else StageDir(Path(tokens)).heldout if tokens else None
     folder = Path(questions) if questions else None

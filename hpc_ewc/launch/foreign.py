@@ -233,11 +233,11 @@ def _experiment(everything: Sequence[Given], options: Options, *, small: bool) -
     """
     config: EvaluateConfig = build_section(EvaluateConfig, options.settings, "evaluate", WHERE)
     texts = [*config.heldout, *(("en", "lt") if small else ())]
-    cells = suites.expand_suites(config, texts[0] if texts else suites.UNDETERMINED, heldout=texts)
+    cells = suites.expand_suites(config, texts[0].partition(".")[0] if texts else suites.UNDETERMINED, heldout=texts)
     for cell in cells:
-        if cell.task == "ppl_heldout" and cell.language not in texts and cell.task in "".join(config.suites):
-            raise ConfigError(f"--suites {cell.task}: no text; name a file: --heldout {cell.language}=FILE.jsonl")
-    cells = [cell for cell in cells if cell.task != "ppl_heldout" or cell.language in texts]
+        if cell.task == "ppl_heldout" and cell.text not in texts and cell.task in "".join(config.suites):
+            raise ConfigError(f"--suites {cell.task}: no text; name a file: --heldout {cell.text}=FILE.jsonl")
+    cells = [cell for cell in cells if cell.task != "ppl_heldout" or cell.text in texts]
     languages = [cell.language for cell in cells if cell.language not in ("en", suites.UNDETERMINED)]
     heldout = {language: str(local_path(path)) for language, path in config.heldout.items()}
     include = tuple(str(local_path(folder)) for folder in config.include)

@@ -285,8 +285,8 @@ class _Builder:
             rows = folder / cell.language / suites.TASKS[cell.task].folder if cell.task in suites.TASKS else None
             if rows is not None and cell.task != "ppl_heldout" and not any(rows.rglob("*.jsonl")):
                 raise ConfigError(
-                    f"{self.where}: {cell.name}: no rows in {rows}; put them there, or name the cells that have some in "
-                    "evaluate.suites"
+                    f"{self.where}: {cell.name}: no rows in {rows}; put them there, or name the cells that have "
+                    "some in evaluate.suites"
                 )
 
     def settings_of(
@@ -299,7 +299,7 @@ class _Builder:
             asked = []
             for cell in cells:
                 if cell.task == "ppl_heldout":
-                    data = texts[cell.language]
+                    data = texts[cell.text]
                 elif inputs.questions is not None and cell.task in suites.TASKS:
                     data = inputs.question_id
                 else:

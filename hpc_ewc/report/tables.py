@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from hpc_ewc.report import formats
 from hpc_ewc.report.analysis import Difference, Estimate
 from hpc_ewc.report.contamination import MARK, contaminated
-from hpc_ewc.report.formats import NOTHING, bits, number, p_text, percent, task_name
+from hpc_ewc.report.formats import NOTHING, bits, number, p_text, percent
 from hpc_ewc.report.lines import Line, Lines, Spread, label_columns
 from hpc_ewc.report.means import Mean
 from hpc_ewc.report.study import PERPLEXITIES, Column, language_name
@@ -139,15 +139,15 @@ def summary(build: Builder) -> Table:
             f"Accuracy in per cent ± standard error, mean over tasks ({over}). Δ: points against the base."
         )
     if fluency:
-        texts = ", ".join(f"{language_name(c.language)}: {task_name(c.task)}" for c in fluency)
+        texts = ", ".join(f"{language_name(c.language)}: {plain_name(c)}" for c in fluency)
         table.notes.append(f"Bits per byte, lower is better ({texts}).")
     return table
 
 
 def bits_column(build: Builder, language: str) -> Column | None:
     """Where bits per byte of a language are read: held-out text where there is some, else TruthfulQA's."""
-    columns = [c for c in build.study.columns if c.language == language and c.kind == "perplexity" and not c.variant]
-    columns.sort(key=lambda column: column.task != "ppl_heldout")
+    columns = [c for c in build.study.columns if c.language == language and c.kind == "perplexity"]
+    columns.sort(key=lambda column: (column.task != "ppl_heldout", column.variant))
     return columns[0] if columns else None
 
 

@@ -211,3 +211,15 @@ def test_a_damaged_record_is_named(tmp_path: Path) -> None:
     path.write_text(path.read_text()[:40])
     with pytest.raises(ArtefactError, match=r"arc_easy\.lt\.json: half-written"):
         suites.missing(stage, ["1.0:arc_easy.lt"])
+
+
+def test_several_held_out_texts_of_a_language_are_cells_of_their_own() -> None:
+    config = EvaluateConfig(suites=("fluency",), heldout={"lt.news": "n.jsonl", "en.news": "m.jsonl"})
+    texts = [cell.name for cell in expand_suites(config, "lt") if cell.task == "ppl_heldout"]
+    assert texts == ["ppl_heldout.lt", "ppl_heldout.lt.news", "ppl_heldout.en.news"]
+    one = expand_suites(dataclasses.replace(config, suites=("ppl_heldout.lt.news",)), "lt")
+    assert [(cell.language, cell.variant, cell.text) for cell in one] == [("lt", "news", "lt.news")]
+    every = expand_suites(dataclasses.replace(config, suites=("ppl_heldout",)), "lt")
+    assert [cell.name for cell in every] == texts
+    with pytest.raises(ConfigError, match=r"evaluate\.heldout\.'../x': allowed are a language or language\.name"):
+        expand_suites(EvaluateConfig(heldout={"../x": "n.jsonl"}), "lt")
