@@ -161,6 +161,37 @@ def test_memory_options_and_λ_0_with_a_fisher_change_not_one_bit(inputs: dict[s
             assert torch.equal(value, plain[tensor]), (name, tensor)
 
 
+def train_compiled(rank: int, world_size: int, *folders: Path) -> int:
+    import warnings
+
+    import torch._dynamo.utils
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # dynamo looks at tensors in ways that warn; inductor's imports do too
+        train(rank, world_size, *folders)
+    return len(torch._dynamo.utils.compilation_time_metrics)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("world_size", "replicate"), [(2, 1), (4, 2)], ids=["1D", "HSDP"])
+def test_compiled_layers_train_alike_on_shards(
+    inputs: dict[str, Path], tmp_path: Path, world_size: int, replicate: int
+) -> None:
+    """With the penalty and accumulation; also where each layer's cheap parts are computed again."""
+    options = {"fisher": inputs["fisher"], "ewc": {"strength": STRENGTH}, "dp_replicate": replicate}
+    variants: dict[str, dict[str, Any]] = {
+        "compiled": {"compile": True},
+        "compiled_selective": {"compile": True, "activation_checkpointing": "selective"},
+    }
+    for name, variant in variants.items():
+        build_stage(tmp_path / name, inputs["model"], inputs["tokens"], **options, **variant)
+    compiled = run_ranks(world_size, train_compiled, *(tmp_path / name for name in variants), timeout_s=800)
+    assert compiled > 0
+    for name in variants:
+        compare(tmp_path / name, tolerance=2e-5)
+
+
 def test_the_chunked_and_the_full_loss_train_alike_and_proximal_holds_at_any_λ(
     inputs: dict[str, Path], tmp_path: Path
 ) -> None:
