@@ -7,6 +7,7 @@ runs/NAME/  experiment.toml  jobs.jsonl  submit.lock
   evaluate/<run>/  <step>/<cell>.json  <step>/<cell>.samples.jsonl.zst
   every folder above: stage.json  config.toml  manifest.json  progress/<element>.json  done.json | failed.json
   jobs/<job_id>/   submitit's files; ranks/ (torchrun --log-dir); stop.<restart>  port.<restart>  exit.<restart>
+  jobs/<token>/    of Slurm: submission.sh  task.pkl  attempts.<index>.json, and what its batch script printed
   code/<hash>/     the package as it was when the jobs were submitted
 """
 
@@ -171,6 +172,21 @@ def stop_file(job: Path, restart: int) -> Path:
 def port_file(job: Path, restart: int) -> Path:
     """Where node 0 of one attempt publishes the rendezvous port."""
     return job / f"port.{restart}"
+
+
+def attempts_file(submission: Path, index: int) -> Path:
+    """How far each attempt of one array element began, in the folder of its submission."""
+    return submission / f"attempts.{index}.json"
+
+
+def script_file(submission: Path) -> Path:
+    """The batch script, as it was given to sbatch."""
+    return submission / "submission.sh"
+
+
+def task_file(submission: Path) -> Path:
+    """The pickle that every element of a submission runs; links to it are made when they start."""
+    return submission / "task.pkl"
 
 
 def rank_logs(job: Path) -> Path:

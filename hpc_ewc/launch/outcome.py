@@ -15,13 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from hpc_ewc import records, rundir
+from hpc_ewc import records, rundir, suites
+from hpc_ewc.config import load_experiment
 from hpc_ewc.errors import ArtefactError
 from hpc_ewc.launch.artefacts import failure, find, missing_cells
 from hpc_ewc.launch.graph import REPORT, Element, Node
+from hpc_ewc.launch.profile import Profile, job_resources
+from hpc_ewc.rundir import RunDir, StageDir
 
 Outcome = Literal["finished", "stopped", "failed"]
 TAIL_LINES = 30
+ROOT_CAUSE = re.compile(r"Root Cause[^\n]*:\n(?:.*\n)*?\s*rank\s*: (\d+).*\n(?:.*\n)*?\s*traceback : (Signal .*)")
+"""What torchrun prints of the rank that it saw die first, where that was by a signal."""
 
 
 @dataclass(frozen=True)
@@ -38,15 +43,26 @@ class Exit:
         return f"was killed by signal {-self.status}" if self.status < 0 else f"ended with status {self.status}"
 
 
-def decide(node: Node, element: Element, job: Path, restart: int = 0) -> Outcome:
-    """How one attempt of an element ended; where it failed, `failed.json` is there afterwards."""
-    ended = read_exit(job, restart)
+def decide(
+    node: Node, element: Element, job: Path, restart: int = 0, ended: Exit | None = None, *, note: bool = True
+) -> Outcome:
+    """How one attempt of an element ended.
+
+    Args:
+        node: the artefact.
+        element: of it.
+        job: runs/NAME/jobs/<job_id>.
+        restart: which attempt.
+        ended: what its launcher left; absent: it is read.
+        note: where it failed, write `failed.json` unless it is there.
+    """
+    ended = ended or read_exit(job, restart)
     stopped = rundir.stop_file(job, restart).exists()
     if _is_made(node, element, ended, stopped):
         return "finished"
     if stopped:
         return "stopped"
-    if node.stage != REPORT:
+    if note and node.stage != REPORT:
         explain(node, element, job, restart, ended)
     return "failed"
 
@@ -62,13 +78,55 @@ def _is_made(node: Node, element: Element, ended: Exit, stopped: bool) -> bool:
     except ArtefactError:
         return False
     # One of several parts of the tokens: whether the set is whole, the last of them sees.
-    return node.resources.elements > 1 and node.stage == "tokens" and ended.status == 0 and not stopped
+    return "--part" in element.arguments and ended.status == 0 and not stopped
+
+
+def stored_node(folder: StageDir) -> Node:
+    """An artefact as its stage.json tells it, for a job, which has no graph.
+
+    Raises:
+        ArtefactError: stage.json or config.toml is missing or not ours.
+    """
+    try:
+        facts = records.read_checked(folder.stage_json, "stage")
+    except FileNotFoundError:
+        raise ArtefactError(f"{folder.path}: no stage.json; not a folder that `hpc-ewc submit` made") from None
+    experiment = load_experiment(folder.config_toml)
+    inputs, expected = facts["inputs"], list(facts["expected"])
+    cells: list[suites.Cell] = []
+    if facts["stage"] == "evaluate":
+        heldout = inputs.get("heldout") or {}
+        cells = suites.expand_suites(experiment.evaluate, experiment.data.language, heldout=heldout)
+    return Node(
+        stage=facts["stage"],
+        run=facts["run"],
+        key=facts["key"],
+        folder=folder,
+        experiment=experiment,
+        resources=job_resources(facts["stage"], experiment, Profile()),
+        inputs=inputs,
+        coordinates=facts["coordinates"],
+        cells=tuple(cells),
+        fractions=tuple(dict.fromkeys(float(name.partition(":")[0]) for name in expected)),
+        settings=str(facts.get("settings", "")),
+    )
 
 
 def read_exit(job: Path, restart: int = 0) -> Exit:
     with suppress(FileNotFoundError, ArtefactError, KeyError):
-        return Exit(int(records.read_json(rundir.exit_file(job, restart))["status"]))
+        status = records.read_json(rundir.exit_file(job, restart))["status"]
+        return Exit(None if status is None else int(status))
     return Exit(None)
+
+
+def report_fingerprint(root: RunDir, runs: Sequence[str]) -> str:
+    """Of all that a report of these evaluations reads: which of them were finished, and when."""
+    finished = {}
+    for run in runs:
+        done = root.evaluate(run).done
+        if done.is_file():
+            finished[f"evaluate/{run}"] = records.read_json(done)["finished_at"]
+    return records.key_of(finished)
 
 
 def explain(node: Node, element: Element, job: Path, restart: int, ended: Exit) -> None:
@@ -76,7 +134,9 @@ def explain(node: Node, element: Element, job: Path, restart: int, ended: Exit) 
     known = failure(node.folder)
     if (known.get("job_id"), known.get("restart")) == (job.name, restart):
         return
-    error, trace, rank = first_error(job)
+    error, trace, rank = first_error(job, restart)
+    if not error:
+        error, rank = killed_rank(job)
     printed = tail(job)
     error = error or last_exception(printed) or f"the worker {ended.words}" + ("" if ended.status else ", not done")
     facts = {
@@ -93,10 +153,11 @@ def explain(node: Node, element: Element, job: Path, restart: int, ended: Exit) 
     records.write_json(node.folder.failed, facts)
 
 
-def first_error(job: Path) -> tuple[str, str, int]:
+def first_error(job: Path, restart: int = 0) -> tuple[str, str, int]:
     """Message, traceback and rank of the first of torchrun's error files; empty where no rank could write one."""
     found: list[tuple[float, int, dict[str, Any]]] = []
-    for path in rundir.rank_logs(job).rglob("error.json"):
+    own = rundir.rank_logs(job) / f"restart_{restart}"  # a requeued job keeps what its earlier attempts printed
+    for path in (own if own.is_dir() else rundir.rank_logs(job)).rglob("error.json"):
         with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
             message = json.loads(path.read_text(encoding="utf-8"))["message"]
             found.append((float(message["extraInfo"]["timestamp"]), int(path.parent.name), message))
@@ -104,6 +165,16 @@ def first_error(job: Path) -> tuple[str, str, int]:
         return "", "", 0
     _, rank, message = min(found, key=lambda entry: entry[:2])
     return str(message["message"]), str(message["extraInfo"].get("py_callstack", "")), rank
+
+
+def killed_rank(job: Path) -> tuple[str, int]:
+    """What torchrun says of the rank that it saw die first, such as of SIGKILL; "" where it says nothing."""
+    for path in sorted(job.glob("*_log.err")):
+        found = ROOT_CAUSE.findall(last_lines(path, 200))
+        if found:
+            rank, words = found[-1]
+            return f"rank {rank}: {words.strip()}", int(rank)
+    return "", 0
 
 
 def last_exception(text: str) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hpc_ewc import records
 from hpc_ewc.config import NAME_PATTERN, Experiment, load_experiment
@@ -16,11 +18,15 @@ from hpc_ewc.launch import code
 from hpc_ewc.launch.artefacts import Found, find, make_ready
 from hpc_ewc.launch.graph import REPORT, Graph, build_graph, elements, gpu_hours
 from hpc_ewc.launch.ledger import History, Ledger, submit_lock
-from hpc_ewc.launch.profile import Profile, load_profile
+from hpc_ewc.launch.outcome import report_fingerprint
+from hpc_ewc.launch.profile import Profile, check_time, load_profile
 from hpc_ewc.launch.resolve import Resolver, local_path, prepare_miniature, uses_miniature
 from hpc_ewc.launch.view import STAGES, Display, columns
 from hpc_ewc.rundir import RunDir, rank_logs
 from hpc_ewc.sweep import expand
+
+if TYPE_CHECKING:
+    from hpc_ewc.launch.slurm import Tally
 
 DONE, FAILED, REFUSED, UNFINISHED, INTERRUPTED = 0, 1, 2, 3, 130
 """Exit statuses of the commands."""
@@ -95,16 +101,22 @@ def carry_out(request: Request, profile: Profile, root: RunDir, out: Path | None
     if dry_run:
         render(make_plan(request, profile, root, out, display))
         return DONE
-    if profile.executor != "local":
-        raise SubmitError(f"executor = {profile.executor!r}: this version runs local profiles; see --dry-run")
     plan = make_plan(request, profile, root, out, display)
     if not plan.jobs:
-        show_report(root, plan.history.reported.get("token", ""))
-        print_end(plan, "nothing to do: everything is there")
-        return DONE
-    ask_for_gpu_hours(plan, yes)
+        return nothing_to_do(plan)
+    if profile.executor == "slurm":
+        with submit_lock(root):
+            return run_on_slurm(plan, display, yes)
+    ask_for_gpu_hours(plan, plan.jobs, yes)
     with submit_lock(root):
         return run_here(plan, display)
+
+
+def nothing_to_do(plan: Plan) -> int:
+    """Everything is there: show the tables again."""
+    show_report(plan.graph.root, plan.history.reported.get("token", ""))
+    print_end(plan, "nothing to do: everything is there")
+    return DONE
 
 
 def run_here(plan: Plan, display: Display) -> int:
@@ -115,8 +127,11 @@ def run_here(plan: Plan, display: Display) -> int:
 
     # submitit alone takes a tenth of a second, which `status` and a submit with nothing to do need not wait for
     from hpc_ewc.launch.local import LocalRun, wait_for_lost
+    from hpc_ewc.launch.reconcile import other_executor_lives
 
-    lost = Ledger(root).read().live()
+    history = Ledger(root).read()
+    other_executor_lives(history, "local")
+    lost = history.live()
     wait_for_lost([(job.process, root.job(job.job_id)) for job in lost if job.process], display)
     plan = make_plan(plan.request, profile, root, plan.out, display)
     ledger = write_down(plan)
@@ -129,6 +144,63 @@ def run_here(plan: Plan, display: Display) -> int:
         ledger.reported(run.report_token, fingerprint(plan.graph), str(plan.out))
         show_report(root, run.report_token)
     return conclude(plan, run.rows_by_state(), whole)
+
+
+def run_on_slurm(plan: Plan, display: Display, yes: bool) -> int:
+    """Everything that a submit to Slurm does while it holds the lock: ask what lives, and give it what is missing."""
+    from hpc_ewc.launch.reconcile import other_executor_lives, reconcile
+    from hpc_ewc.launch.slurm import SlurmSubmit
+    from hpc_ewc.launch.slurm_script import check_paths
+
+    root, profile = plan.graph.root, plan.profile
+    check_paths(root)
+    check_times(plan)
+    other_executor_lives(plan.history, "slurm")
+    if uses_miniature(plan.request.experiment):
+        prepare_miniature(profile.interpreter, display.say)
+    live = reconcile(root)
+    plan = make_plan(plan.request, profile, root, plan.out, display)
+    if not plan.jobs:
+        return nothing_to_do(plan)
+    under_way = Counter(job.node for job in live.jobs)
+    asked = {name: max(0, jobs - under_way[name]) for name, jobs in plan.jobs.items()}
+    ask_for_gpu_hours(plan, asked, yes)
+    ledger = write_down(plan, ready=False)
+    package = code.snapshot(root)
+    run = SlurmSubmit(plan.graph, plan.found, profile, ledger, package, plan.out, live, display.say)
+    try:
+        run.run()
+    except SubmitError:
+        if run.tally.submitted:
+            display.say(f"{run.tally.submitted} jobs were submitted before the error, and stay")
+        raise
+    return conclude_submission(plan, run.tally)
+
+
+def conclude_submission(plan: Plan, tally: Tally) -> int:
+    """Say what was submitted, and what found no room."""
+    kept = f" ({tally.kept} were queued or running already)" if tally.kept else ""
+    follow = f"follow them: hpc-ewc status {_short(plan.graph.root.root)} --watch"
+    if not tally.submitted and not tally.left:
+        print_end(plan, f"nothing to submit{kept}; {follow}")
+        return DONE
+    sys.stderr.write(f"submitted {tally.submitted} jobs in {tally.batches} submissions{kept}; {follow}\n")
+    if tally.left:
+        shown = ", ".join(tally.left[:5]) + (f" and {len(tally.left) - 5} more" if len(tally.left) > 5 else "")
+        print_end(plan, f"no room for {len(tally.left)} stages: {shown}; later, {plan.request.again} adds them")
+        return UNFINISHED
+    print_end(plan, "all is submitted")
+    return DONE
+
+
+def check_times(plan: Plan) -> None:
+    """Every stage has the time to start before it is told to stop; the experiment's own limits count too.
+
+    Raises:
+        ConfigError: a time limit is too short.
+    """
+    for node in plan.graph.nodes.values():
+        check_time(node.stage, node.resources.time_min, plan.profile, plan.request.label)
 
 
 def run_folder(name: str, label: str, profile: Profile, runs: Path | None) -> RunDir:
@@ -166,16 +238,11 @@ def _is_reported(graph: Graph, found: dict[str, Found], history: History, out: P
 
 def fingerprint(graph: Graph) -> str:
     """Of everything that a report of this graph reads: which evaluations, finished when."""
-    finished = {
-        node.id: records.read_json(node.folder.done)["finished_at"]
-        for node in graph.of("evaluate")
-        if node.folder.done.is_file()
-    }
-    return records.key_of(finished)
+    return report_fingerprint(graph.root, [node.run for node in graph.of("evaluate")])
 
 
-def write_down(plan: Plan) -> Ledger:
-    """The experiment, the graph for `status`, and a folder ready for each artefact to be made."""
+def write_down(plan: Plan, *, ready: bool = True) -> Ledger:
+    """The experiment, the graph for `status`, and, if `ready`, a folder made ready for each artefact to be made."""
     root = plan.graph.root
     records.write_text(root.experiment_toml, plan.request.text)
     root.jobs.mkdir(mode=0o700, exist_ok=True)
@@ -187,18 +254,18 @@ def write_down(plan: Plan) -> Ledger:
     sweep = str(Path(plan.request.label).absolute())
     ledger.graph(listed, sweep=sweep, out=str(plan.out), executor=plan.profile.executor)
     for name, found in plan.found.items():
-        if not found.done and name != REPORT:
+        if ready and not found.done and name != REPORT:
             make_ready(plan.graph.nodes[name])
     return ledger
 
 
-def ask_for_gpu_hours(plan: Plan, yes: bool) -> None:
+def ask_for_gpu_hours(plan: Plan, jobs: dict[str, int], yes: bool) -> None:
     """Above `max_gpu_hours`, ask; where nobody can answer, refuse.
 
     Raises:
         SubmitError: more GPU-hours than the profile allows without a yes.
     """
-    hours = gpu_hours(plan.graph, plan.jobs)
+    hours = gpu_hours(plan.graph, jobs)
     if yes or hours <= plan.profile.max_gpu_hours:
         return
     asked = f"this asks for up to {hours:.0f} GPU-hours, max_gpu_hours = {plan.profile.max_gpu_hours:g}"

@@ -1,0 +1,483 @@
+"""One attempt of one job on Slurm, seen from one of its nodes: rendezvous, ranks, signals, requeue, and how it ended.
+
+submitit calls a `SlurmTask` on every node, as the one task there. Node 0 decides; the others follow what it wrote.
+
+    finished  return: the job is COMPLETED, and its dependants start
+    stopped   after USR2 (the time limit is near) requeue; then wait until Slurm ends this process, since an exit inside
+              a preemption's grace time would count as COMPLETED or FAILED, never as requeued
+    failed    raise, the first rank's own traceback first
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from hpc_ewc import records, rundir
+from hpc_ewc.errors import ArtefactError, StageError
+from hpc_ewc.launch import rendezvous, scheduler
+from hpc_ewc.launch.graph import REPORT, Element, Node
+from hpc_ewc.launch.outcome import Exit, Outcome, decide, explain, report_fingerprint, stored_node
+from hpc_ewc.launch.profile import ContainerConfig
+from hpc_ewc.launch.torchrun import POLL_S, WORKER, WorkerProcess, uses_torchrun
+from hpc_ewc.rundir import RunDir, StageDir
+
+TRIES = 3
+"""Restarts without progress, after which a job gives up."""
+KILL_WAIT_S = 90.0
+"""Slurm's KillWait (30 s) and a minute, on top of the grace time."""
+REQUEUE_EVERY_S = 10.0
+CACHES = {"TRITON_CACHE_DIR": "triton", "TORCHINDUCTOR_CACHE_DIR": "inductor", "TMPDIR": "tmp"}
+"""What is put on a node's own disk: files that are locked, and that many elements would write at once."""
+
+
+class StoppedError(StageError):
+    """An attempt was stopped, its artefact is not there, and nothing goes on with it by itself."""
+
+
+@dataclass(frozen=True)
+class SlurmTask:
+    """What submitit calls; only plain values, so that its pickle says the same on any node, and no secret is in it."""
+
+    name: str
+    """NAME/stage/run, for messages."""
+    stage: str
+    folder: str
+    """Of the artefact; of the report: the run folder."""
+    jobs: str
+    """runs/NAME/jobs."""
+    token: str
+    """Of the submission; of a chain, its first."""
+    elements: tuple[tuple[Element, ...], ...]
+    """By array index; several run side by side, one on each GPU."""
+    python: str
+    environment: dict[str, str]
+    nodes: int = 1
+    nproc_per_node: int = 1
+    slots: int = 1
+    """Workers side by side, where a job has several elements."""
+    gpus_per_node: int = 0
+    cpus_per_task: int = 1
+    out: str = ""
+    """Of the report: where its tables go."""
+    runs: tuple[str, ...] = ()
+    """Of the report: the evaluations it tells of."""
+    host_suffix: str = ""
+    requeue: bool = True
+    link: int = 0
+    """Place in a chain of successors."""
+    grace_time_s: int = 300
+    scratch: str = ""
+    container: ContainerConfig = field(default_factory=ContainerConfig)
+
+    def __call__(self) -> str:
+        """Run this node's part of the attempt to its end."""
+        return SlurmAttempt(self).run()
+
+    def checkpoint(self) -> Any:
+        """Submitit asks this if USR2 comes before our own handler is there: the same again."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+@dataclass(frozen=True)
+class Here:
+    """Where this process is, as Slurm says it."""
+
+    job_id: str
+    """`123`, or `123_4`."""
+    raw_id: str
+    """Of scontrol: an element has a number of its own."""
+    index: int
+    restart: int
+    node: int
+    hosts: tuple[str, ...]
+
+    @staticmethod
+    def read() -> Here:
+        """From the environment of a task."""
+        from submitit import JobEnvironment
+
+        env = JobEnvironment()
+        index = int(env.array_task_id or 0)
+        restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+        return Here(env.job_id, env.raw_job_id, index, restart, env.node, tuple(env.hostnames))
+
+
+class SlurmAttempt:
+    """One attempt, on one node."""
+
+    def __init__(self, task: SlurmTask) -> None:
+        self.task = task
+        self.here = Here.read()
+        self.folder = Path(task.jobs) / self.here.job_id
+        self.elements = task.elements[self.here.index]
+        self.stop_file = rundir.stop_file(self.folder, self.here.restart)
+        self.exit_file = rundir.exit_file(self.folder, self.here.restart)
+        self.signals: set[int] = set()
+        self.statuses: list[int] = []
+        self.reported = ""
+        """Fingerprint of what a report is about to read."""
+
+    def run(self) -> str:
+        """Whatever is raised here fails the job.
+
+        Raises:
+            StageError: the ranks failed, or three restarts made no progress.
+            StoppedError: it was stopped, and Slurm did not end it.
+        """
+        for number in (signal.SIGUSR2, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # submitit leaves an error here when a node crashes, though the job is requeued and finishes
+        (self.folder / f"{self.here.job_id}_{os.environ.get('SLURM_PROCID', '0')}_result.pkl").unlink(missing_ok=True)
+        if self.here.node == 0:
+            if self._outcome(Exit(None)) == "finished":  # a successor in a chain, or USR2 after the last step
+                return self._end("finished")
+            self._check_history()
+        if self.task.stage == REPORT:
+            self.reported = report_fingerprint(RunDir(Path(self.task.folder)), self.task.runs)
+        scratch = self._make_scratch()
+        try:
+            self._work(self._environment(scratch))
+        finally:
+            if scratch is not None:
+                shutil.rmtree(scratch, ignore_errors=True)
+        return self._conclude()
+
+    # ------------------------------------------------------------------------------------------ before
+
+    def _check_history(self) -> None:
+        """Give up after three restarts that made nothing, and where the job before in a chain failed.
+
+        Raises:
+            StageError: one of the two.
+        """
+        path = rundir.attempts_file(Path(self.task.jobs) / self.task.token, self.here.index)
+        past: list[dict[str, Any]] = []
+        with suppress(FileNotFoundError, ArtefactError):
+            past = list(records.read_json(path)["attempts"])
+        if self.task.link and past and past[-1]["job_id"] != self.here.job_id:
+            before = Path(self.task.jobs) / str(past[-1]["job_id"])
+            if read_outcome(rundir.exit_file(before, int(past[-1]["restart"]))) == "failed":
+                self._give_up(f"job {past[-1]['job_id']}, which came before in the chain, failed: see failed.json")
+        mark = progress_mark(StageDir(Path(self.task.folder)), self.task.stage, self.elements)
+        tries = [entry["mark"] for entry in past[-TRIES:]]
+        if len(tries) == TRIES and set(tries) == {mark}:
+            self._give_up(
+                f"{TRIES} restarts without progress: still at {mark or 'nothing'}. Give it more time before it is "
+                f"stopped (resources.{self.task.stage}.time_min), or save more often (train.checkpoint_every_s); what "
+                f"each attempt printed is in {rundir.rank_logs(self.folder)}"
+            )
+        now = {"job_id": self.here.job_id, "restart": self.here.restart, "mark": mark, "at": time.time()}
+        records.write_json(path, {"schema": records.SCHEMA, "attempts": [*past[-20:], now]})
+
+    def _give_up(self, reason: str) -> None:
+        if self.task.stage != REPORT:
+            facts = {"schema": records.SCHEMA, "error": reason, "traceback": "", "rank": 0, "samples": None}
+            facts |= {"element": self.elements[0].name, "node": socket.gethostname()}
+            facts |= {"job_id": self.here.job_id, "restart": self.here.restart}
+            records.write_json(StageDir(Path(self.task.folder)).failed, facts)
+        self._end("failed")
+        raise StageError(f"{self.task.name}: {reason}")
+
+    def _make_scratch(self) -> Path | None:
+        """A folder of this job on the node's own disk; None where the profile names none."""
+        if not self.task.scratch:
+            return None
+        base = Path(os.path.expandvars(self.task.scratch)).expanduser()
+        place = base / f"hpc_ewc-{os.getuid()}-{self.here.job_id}.{self.here.restart}"
+        try:
+            place.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise StageError(
+                f"slurm.scratch = {self.task.scratch!r} is {base} on {socket.gethostname()}: {error}; name a folder "
+                "that every node has, or take it out"
+            ) from None
+        return place
+
+    def _environment(self, scratch: Path | None) -> dict[str, str]:
+        """Of the workers: this process's, which sbatch was given as a list, and what the task adds."""
+        named = {"HPC_EWC_JOB_ID": self.here.job_id, "HPC_EWC_STOP_FILE": str(self.stop_file)}
+        if scratch is not None:
+            for name, folder in CACHES.items():
+                (scratch / folder).mkdir(exist_ok=True)
+                named[name] = str(scratch / folder)
+        environment = os.environ | named | self.task.environment
+        if scratch is not None and self.task.stage == "evaluate":
+            environment["HF_DATASETS_CACHE"] = str(mirror_datasets(environment, scratch / "datasets"))
+        return environment
+
+    # ------------------------------------------------------------------------------------------ while it works
+
+    def _work(self, environment: dict[str, str]) -> None:
+        """Run the workers of this node to their ends; their statuses are kept."""
+        waiting = list(self.elements)
+        if uses_torchrun(self.task.stage):
+            with rendezvous.meet(self.here, self.folder, self.task.host_suffix) as arguments:
+                command = self._torchrun(arguments)
+                waiting.clear()
+                self._watch([WorkerProcess(command, environment, None, self._sees_ranks)])
+            return
+        if len(waiting) == 1:
+            self._watch([self._start(waiting[0], environment, 0)])
+            return
+        running: dict[int, WorkerProcess] = {}
+        while waiting or running:
+            for slot in set(range(self.task.slots)) - running.keys():
+                if waiting and not self.stop_file.exists():
+                    running[slot] = self._start(waiting.pop(0), environment, slot)
+            if not running:
+                return
+            self._tell(list(running.values()))
+            for slot, worker in list(running.items()):
+                if (status := worker.poll()) is not None:
+                    self.statuses.append(status)
+                    del running[slot]
+            time.sleep(POLL_S)
+
+    def _watch(self, workers: Sequence[WorkerProcess]) -> None:
+        for worker in workers:
+            while (status := worker.poll()) is None:
+                self._tell([worker])
+                time.sleep(POLL_S)
+            self.statuses.append(status)
+
+    def _start(self, element: Element, environment: dict[str, str], slot: int) -> WorkerProcess:
+        """One plain worker; beside others it sees one GPU, and has its share of the cores."""
+        own = {}
+        if len(self.elements) > 1:
+            own["OMP_NUM_THREADS"] = str(max(1, self.task.cpus_per_task // self.task.slots))
+            if self.task.gpus_per_node:
+                visible = environment.get("CUDA_VISIBLE_DEVICES") or environment.get("ROCR_VISIBLE_DEVICES") or ""
+                given = [name for name in visible.split(",") if name] or [
+                    str(i) for i in range(self.task.gpus_per_node)
+                ]
+                own["CUDA_VISIBLE_DEVICES"] = given[slot % len(given)]
+        logs = self._logs() / element.name / "0"
+        return WorkerProcess(self._plain(element), environment | own, logs, torchrun=False)
+
+    @property
+    def _sees_ranks(self) -> bool:
+        """In a container the children are its runtime's: ranks see the stop file."""
+        return not self.task.container.runtime
+
+    def _logs(self) -> Path:
+        return rundir.rank_logs(self.folder) / f"restart_{self.here.restart}" / f"node_{self.here.node}"
+
+    def _tell(self, workers: Sequence[WorkerProcess]) -> None:
+        if self.stop_file.exists() and self._sees_ranks:
+            for worker in workers:
+                worker.tell()
+
+    # ------------------------------------------------------------------------------------------ command lines
+
+    def _plain(self, element: Element) -> tuple[str, ...]:
+        if self.task.stage == REPORT:
+            arguments: tuple[str, ...] = ("-m", "hpc_ewc.report", self.task.folder, "--out", self.task.out)
+        else:
+            arguments = ("-m", WORKER, self.task.stage, self.task.folder, *element.arguments)
+        return self._in_container(arguments)
+
+    def _torchrun(self, meeting: Sequence[str]) -> tuple[str, ...]:
+        logs = self._logs()
+        logs.mkdir(parents=True, exist_ok=True)
+        worker = ("-m", WORKER, self.task.stage, self.task.folder, *self.elements[0].arguments)
+        torchrun = ("-m", "torch.distributed.run", *meeting, f"--nproc-per-node={self.task.nproc_per_node}")
+        return self._in_container((*torchrun, "--max-restarts=0", f"--log-dir={logs}", "--redirects=3", *worker))
+
+    def _in_container(self, arguments: tuple[str, ...]) -> tuple[str, ...]:
+        """The command line, inside the image where the profile has one."""
+        box = self.task.container
+        if not box.runtime:
+            return (self.task.python, *arguments)
+        shown = [str(Path(self.task.jobs).parent), *box.binds]
+        shown += [self.task.environment[name] for name in ("HPC_EWC_CACHE",) if name in self.task.environment]
+        if box.runtime == "apptainer":
+            gpu = ("--nv",) if self.task.gpus_per_node and not box.args else ()
+            binds = [part for folder in shown for part in ("--bind", folder)]
+            return ("apptainer", "exec", *gpu, *box.args, *binds, box.image, box.python, *arguments)
+        # pyxis is a plugin of srun: a step inside the job, on this node alone, beside the launcher's own
+        mounts = ",".join(folder if ":" in folder else f"{folder}:{folder}" for folder in shown)
+        step = ["srun", "--overlap", "--nodes=1", "--ntasks=1", f"--nodelist={os.environ.get('SLURMD_NODENAME', '')}"]
+        step += [f"--cpus-per-task={self.task.cpus_per_task}", "--export=ALL", *box.args]
+        step += [f"--container-image={box.image}", f"--container-mounts={mounts}"]
+        return (*step, box.python, *arguments)
+
+    # ------------------------------------------------------------------------------------------ signals
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.signals.add(number)
+        if not self.stop_file.exists() and read_outcome(self.exit_file) is None:
+            with suppress(OSError):  # a full or lost file system: the ranks still get the signal of Slurm itself
+                self.stop_file.write_text(signal.Signals(number).name)
+
+    def _reason(self) -> set[str]:
+        """Which signals asked for this stop, on any node; none: a person did, by the file."""
+        told = {signal.Signals(number).name for number in self.signals}
+        with suppress(OSError):
+            told |= {self.stop_file.read_text().strip()} - {""}
+        return told
+
+    # ------------------------------------------------------------------------------------------ after
+
+    def _conclude(self) -> str:
+        worst = next((status for status in self.statuses if status != 0), 0 if self.statuses else None)
+        ended = Exit(worst)
+        if read_outcome(self.exit_file) == "failed":  # another node saw it first, and this one is taken down with it
+            raise self._failure(ended)
+        if self.here.node > 0:
+            return self._follow(ended)
+        outcome = self._outcome(ended)
+        if outcome == "finished":
+            return self._end(outcome, ended)
+        if outcome == "stopped":
+            self._end(outcome, ended)
+            return self._wait_to_be_ended()
+        self._end(outcome, ended)
+        raise self._failure(ended)
+
+    def _outcome(self, ended: Exit) -> Outcome:
+        """Of all elements of this job together."""
+        if self.task.stage == REPORT:
+            return "finished" if ended.status == 0 else "stopped" if self.stop_file.exists() else "failed"
+        node = self._node()
+        found = {decide(node, element, self.folder, self.here.restart, ended, note=False) for element in self.elements}
+        return "failed" if "failed" in found else "stopped" if "stopped" in found else "finished"
+
+    def _node(self) -> Node:
+        return stored_node(StageDir(Path(self.task.folder)))
+
+    def _follow(self, ended: Exit) -> str:
+        """Another node than 0: a rank that failed here fails the job; else node 0 says how it ended."""
+        if ended.status and not self.stop_file.exists():
+            self._end("failed", ended)
+            raise self._failure(ended)
+        deadline = time.monotonic() + self.task.grace_time_s + KILL_WAIT_S
+        while time.monotonic() < deadline:
+            match read_outcome(self.exit_file):
+                case "finished":
+                    return "finished"
+                case "failed":
+                    raise self._failure(ended)
+                case "stopped" if not self._waits:
+                    raise self._stopped()
+            time.sleep(1.0)
+        raise self._stopped()
+
+    def _end(self, outcome: Outcome, ended: Exit | None = None) -> str:
+        """Write down how this attempt ended, for the other nodes and for whoever looks at the job afterwards."""
+        facts: dict[str, Any] = {"status": ended.status if ended else 0, "outcome": outcome}
+        facts |= {"stopped": self.stop_file.exists(), "why": sorted(self._reason()), "ended_at": time.time()}
+        facts |= {"node": socket.gethostname()}
+        facts |= {"reported": self.reported, "out": self.task.out} if self.reported else {}
+        records.write_json(self.exit_file, facts)
+        return outcome
+
+    def _failure(self, ended: Exit) -> StageError:
+        """The first rank's error; its traceback is the first thing that the job's log says."""
+        if self.task.stage == REPORT:
+            return StageError(f"{self.task.name}: the report {ended.words}")
+        node = self._node()
+        explain(node, self.elements[0], self.folder, self.here.restart, ended)
+        failed: dict[str, Any] = {}
+        with suppress(FileNotFoundError, ArtefactError):
+            failed = records.read_json(node.folder.failed)
+        trace, error = str(failed.get("traceback", "")).strip(), str(failed.get("error", ""))
+        sys.stderr.write(f"\n{trace or error}\n\n")
+        sys.stderr.flush()
+        where = f"rank {failed.get('rank', 0)} on {failed.get('node', socket.gethostname())}"
+        return StageError(f"{trace or error}\n{self.task.name} failed: {error} ({where})")
+
+    # ------------------------------------------------------------------------------------------ stopped
+
+    @property
+    def _waits(self) -> bool:
+        """Slurm will end this job itself, or is asked to: then nothing may end before."""
+        return self.task.requeue and bool(self._reason())
+
+    def _wait_to_be_ended(self) -> str:
+        """Stopped on a signal: requeue at a time limit, and stay until Slurm ends the job.
+
+        Raises:
+            StoppedError: a chain's successor, or the next submit, goes on with it; or Slurm did not act.
+        """
+        if not self._waits:
+            raise self._stopped()
+        deadline = time.monotonic() + self.task.grace_time_s + KILL_WAIT_S
+        wanted = "SIGUSR2" in self._reason()
+        asked_at = -REQUEUE_EVERY_S
+        while time.monotonic() < deadline:
+            if wanted and time.monotonic() - asked_at > REQUEUE_EVERY_S:
+                asked_at = time.monotonic()
+                wanted = not self._requeue()
+            time.sleep(1.0)
+        raise self._stopped()
+
+    def _requeue(self) -> bool:
+        try:
+            scheduler.tell("requeue", self.here.raw_id)
+        except scheduler.SchedulerError as error:
+            sys.stderr.write(f"{self.task.name}: saved, but not requeued: {error}\n")
+            return False
+        return True
+
+    def _stopped(self) -> StoppedError:
+        why = ", ".join(sorted(self._reason())) or "on request"
+        return StoppedError(f"{self.task.name}: stopped ({why}) and saved; the next submit goes on with it")
+
+
+# ---------------------------------------------------------------------------------------------- what files tell
+
+
+def read_outcome(path: Path) -> str | None:
+    """How an attempt ended, as its launcher wrote it; None while it has not."""
+    with suppress(FileNotFoundError, ArtefactError, OSError):
+        found = records.read_json(path).get("outcome")
+        return str(found) if found else None
+    return None
+
+
+def mirror_datasets(environment: Mapping[str, str], target: Path) -> Path:
+    """A folder of links to the prepared data sets: their locks and what is derived from them stay on this node."""
+    home = Path(environment.get("HF_HOME") or "~/.cache/huggingface").expanduser()
+    source = Path(environment.get("HF_DATASETS_CACHE") or home / "datasets").expanduser()
+    if source.is_dir() and not target.exists():
+        leave_out = shutil.ignore_patterns("*.lock", "*.incomplete*", "cache-*.arrow")
+        shutil.copytree(source, target, ignore=leave_out, copy_function=os.symlink, symlinks=True)
+    target.mkdir(parents=True, exist_ok=True)
+    return target
+
+
+def progress_mark(folder: StageDir, stage: str, elements: Sequence[Element]) -> str:
+    """How far an artefact is, as a text that changes whenever a restart would begin further on."""
+
+    def newest(place: Path) -> str:
+        names = [path.name for path in place.iterdir() if path.name.isdigit()] if place.is_dir() else []
+        return max(names, default="")
+
+    if stage == "train":
+        steps = [newest(folder.checkpoints), newest(folder.exports)]
+        return f"step {max(steps)}" if any(steps) else ""
+    if stage == "fisher":
+        position = newest(folder.fisher_partial)
+        return f"example {position}" if position else ""
+    if stage == "tokens":
+        parts = len(list(folder.parts.glob("*.json"))) if folder.parts.is_dir() else 0
+        return f"{parts} parts" if parts else ""
+    if stage == "evaluate":
+        wanted = {name.partition(":")[2] for element in elements for name in element.expected}
+        cells = sorted(p.name for p in folder.path.glob("[0-9]*/*.json") if p.name.removesuffix(".json") in wanted)
+        return f"{len(cells)} cells" if cells else ""
+    return ""
