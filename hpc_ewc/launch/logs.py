@@ -15,7 +15,7 @@ from hpc_ewc.launch.artefacts import failure
 from hpc_ewc.launch.ledger import Job, Ledger, lock_holder
 from hpc_ewc.launch.outcome import last_lines
 from hpc_ewc.launch.process import send
-from hpc_ewc.launch.status import open_run, survey
+from hpc_ewc.launch.survey import open_run, survey
 from hpc_ewc.launch.view import Row
 from hpc_ewc.rundir import RunDir
 
@@ -51,7 +51,8 @@ def pick(rows: Sequence[Row], run: str, stage: str | None) -> list[Row]:
 def logs(folder: Path, run: str, stage: str | None, follow: bool, rank: int | None) -> int:
     """Print what a run printed; the error first, if it failed."""
     root = open_run(folder)
-    rows, jobs = survey(root)
+    found = survey(root)
+    rows, jobs = found.rows, found.jobs
     row = _most_telling(pick(rows, run, stage), jobs)
     mine = [job for job in jobs[_id(row)] if job.job_id]
     failed = failure(root.stage(row.stage, row.run)) if row.stage != "report" else {}
@@ -133,7 +134,8 @@ def _follow(root: RunDir, job: Job, rank: int | None) -> None:
 def cancel(folder: Path, run: str | None, stage: str | None, yes: bool) -> int:
     """Ask jobs to save and leave: all, or those of one run. What they made is kept."""
     root = open_run(folder)
-    rows, jobs = survey(root)
+    found = survey(root)
+    rows, jobs = found.rows, found.jobs
     chosen = [row for row in rows if stage is None or row.stage == stage] if run is None else pick(rows, run, stage)
     waiting = [row for row in chosen if row.state in ("waiting", "running")]
     live = [job for row in waiting for job in jobs[_id(row)] if job.is_alive()]

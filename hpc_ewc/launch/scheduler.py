@@ -205,6 +205,8 @@ class Answer:
     """By main id, its elements in order. What nobody knows any more is not in it."""
     unanswered: tuple[SchedulerError, ...] = ()
     """Of the two that were asked, the one that did not answer."""
+    queue_answered: bool = True
+    """What is not in `jobs` is not in the queue either."""
 
 
 def ask(main_ids: Iterable[str], since: float | None = None) -> Answer:
@@ -226,6 +228,7 @@ def ask(main_ids: Iterable[str], since: float | None = None) -> Answer:
             return []
 
     now = attempt(lambda: queue(ended=True))
+    queue_answered = not errors
     before = attempt(lambda: accounted(job_ids=wanted, since=since))
     if len(errors) == 2:
         raise SchedulerError(f"{errors[0]}; {errors[1]}", errors[0].kind)
@@ -236,7 +239,7 @@ def ask(main_ids: Iterable[str], since: float | None = None) -> Answer:
     by_main: dict[str, list[SlurmJob]] = {}
     for job in sorted(known.values(), key=lambda job: (int(job.main_id), int(job.element or -1))):
         by_main.setdefault(job.main_id, []).append(job)
-    return Answer(by_main, tuple(errors))
+    return Answer(by_main, tuple(errors), queue_answered)
 
 
 def _both(now: SlurmJob, before: SlurmJob | None) -> SlurmJob:

@@ -51,6 +51,16 @@ class Row:
     """done, running, waiting, missing, failed, stopped, or blocked: something it reads failed."""
     progress: Progress | None = None
     note: str = ""
+    restarts: int = 0
+    nodes: str = ""
+    gpu_hours: float = 0.0
+    """Of all its attempts."""
+    reason: str = ""
+    """Slurm's word for why it waits."""
+
+    @property
+    def id(self) -> str:
+        return f"{self.stage}/{self.run}" if self.run else self.stage
 
 
 def read_progress(folder: StageDir, job_ids: Iterable[str], expected: int = 0) -> Progress | None:
@@ -121,17 +131,11 @@ def render_table(rows: Sequence[Row], limit: int | None = None) -> RenderableTyp
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("stage", "run", "state", "progress", ""):
         table.add_column(name, no_wrap=name != "", overflow="ellipsis")
-    for row in rows if limit is None else _busiest(rows, limit):
+    for row in rows if limit is None else busiest(rows, limit):
         table.add_row(row.stage, row.run, _state(row.state), _bar(row), _detail(row))
     if limit is None or len(rows) <= limit:
         return table
     return Group(Text(", ".join(f"{stage}: {line}" for stage, line in by_stage(rows))), table)
-
-
-def render_text(rows: Sequence[Row]) -> str:
-    """The same where there is no terminal: nothing is cut off or folded."""
-    header = ("stage", "run", "state", "")
-    return columns([header, *((row.stage, row.run, row.state, " ".join(_detail(row).split("\n"))) for row in rows)])
 
 
 def by_stage(rows: Sequence[Row]) -> list[tuple[str, str]]:
@@ -139,11 +143,12 @@ def by_stage(rows: Sequence[Row]) -> list[tuple[str, str]]:
     return [(s, counts(row.state for row in rows if row.stage == s)) for s in STAGES if any(r.stage == s for r in rows)]
 
 
-def _busiest(rows: Sequence[Row], limit: int) -> list[Row]:
+def busiest(rows: Sequence[Row], limit: int) -> list[Row]:
+    """All, or as many as may be shown of those that are not simply done or waiting."""
     if len(rows) <= limit:
         return list(rows)
-    chosen = sorted(rows, key=lambda row: ORDER.index(row.state))[:limit]
-    return [row for row in rows if row in chosen and row.state not in ("done", "waiting")]
+    chosen = {row.id for row in sorted(rows, key=lambda row: ORDER.index(row.state))[:limit]}
+    return [row for row in rows if row.id in chosen and row.state not in ("done", "waiting")]
 
 
 def _state(state: str) -> Text:

@@ -21,8 +21,9 @@ from hpc_ewc.launch import local, torchrun
 from hpc_ewc.launch.artefacts import failure
 from hpc_ewc.launch.ledger import Ledger
 from hpc_ewc.launch.process import this_process
-from hpc_ewc.launch.status import status, survey
+from hpc_ewc.launch.status import status
 from hpc_ewc.launch.submit import submit
+from hpc_ewc.launch.survey import survey
 from hpc_ewc.rundir import RunDir
 from tests.unit.launch_world import fake_command, order, read_events, write_experiment
 
@@ -56,7 +57,7 @@ def begun(orders: Path) -> list[str]:
 
 
 def states(root: RunDir) -> dict[str, str]:
-    rows, _ = survey(root)
+    rows = survey(root).rows
     return {f"{row.stage}/{row.run}".rsplit("-", 1)[0]: row.state for row in rows}
 
 

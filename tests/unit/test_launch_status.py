@@ -16,7 +16,8 @@ from hpc_ewc.launch import logs as logs_module
 from hpc_ewc.launch.ledger import Ledger
 from hpc_ewc.launch.logs import cancel, log_files, logs, pick
 from hpc_ewc.launch.process import Process, this_process
-from hpc_ewc.launch.status import exit_status, open_run, status, survey
+from hpc_ewc.launch.status import exit_status, status
+from hpc_ewc.launch.survey import open_run, survey
 from hpc_ewc.launch.view import Display, Progress, Row, by_stage, describe, duration, read_progress, render_table
 from hpc_ewc.rundir import RunDir, StageDir
 
@@ -70,7 +71,7 @@ def rank_log(job: Path, rank: int, name: str, text: str) -> Path:
 
 
 def states(root: RunDir) -> list[str]:
-    return [row.state for row in survey(root)[0]]
+    return [row.state for row in survey(root).rows]
 
 
 # ---------------------------------------------------------------------------------------------- status
@@ -89,13 +90,13 @@ def test_a_job_that_runs_shows_how_far_it_is(root: RunDir) -> None:
     folder = root.evaluate("strength=1-bb")
     line = {"done": 1, "total": 1, "unit": "cell", "job_id": "an earlier one", "updated": 1.0}
     records.write_json(folder.progress("0"), line)
-    assert survey(root)[0][3] == Row("evaluate", "strength=1-bb", "running", None)
+    assert survey(root).rows[3] == Row("evaluate", "strength=1-bb", "running", None)
     records.write_json(folder.progress("1"), line | {"done": 0, "job_id": "job3", "cell": "b.en", "eta_s": 100})
-    row = survey(root)[0][3]
+    row = survey(root).rows[3]
     assert row.progress is not None
     assert (row.progress.done, row.progress.total) == (1, 2), "the cell that this job was not given is done"
     assert describe(row.progress) == "1/2 cell, b.en, 1 min 40 s left"
-    assert exit_status(survey(root)[0]) == 3, "something runs: not failed yet"
+    assert exit_status(survey(root).rows) == 3, "something runs: not failed yet"
 
 
 def test_a_job_whose_process_is_gone_does_not_run(root: RunDir) -> None:
@@ -114,7 +115,7 @@ def test_stopped_and_missing(root: RunDir) -> None:
 def test_an_output_that_went_away_is_named(root: RunDir) -> None:
     done = root.tokens(KEY).done
     records.write_json(done, records.read_json(done) | {"outputs": {"parts/0.bin": [3, "x"]}})
-    row = survey(root)[0][0]
+    row = survey(root).rows[0]
     assert row.state == "missing"
     assert "0.bin: named by" in row.note
 
@@ -124,7 +125,7 @@ def test_json_is_whole(root: RunDir, capsys: pytest.CaptureFixture[str]) -> None
     told = json.loads(capsys.readouterr().out)
     assert told["exit_status"] == 1
     assert [entry["state"] for entry in told["stages"]] == states(root)
-    assert told["stages"][2]["jobs"] == ["job2"]
+    assert told["stages"][2]["jobs"] == [{"job_id": "job2", "outcome": "failed", "slurm": ""}]
 
 
 def test_a_folder_that_is_none_is_told_its_neighbours(root: RunDir) -> None:
@@ -218,7 +219,7 @@ def test_following_ends_with_the_job(
 ) -> None:
     job = start(root, "evaluate", "strength=1-bb", "job3")
     path = rank_log(job, 0, "stdout.log", "first\n")
-    live = survey(root)[1]["evaluate/strength=1-bb"][-1]
+    live = survey(root).jobs["evaluate/strength=1-bb"][-1]
     alive = iter([True, True, False])
     monkeypatch.setattr("hpc_ewc.launch.ledger.Job.is_alive", lambda self: next(alive, False))
     monkeypatch.setattr(logs_module.time, "sleep", lambda s: path.write_text(path.read_text() + "more\n"))
@@ -242,11 +243,11 @@ def test_a_run_without_a_job_says_so(root: RunDir, capsys: pytest.CaptureFixture
 )
 def test_a_prefix_must_name_one_run(root: RunDir, run: str, stage: str | None, message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
-        pick(survey(root)[0], run, stage)
+        pick(survey(root).rows, run, stage)
 
 
 def test_a_prefix_names_a_run_in_all_its_stages(root: RunDir) -> None:
-    rows = survey(root)[0]
+    rows = survey(root).rows
     assert [row.stage for row in pick(rows, "strength=1", None)] == ["train", "evaluate"]
     assert [row.stage for row in pick(rows, "strength=1", "evaluate")] == ["evaluate"]
     assert [row.run for row in pick(rows, "0123", None)] == [KEY]

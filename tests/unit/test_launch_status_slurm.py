@@ -1,0 +1,409 @@
+"""`status` of an experiment on Slurm: files first, then what Slurm said; two calls, and less often than one looks."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from hpc_ewc import records, rundir
+from hpc_ewc.launch import survey as survey_module
+from hpc_ewc.launch.ledger import Ledger
+from hpc_ewc.launch.overview import render_table, render_text
+from hpc_ewc.launch.process import this_process
+from hpc_ewc.launch.scheduler import Answer, SchedulerError, SlurmJob
+from hpc_ewc.launch.status import exit_status, status, summary
+from hpc_ewc.launch.survey import Surveyor, survey
+from hpc_ewc.launch.view import Row
+from hpc_ewc.rundir import RunDir
+
+KEY = "0123456789ab"
+TRAIN, EVALUATE = "strength=1e+06,seed=0-aa", "strength=1e+06,seed=0-aa"
+AWAY = SchedulerError("`squeue`: no answer in 20 s; try again in a minute", "silent")
+
+
+class Slurm:
+    """Stands in for `ask`: what it answers is set, how often it was asked is counted."""
+
+    def __init__(self) -> None:
+        self.jobs: list[SlurmJob] = []
+        self.unanswered: tuple[SchedulerError, ...] = ()
+        self.queue_answered = True
+        self.asked: list[set[str]] = []
+
+    def __call__(self, main_ids: set[str], since: float | None = None) -> Answer:
+        self.asked.append(set(main_ids))
+        if len(self.unanswered) == 2:
+            raise self.unanswered[0]
+        found: dict[str, list[SlurmJob]] = {}
+        for job in self.jobs:
+            found.setdefault(job.main_id, []).append(job)
+        return Answer(found, self.unanswered, self.queue_answered)
+
+    def says(self, job_id: str, state: str, **facts: object) -> None:
+        main, _, element = job_id.partition("_")
+        self.jobs = [job for job in self.jobs if job.job_id != job_id]
+        self.jobs.append(SlurmJob(job_id, main, element, state=state, **facts))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def slurm(monkeypatch: pytest.MonkeyPatch) -> Slurm:
+    stand_in = Slurm()
+    monkeypatch.setattr(survey_module, "ask", stand_in)
+    return stand_in
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> RunDir:
+    """Tokens done; train is job 11, evaluate array 12 of three elements, the report job 13."""
+    root = RunDir(tmp_path / "runs" / "x")
+    ledger = Ledger(root)
+    nodes = [
+        {"stage": "tokens", "run": KEY, "depends": []},
+        {"stage": "train", "run": TRAIN, "depends": [f"tokens/{KEY}"]},
+        {"stage": "evaluate", "run": EVALUATE, "depends": [f"train/{TRAIN}"]},
+        {"stage": "report", "run": "", "depends": [f"evaluate/{EVALUATE}"]},
+    ]
+    ledger.graph(nodes, out="/results/x")
+    expected = [f"1.0:c{i}.en" for i in range(6)]
+    for node in nodes[:3]:
+        facts = {"schema": 1, "stage": node["stage"], "run": node["run"], "key": KEY, "inputs": {}, "coordinates": {}}
+        here = expected if node["stage"] == "evaluate" else []
+        records.write_json(root.stage(str(node["stage"]), str(node["run"])).stage_json, facts | {"expected": here})
+    finish(root, "tokens", KEY)
+    submit(root, "10", "tokens", KEY, [("0", [])])
+    submit(root, "11", "train", TRAIN, [("0", [])])
+    submit(root, "12", "evaluate", EVALUATE, [(str(i), expected[2 * i : 2 * i + 2]) for i in range(3)])
+    submit(root, "13", "report", "", [("0", [])])
+    return root
+
+
+def finish(root: RunDir, stage: str, run: str, **summary: float) -> None:
+    done = {"schema": 1, "key": KEY, "finished_at": 1.0, "outputs": {}, "summary": summary}
+    records.write_json(root.stage(stage, run).done, done)
+
+
+def submit(root: RunDir, job_id: str, stage: str, run: str, elements: list[tuple[str, list[str]]]) -> None:
+    ledger = Ledger(root)
+    listed = [{"name": name, "covers": covers} for name, covers in elements]
+    ledger.slurm_intent(f"token-{job_id}", stage, run, listed, 0)
+    if job_id:
+        ledger.slurm_submitted(f"token-{job_id}", job_id, "")
+
+
+def at_work(root: RunDir, stage: str, run: str, job_id: str, element: str = "0", **fields: object) -> Path:
+    line = {"schema": 1, "done": 120, "total": 180, "unit": "step", "updated": time.time(), "job_id": job_id}
+    path = root.stage(stage, run).progress(element)
+    records.write_json(path, line | {"restart": 0, "node": "n9", **fields})
+    return path
+
+
+def rows(root: RunDir) -> dict[str, Row]:
+    return {row.stage: row for row in survey(root).rows}
+
+
+# ---------------------------------------------------------------------------------------------- states
+
+
+def test_one_table_of_what_slurm_and_the_files_say(
+    root: RunDir, slurm: Slurm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slurm.says("10", "COMPLETED", gpu_s=1800.0)
+    slurm.says("11", "RUNNING", nodes="node[3-4]", restarts=2, gpus=8, gpu_s=36000.0)
+    for i in range(3):
+        slurm.says(f"12_{i}", "PENDING", reason="Dependency")
+    slurm.says("13", "PENDING", reason="Dependency")
+    at_work(root, "train", TRAIN, "11", loss=2.34567, eta_s=200.0)
+    root.train(TRAIN).metrics.write_text('{"tokens_per_s": 1.0}\n{"step": 120, "tokens_per_s": 12345.6}\n{"torn')
+    assert status(root.root, watch=False, as_json=False) == 3
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].split() == [
+        "stage",
+        "run",
+        "state",
+        "restarts",
+        "node",
+        "progress",
+        "tokens/s",
+        "loss",
+        "left",
+        "GPU-h",
+    ]
+    assert out[2].split() == [
+        *(
+            "train",
+            TRAIN,
+            "running",
+            "2",
+            "node[3-4]",
+            "120/180",
+            "step",
+            "12,346",
+            "2.346",
+            "3",
+            "min",
+            "20",
+            "s",
+            "10.0",
+        )
+    ]
+    assert "3 wait: Dependency (for what it reads)" in out[3]
+    assert out[-1] == "x: 1 running, 2 waiting, 1 done; waiting for Dependency (2); 10.5 GPU-hours"
+    assert slurm.asked == [{"10", "11", "12", "13"}]
+
+
+def test_an_array_is_as_far_as_its_elements(root: RunDir, slurm: Slurm) -> None:
+    finish(root, "train", TRAIN)
+    slurm.says("12_0", "RUNNING", nodes="n1", restarts=1)
+    slurm.says("12_1", "RUNNING", nodes="n2")
+    slurm.says("12_2", "PENDING", reason="JobArrayTaskLimit")
+    at_work(root, "evaluate", EVALUATE, "12_0", "0", done=1, total=2, unit="cell")
+    at_work(root, "evaluate", EVALUATE, "12_1", "1", done=0, total=2, unit="cell", cell="c2.en")
+    row = rows(root)["evaluate"]
+    assert (row.state, row.note, row.restarts, row.nodes) == ("running", "2 run, 1 wait", 1, "n1,n2")
+    assert row.progress is not None
+    assert (row.progress.done, row.progress.total) == (1, 6), "what still waits is not done"
+
+
+def test_more_nodes_than_fit(root: RunDir, slurm: Slurm) -> None:
+    for i in range(3):
+        slurm.says(f"12_{i}", "RUNNING", nodes=f"n{i}")
+    assert rows(root)["evaluate"].nodes == "n0,n1 +1"
+
+
+@pytest.mark.parametrize(
+    ("reason", "restarts", "note"),
+    [
+        ("Priority", 0, "Priority (others go first)"),
+        ("BeginTime", 1, "BeginTime (requeued, Slurm holds it for two minutes)"),
+        ("BeginTime", 0, "BeginTime (its time to start has not come)"),
+        (
+            "ReqNodeNotAvail, UnavailableNodes:n[1-9]",
+            0,
+            "ReqNodeNotAvail, UnavailableNodes:n[1-9] (nodes are down or reserved)",
+        ),
+        ("SomethingNew", 0, "SomethingNew"),
+        ("", 0, "in the queue"),
+    ],
+)
+def test_why_it_waits(root: RunDir, slurm: Slurm, reason: str, restarts: int, note: str) -> None:
+    slurm.says("11", "PENDING", reason=reason, restarts=restarts)
+    row = rows(root)["train"]
+    assert (row.state, row.note, row.reason) == ("waiting", note, reason)
+
+
+@pytest.mark.parametrize(
+    ("state", "facts", "note"),
+    [
+        ("TIMEOUT", {"nodes": "n3", "restarts": 2}, "TIMEOUT on n3 after 2 restarts (its time was over, and it could"),
+        ("FAILED", {"exit_code": "3:0"}, "FAILED 3:0"),
+        (
+            "OUT_OF_MEMORY",
+            {"nodes": "n3", "restarts": 1},
+            "OUT_OF_MEMORY on n3 after 1 restart (more memory than mem_gb)",
+        ),
+        ("NODE_FAIL", {}, "NODE_FAIL (its node was lost)"),
+        ("CANCELLED", {}, "CANCELLED (taken out of the queue)"),
+    ],
+)
+def test_how_it_ended(root: RunDir, slurm: Slurm, state: str, facts: dict[str, object], note: str) -> None:
+    slurm.says("11", state, **facts)
+    row = rows(root)["train"]
+    assert row.state == "failed"
+    assert row.note.startswith(note)
+    assert rows(root)["evaluate"].state == "blocked"
+
+
+def test_the_jobs_own_error_comes_before_slurms_word(root: RunDir, slurm: Slurm) -> None:
+    facts = {"schema": 1, "error": "ValueError: a loss of NaN", "traceback": "", "job_id": "11", "restart": 0}
+    records.write_json(root.train(TRAIN).failed, facts)
+    slurm.says("11", "RUNNING")
+    assert rows(root)["train"].state == "running", "an error of an attempt before"
+    slurm.says("11", "FAILED")
+    assert rows(root)["train"].note == "ValueError: a loss of NaN"
+    assert exit_status(survey(root).rows) == 1
+
+
+def test_a_done_stage_is_done_whatever_slurm_says(root: RunDir, slurm: Slurm) -> None:
+    finish(root, "train", TRAIN, gpu_hours=3.5)
+    slurm.says("11", "COMPLETING")
+    assert rows(root)["train"].state == "done"
+    slurm.says("11", "FAILED", gpu_s=7200.0)
+    assert rows(root)["train"].gpu_hours == 2.0
+    slurm.jobs.clear()
+    assert rows(root)["train"].gpu_hours == 3.5, "what the job itself counted"
+
+
+def test_what_depends_on_a_failure_is_blocked(root: RunDir, slurm: Slurm) -> None:
+    slurm.says("11", "FAILED")
+    slurm.says("12_0", "PENDING", reason="DependencyNeverSatisfied")
+    row = rows(root)["evaluate"]
+    assert (row.state, row.note) == ("blocked", f"needs train/{TRAIN}")
+    slurm.says("12_0", "CANCELLED", reason="DependencyNeverSatisfied")
+    assert rows(root)["evaluate"].state == "blocked"
+
+
+def test_stopped_and_cancelled(root: RunDir, slurm: Slurm) -> None:
+    slurm.says("11", "CANCELLED", restarts=1)
+    root.job("11").mkdir(parents=True)
+    rundir.stop_file(root.job("11"), 0).touch()
+    assert rows(root)["train"].state == "failed", "that was of the attempt before"
+    rundir.stop_file(root.job("11"), 1).touch()
+    assert rows(root)["train"].state == "stopped"
+    Ledger(root).cancelled(f"train/{TRAIN}")
+    assert rows(root)["train"].note == "cancelled; the next submit goes on"
+    slurm.says("12_0", "CANCELLED")
+    assert rows(root)["evaluate"].state == "failed"
+    Ledger(root).cancelled(f"evaluate/{EVALUATE}")
+    assert rows(root)["evaluate"].state == "stopped"
+
+
+def test_a_job_that_slurm_forgot(root: RunDir, slurm: Slurm) -> None:
+    row = rows(root)["train"]
+    assert (row.state, row.note) == ("missing", "job 11 is no longer known to Slurm: the next submit goes on")
+    slurm.says("11", "COMPLETED")
+    assert rows(root)["train"].note == "job 11 ended, and it is not whole: the next submit goes on"
+
+
+def test_an_intent_without_an_id(root: RunDir, slurm: Slurm) -> None:
+    other = {"stage": "train", "run": "strength=0-bb", "depends": []}
+    Ledger(root).graph([other])
+    Ledger(root).slurm_intent("token-x", "train", "strength=0-bb", [{"name": "0", "covers": []}], 0)
+    (row,) = survey(root).rows
+    assert (row.state, row.note) == (
+        "missing",
+        "its submit was ended half-way: the next one looks whether Slurm has it",
+    )
+    me = this_process()
+    root.lock.write_text(json.dumps({"host": me.host, "pid": me.pid, "started": me.started}))
+    (row,) = survey(root).rows
+    assert (row.state, row.note) == ("waiting", "being submitted")
+
+
+def test_the_report_is_a_job_too(root: RunDir, slurm: Slurm) -> None:
+    slurm.says("13", "RUNNING")
+    assert rows(root)["report"].state == "running"
+    slurm.says("13", "FAILED", exit_code="1:0")
+    assert rows(root)["report"].note == "FAILED 1:0"
+    slurm.says("13", "COMPLETED")
+    assert (rows(root)["report"].state, rows(root)["report"].note) == ("done", "/results/x")
+    slurm.jobs.clear()
+    assert rows(root)["report"].state == "missing"
+    root.job("13").mkdir(parents=True)
+    records.write_json(rundir.exit_file(root.job("13"), 0), {"status": 0})
+    assert rows(root)["report"].state == "done", "Slurm forgot it, its launcher did not"
+
+
+# ---------------------------------------------------------------------------------------------- Slurm is away
+
+
+def test_files_alone_where_slurm_does_not_answer(
+    root: RunDir, slurm: Slurm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slurm.unanswered = (AWAY, AWAY)
+    path = at_work(root, "train", TRAIN, "11")
+    assert status(root.root, watch=False, as_json=False) == 3
+    out = capsys.readouterr().out
+    assert "Slurm did not answer, so this is told from files alone: `squeue`: no answer in 20 s" in out
+    found = rows(root)
+    assert (found["train"].state, found["train"].nodes) == ("running", "n9")
+    assert found["evaluate"].note == "not known: Slurm did not answer"
+    os.utime(path, (0, 0))
+    assert rows(root)["train"].state == "waiting", "an old progress file says nothing"
+    finish(root, "train", TRAIN)
+    assert rows(root)["train"].state == "done"
+
+
+def test_without_accounting_what_left_the_queue_has_ended(root: RunDir, slurm: Slurm) -> None:
+    slurm.unanswered = (SchedulerError("`sacct` (exit 1): this cluster keeps no accounting", "missing"),)
+    slurm.says("12_0", "PENDING", reason="Priority")
+    found = survey(root)
+    assert found.rows[1].state == "missing"
+    assert found.unanswered == [
+        "part of what Slurm knows is missing: `sacct` (exit 1): this cluster keeps no accounting"
+    ]
+    slurm.queue_answered = False
+    assert survey(root).rows[1].state == "waiting"
+
+
+# ---------------------------------------------------------------------------------------------- how often
+
+
+def test_slurm_is_asked_once_a_minute_and_files_as_often_as_one_looks(
+    root: RunDir, slurm: Slurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(survey_module.time, "monotonic", lambda: now[0])
+    slurm.says("11", "RUNNING")
+    surveyor = Surveyor(root)
+    assert surveyor.look().rows[1].progress is None
+    at_work(root, "train", TRAIN, "11")
+    for _ in range(59):
+        now[0] += 1
+        row = surveyor.look().rows[1]
+    assert row.progress is not None
+    assert len(slurm.asked) == 1
+    submit(root, "14", "train", TRAIN, [("0", [])])
+    assert surveyor.look().rows[1].state == "running"
+    slurm.says("11", "FAILED")
+    now[0] += 1
+    assert surveyor.look().rows[1].state == "failed"
+    assert [len(ids) for ids in slurm.asked] == [4, 5]
+
+
+def test_a_job_submitted_since_then_is_only_just_submitted(root: RunDir, slurm: Slurm) -> None:
+    surveyor = Surveyor(root)
+    surveyor.look()
+    submit(root, "14", "train", TRAIN, [("0", [])])
+    assert surveyor.look().rows[1].note == "just submitted"
+
+
+def test_without_slurm_jobs_slurm_is_not_asked(tmp_path: Path, slurm: Slurm) -> None:
+    root = RunDir(tmp_path / "runs" / "y")
+    Ledger(root).graph([{"stage": "train", "run": "a", "depends": []}])
+    assert [row.state for row in survey(root).rows] == ["missing"]
+    assert slurm.asked == []
+
+
+# ---------------------------------------------------------------------------------------------- shown
+
+
+def test_json_says_all_of_it(root: RunDir, slurm: Slurm, capsys: pytest.CaptureFixture[str]) -> None:
+    slurm.says("11", "RUNNING", nodes="n1", restarts=1, gpu_s=3600.0)
+    slurm.says("12_0", "PENDING", reason="Priority")
+    at_work(root, "train", TRAIN, "11", loss=2.0, tokens_per_s=500.0)
+    assert status(root.root, watch=True, as_json=True) == 3
+    told = json.loads(capsys.readouterr().out)
+    train, evaluate = told["stages"][1:3]
+    assert (train["nodes"], train["restarts"], train["gpu_hours"]) == ("n1", 1, 1.0)
+    assert train["jobs"] == [{"job_id": "11", "outcome": "", "slurm": "RUNNING"}]
+    assert (train["progress"]["loss"], train["progress"]["tokens_per_s"]) == (2.0, 500.0)
+    assert (evaluate["state"], evaluate["reason"]) == ("waiting", "Priority")
+    assert [job["job_id"] for job in evaluate["jobs"]] == ["12_0", "12_1", "12_2"]
+    assert (told["gpu_hours"], told["unanswered"], told["exit_status"]) == (1.0, [], 3)
+
+
+def test_columns_that_say_nothing_are_left_out() -> None:
+    assert render_text([Row("train", "a", "waiting")]) == "stage  run  state\ntrain  a    waiting"
+    text = render_text([Row("train", "a", "failed", note="two\nlines", restarts=3, gpu_hours=12.0)])
+    assert text.splitlines()[0].split() == ["stage", "run", "state", "restarts", "GPU-h"]
+    assert text.splitlines()[1].split() == ["train", "a", "failed", "3", "12.0", "two", "lines"]
+
+
+def test_a_long_table_keeps_what_matters_and_says_for_what_the_rest_waits(root: RunDir, slurm: Slurm) -> None:
+    listed = [Row("train", f"r{i}", "waiting", reason="Priority") for i in range(100)]
+    listed[50] = Row("train", "r50", "running", nodes="n1")
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(render_table(listed, limit=10))
+    text = console.export_text()
+    assert "train: 1 running, 99 waiting" in text
+    assert "r50" in text
+    assert "r51" not in text
+    found = survey(root)
+    found.rows = listed
+    assert "waiting for Priority (99)" in summary(root, found)
