@@ -95,6 +95,28 @@ def evaluate(
     return evaluate(checkpoints, options, profile, runs, out, dry_run, yes)
 
 
+def prefetch(
+    sweep: tyro.conf.Positional[Path],
+    /,
+    profile: OptionalPath = None,
+    dry_run: bool = False,
+    update: bool = False,
+) -> int:
+    """Fetch everything that an experiment names, then prove that it loads without a network. Again: goes on.
+
+    Exit status: 0 all is there, 1 something is not (it says what to do), 2 refused.
+
+    Args:
+        sweep: The experiment, such as sweeps/paper.toml.
+        profile: Whose Python loads things for the proof; absent: this one.
+        dry_run: Show what there is to fetch, and how much.
+        update: Look for newer commits of what is there; the records of before are then of other data.
+    """
+    from hpc_ewc.launch.prefetch import prefetch
+
+    return prefetch(sweep, profile, dry_run, update)
+
+
 def status(
     folder: tyro.conf.Positional[Path],
     /,
@@ -158,6 +180,7 @@ def cancel(
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {
+    "prefetch": prefetch,
     "submit": submit,
     "evaluate": evaluate,
     "status": status,

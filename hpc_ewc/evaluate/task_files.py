@@ -18,9 +18,11 @@ import yaml  # type: ignore[import-untyped]
 
 from hpc_ewc.errors import InputError
 from hpc_ewc.evaluate.native import CLOZE, NATIVE, SUBJECTS
+from hpc_ewc.hub import sealed
 from hpc_ewc.suites import FLORES_CODES, TASKS, Cell
 
 ROWS = "hpc_ewc.evaluate.rows"
+SEALED = "hpc_ewc.evaluate.sealed"
 
 
 @dataclass(frozen=True)
@@ -122,9 +124,24 @@ def _local(cell: Cell, questions: LocalQuestions, subject: str = "") -> dict[str
     }
 
 
+def hub_sources(cell: Cell) -> list[tuple[str, str]]:
+    """(hub id, configuration) of the rows of one of our cells, none for held-out text."""
+    source = TASKS[cell.task].sources.get(cell.language)
+    if source is None:
+        return []
+    if cell.task == "mmlu":
+        return [(source.path, subject) for subject in _mmlu_files("default")]
+    return [(source.path, source.subset)]
+
+
 def _hub(cell: Cell, subject: str = "") -> dict[str, Any]:
+    """Rows as `hpc-ewc prefetch` sealed them; without that, what `datasets` itself has in its cache."""
     source = TASKS[cell.task].sources[cell.language]
-    rows = {"dataset_path": source.path, "dataset_name": subject or source.subset or None}
+    subset = subject or source.subset
+    rows: dict[str, Any] = {"dataset_path": source.path, "dataset_name": subset or None}
+    folder = sealed(source.path, subset)
+    if folder is not None:
+        rows |= {"custom_dataset": Function(f"{SEALED}.sealed_rows"), "dataset_kwargs": {"folder": str(folder)}}
     return rows | ({"fewshot_split": source.fewshot_split} if source.fewshot_split else {})
 
 
@@ -188,8 +205,7 @@ def _generation(until: str, questions: LocalQuestions | None) -> dict[str, Any]:
 def _mmlu(cell: Cell, questions: LocalQuestions | None) -> dict[str, dict[str, Any]]:
     """A file a subject, one a group of subjects, one for all; scores are weighted by size, as in lm-eval's group."""
     cloze = questions is not None and questions.cloze
-    core = core_tasks() / "mmlu" / ("continuation" if cloze else "default")
-    known = {path.stem.removeprefix("mmlu_"): path for path in sorted(core.glob("mmlu_*.yaml"))}
+    known = _mmlu_files("continuation" if cloze else "default")
     subjects = _subjects(cell, questions, known)
     files: dict[str, dict[str, Any]] = {}
     groups: dict[str, list[str]] = {}
@@ -204,6 +220,12 @@ def _mmlu(cell: Cell, questions: LocalQuestions | None) -> dict[str, dict[str, A
     for name, members in {**groups, cell.name: list(groups)}.items():
         files[f"_{name}"] = {"group": name, "task": members, **weighted, "metadata": {"version": 2}}
     return files
+
+
+def _mmlu_files(form: str) -> dict[str, Path]:
+    """lm-eval's file of each subject."""
+    core = core_tasks() / "mmlu" / form
+    return {path.stem.removeprefix("mmlu_"): path for path in sorted(core.glob("mmlu_*.yaml"))}
 
 
 def _subjects(cell: Cell, questions: LocalQuestions | None, known: Mapping[str, Path]) -> list[str]:

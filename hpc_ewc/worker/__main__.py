@@ -13,11 +13,13 @@ from collections.abc import Sequence
 from hpc_ewc.stage import listen_early
 
 STAGES = ("tokens", "fisher", "train", "evaluate")
+OTHERS = ("prefetch",)
+"""Not stages: what a command on a login node starts apart, because it imports what that must not."""
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run one stage's worker; its exit status."""
-    if not arguments or arguments[0] not in STAGES:
+    if not arguments or arguments[0] not in (*STAGES, *OTHERS):
         sys.stderr.write(f"usage: python -m hpc_ewc.worker {'|'.join(STAGES)} DIR …\n")
         return 2
     module = importlib.import_module(f"hpc_ewc.worker.{arguments[0]}")

@@ -1,0 +1,161 @@
+"""`python -m hpc_ewc.worker prefetch DIR --fetch CELLS | --prove INPUTS`: the part of `hpc-ewc prefetch` that is heavy.
+
+DIR holds experiments, `<i>.toml`, one a point of the grid. --fetch reads the rows of benchmarks from the hub and seals
+them; --prove loads a bit of everything through the code of jobs, with the network forbidden. Each thing gives a JSON
+line on stdout: what, ok, detail.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hpc_ewc import hub, suites
+from hpc_ewc.config import Experiment, load_experiment
+from hpc_ewc.evaluate import environment
+from hpc_ewc.suites import Cell, expand_suites
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status 0 whatever was found: the lines say it."""
+    parser = argparse.ArgumentParser(prog="python -m hpc_ewc.worker prefetch", description=__doc__)
+    parser.add_argument("dir", type=Path)
+    parser.add_argument("--fetch", help="names of cells, such as mmlu.en,mmlu.lt")
+    parser.add_argument("--prove", help="JSON: model, corpus, fisher, questions, heldout of each experiment")
+    parser.add_argument("--update", action="store_true", help="look for newer commits")
+    arguments = parser.parse_args(argv)
+    for name, value in environment.QUIET.items():
+        os.environ.setdefault(name, value)
+    experiments = [load_experiment(arguments.dir / f"{i}.toml") for i in range(len(list(arguments.dir.glob("*.toml"))))]
+    if arguments.fetch:
+        fetch(experiments[0], arguments.fetch.split(","), update=arguments.update)
+    if arguments.prove:
+        prove(experiments, json.loads(arguments.prove))
+    return 0
+
+
+def tell(what: str, ok: bool, detail: str = "") -> None:
+    """One line for the parent process."""
+    sys.stdout.write(json.dumps({"what": what, "ok": ok, "detail": detail}, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
+# ---------------------------------------------------------------------------------------------- fetch
+
+
+def fetch(experiment: Experiment, names: Sequence[str], *, update: bool) -> None:
+    """Seal the rows of our benchmarks, a data set at a time; have lm-eval fetch those of other tasks."""
+    from hpc_ewc.evaluate.sealed import seal
+    from hpc_ewc.evaluate.task_files import hub_sources
+
+    cells = {cell.name: cell for cell in expand_suites(experiment.evaluate, experiment.data.language)}
+    sources: dict[str, list[str]] = {}
+    for name in names:
+        cell = cells[name]
+        if cell.task not in suites.TASKS:
+            attempt(name, lambda cell=cell: _load_of_lm_eval(cell, experiment))  # type: ignore[misc]
+            continue
+        for path, subset in hub_sources(cell):
+            sources.setdefault(path, []).append(subset)
+    for path, subsets in sources.items():
+        attempt(path, lambda path=path, subsets=subsets: seal(path, dict.fromkeys(subsets), update=update), path)  # type: ignore[misc]
+
+
+def _load_of_lm_eval(cell: Cell, experiment: Experiment) -> str:
+    from hpc_ewc.evaluate.cell import load_tasks
+
+    load_tasks(cell, Path(), experiment.evaluate.include, experiment.evaluate.seed)
+    return "in the cache of datasets"
+
+
+def attempt(what: str, work: Callable[[], str], dataset: str = "") -> None:
+    """Do something and tell how it ended; whatever it raises is told with what to do about it."""
+    try:
+        tell(what, True, work())
+    except Exception as error:  # datasets, the hub's client, transformers and the files below raise dozens of kinds
+        text = hub.explain(error, "dataset", dataset) if dataset else " ".join(str(error).split())[:500]
+        tell(
+            what,
+            False,
+            text if dataset or type(error).__module__.startswith("hpc_ewc") else f"{type(error).__name__}: {text}",
+        )
+
+
+# ---------------------------------------------------------------------------------------------- prove
+
+
+def prove(experiments: Sequence[Experiment], inputs: Sequence[dict[str, Any]]) -> None:
+    """Load a bit of everything; each distinct thing once."""
+    told: set[str] = set()
+    for experiment, facts in zip(experiments, inputs, strict=True):
+        for what, work in _checks(experiment, facts):
+            if what not in told:
+                told.add(what)
+                attempt(what, work)
+
+
+def _checks(experiment: Experiment, facts: dict[str, Any]) -> Iterator[tuple[str, Callable[[], str]]]:
+    model = Path(facts["model"])
+    yield f"model {experiment.model.path}", lambda: _check_model(model)
+    yield f"corpus {experiment.data.source}", lambda: _check_corpus(facts["corpus"], experiment)
+    yield f"Fisher questions {experiment.fisher.source}", lambda: _check_fisher(facts["fisher"], experiment, model)
+    for cell in expand_suites(experiment.evaluate, experiment.data.language, heldout=facts["heldout"]):
+        if cell.task != "ppl_heldout" or cell.language in facts["heldout"]:
+            yield cell.name, lambda cell=cell: _check_cell(cell, experiment, facts)  # type: ignore[misc]
+
+
+def _check_model(folder: Path) -> str:
+    from safetensors import safe_open
+    from transformers import AutoConfig
+
+    from hpc_ewc.evaluate.checkpoint import load_tokenizer
+
+    config = AutoConfig.from_pretrained(str(folder))
+    tokenizer = load_tokenizer(folder)
+    tensors = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(str(path), framework="numpy") as file:
+            tensors += len(file.keys())
+    return f"{config.model_type}, {tensors} tensors, tokenizer of {len(tokenizer)}"
+
+
+def _check_corpus(files: Sequence[str], experiment: Experiment) -> str:
+    from hpc_ewc.data.files import Span, read_span
+
+    column = experiment.data.text_column
+    (first,) = list(read_span(files[0], Span(0, 1, 1, 0, 0), column))[:1]
+    return f"{len(files)} files, first row of {len(first.raw)} {'letters' if isinstance(first.raw, str) else 'bytes'}"
+
+
+def _check_fisher(files: Sequence[str], experiment: Experiment, model: Path) -> str:
+    import dataclasses
+
+    from hpc_ewc.data.questions import question_batches
+    from hpc_ewc.data.tokenizer import load_tokenizer
+
+    config = dataclasses.replace(experiment.fisher, max_examples=1)
+    batches = question_batches(config, list(files), load_tokenizer(model), rank=0, world_size=1)
+    return f"{len(files)} files, first question of {len(batches.example(0).ids)} tokens"
+
+
+def _check_cell(cell: Cell, experiment: Experiment, facts: dict[str, Any]) -> str:
+    from hpc_ewc.evaluate.cell import load_tasks
+    from hpc_ewc.evaluate.task_files import LocalQuestions, write_task_files
+
+    config, questions = experiment.evaluate, facts["questions"]
+    local = LocalQuestions(Path(questions), cloze=True, max_gen_toks=32) if questions else None
+    heldout = facts["heldout"].get(cell.language)
+    with tempfile.TemporaryDirectory(prefix="hpc_ewc-tasks-") as folder:
+        if cell.kind != "lm-eval":
+            write_task_files(Path(folder), cell, questions=local, heldout=Path(heldout) if heldout else None)
+        tasks = load_tasks(cell, Path(folder), config.include, config.seed)["tasks"].values()
+        rows = sum(len(task.eval_docs) for task in tasks)
+        for task in tasks:
+            task.doc_to_text(task.eval_docs[0])
+    return f"{rows} rows"
