@@ -1,0 +1,139 @@
+"""Puts together what `sweeps/gemma3-270m-lt.toml` reads: a real pretrained Gemma, real rows, real texts.
+
+    python sweeps/gemma3_270m_lt.py [--shared ../shared] [--out data/gemma3-270m-lt]
+
+From a folder of real texts and benchmark rows (its SOURCES.md has licences; none of it is part of this repository)
+it writes, chosen by the hash of each row and so the same everywhere:
+
+    OUT/model/                       Gemma 3 270M, by the folder's own tools/real_model.py
+    OUT/fisher/mmlu.jsonl            one half of each MMLU subject: what the Fisher is measured on
+    OUT/questions/en/…               of the other half, and of the other benchmarks, as many rows as ROWS says
+    OUT/tasks/exams_lt.yaml          Lithuanian school examinations, for lm-eval, in ARC's form
+    OUT/text/{news,flores}.{en,lt}.jsonl   parallel texts that nothing trains on
+
+Does nothing for what is there already.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hpc_ewc import records
+from hpc_ewc.evaluate.task_files import core_tasks
+
+Row = dict[str, Any]
+
+ROWS = {"arc_easy": 160, "belebele": 60, "hellaswag": 80, "mmlu": 2, "truthfulqa": 50, "winogrande": 200, "exams": 160}
+"""Rows of each benchmark, of MMLU a subject: what two CPU cores score in minutes. Without GSM8K, of which a base model
+of this size solves none."""
+FISHER_ROWS = 2
+"""Of each of MMLU's 57 subjects."""
+TEXTS = {"ntrex_news": ("news", 24), "sib200_flores": ("flores", 160)}
+BENCHMARKS = {
+    "arc_easy": ("arc_easy_validation", "test"),
+    "belebele": ("belebele_test", "test"),
+    "hellaswag": ("hellaswag_validation", "validation"),
+    "truthfulqa": ("truthfulqa_validation", "validation"),
+    "winogrande": ("winogrande_validation", "validation"),
+}
+"""By task, its file and the split that is scored."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write what is missing of OUT."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shared", type=Path, default=Path("../shared"), help="folder of the real texts and rows")
+    parser.add_argument("--out", type=Path, default=Path("data/gemma3-270m-lt"))
+    arguments = parser.parse_args(argv)
+    data, out = arguments.shared / "data", arguments.out.absolute()
+    if not (data / "SOURCES.md").is_file():
+        sys.stderr.write(f"{data}: not there; --shared names the folder of real texts and benchmark rows\n")
+        return 2
+    write_questions(data, out)
+    write_texts(data, out / "text")
+    if not (out / "model" / "model.safetensors").is_file():
+        subprocess.run(
+            [sys.executable, str(arguments.shared / "tools" / "real_model.py"), str(out / "model")], check=True
+        )
+    sys.stderr.write(f"{out} is complete\n")
+    return 0
+
+
+# ---------------------------------------------------------------------------------------------- rows
+
+
+def write_questions(data: Path, out: Path) -> None:
+    """Benchmarks in English, one half of MMLU kept for the Fisher, and EXAMS in Lithuanian."""
+    for task, (file, split) in BENCHMARKS.items():
+        rows = chosen(read(data / "en" / f"{file}.jsonl"), ROWS[task])
+        write(out / "questions" / "en" / task / f"{split}.jsonl", rows)
+    fisher: list[Row] = []
+    for subject, rows in by_subject(read(data / "en" / "mmlu_test.jsonl")).items():
+        ordered = chosen(rows, len(rows))
+        half = len(ordered) // 2
+        fisher += ordered[:half][:FISHER_ROWS]
+        write(out / "questions" / "en" / "mmlu" / "test" / f"{subject}.jsonl", ordered[half:][: ROWS["mmlu"]])
+    write(out / "fisher" / "mmlu.jsonl", fisher)
+    exams = out / "questions" / "lt" / "exams" / "test.jsonl"
+    write(exams, chosen(read(data / "lt" / "exams_lt_test.jsonl"), ROWS["exams"]))
+    records.write_text(out / "tasks" / "exams_lt.yaml", exams_task(exams))
+
+
+def exams_task(rows: Path) -> str:
+    """lm-eval's ARC-Easy on other rows; JSON is YAML."""
+    function = "!function hpc_ewc.evaluate.rows.local_rows"
+    facts = {"include": str(core_tasks() / "arc" / "arc_easy.yaml"), "task": "exams_lt", "tag": []}
+    facts |= {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": {"files": {"test": str(rows)}}}
+    facts |= {"training_split": None, "validation_split": None, "test_split": "test", "fewshot_split": None}
+    lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in facts.items()]
+    return "\n".join([*lines, f"custom_dataset: {function}"]) + "\n"
+
+
+def by_subject(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        found[row["subject"]].append(row)
+    return dict(sorted(found.items()))
+
+
+# ---------------------------------------------------------------------------------------------- texts
+
+
+def write_texts(data: Path, out: Path) -> None:
+    """Parallel texts, the same documents in both languages."""
+    for file, (name, count) in TEXTS.items():
+        sides = {language: read(data / f"{language}_text" / f"{file}_{language}.jsonl") for language in ("en", "lt")}
+        kept = chosen([{"place": place, "text": row["text"]} for place, row in enumerate(sides["en"])], count)
+        places = sorted(row["place"] for row in kept)
+        for language, rows in sides.items():
+            write(out / f"{name}.{language}.jsonl", [{"text": rows[place]["text"]} for place in places])
+
+
+# ---------------------------------------------------------------------------------------------- files
+
+
+def read(path: Path) -> list[Row]:
+    """Lines end in a line feed alone: U+2028 stands inside some texts."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+
+
+def chosen(rows: Sequence[Row], count: int) -> list[Row]:
+    """`count` of the rows, by the order of their hashes: a choice that no order in the file decides."""
+    return sorted(rows, key=lambda row: hashlib.sha256(json.dumps(row, sort_keys=True).encode()).digest())[:count]
+
+
+def write(path: Path, rows: Sequence[Row]) -> None:
+    """Written once; the same rows give the same bytes."""
+    records.write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
