@@ -21,6 +21,7 @@ QUEUE_FIELDS = {
     "TimeUsed": 24,
     "exit_code": 12,
     "tres-alloc": 240,
+    "Partition": 120,
     "Name": 600,
     "Comment": 300,
 }
@@ -34,6 +35,7 @@ ACCOUNT_FIELDS = (
     "ElapsedRaw",
     "ExitCode",
     "AllocTRES",
+    "Partition",
     "JobName",
     "Comment",
 )
@@ -83,6 +85,8 @@ class SlurmJob:
     """Of all its nodes; 0 also where the site does not count them."""
     gpu_s: float = 0.0
     """GPU-seconds of all attempts that are known."""
+    partition: str = ""
+    """Of a job that waits, perhaps several."""
 
     @property
     def ended(self) -> bool:
@@ -126,9 +130,9 @@ def parse_queue(text: str) -> list[SlurmJob]:
     """Jobs of `squeue -h -O QUEUE_FORMAT`, elements of pending arrays each for itself."""
     found: list[SlurmJob] = []
     for fields in _lines(text, len(QUEUE_FIELDS) + 1):  # each field ends with a separator
-        ids, state, reason, nodes, restarts, elapsed, status, tres, name, comment = fields[:-1]
-        job = _job(name, comment, state, reason, nodes, parse_duration(elapsed), _wait_status(status), tres, restarts)
-        found += _each(ids, job)
+        ids, state, reason, nodes, restarts, elapsed, status, tres, partition, name, comment = fields[:-1]
+        job = _job(name, comment, state, reason, nodes, parse_duration(elapsed), _wait_status(status), tres)
+        found += _each(ids, replace(job, restarts=_number(restarts), partition=partition))
     return found
 
 
@@ -136,9 +140,10 @@ def parse_accounting(text: str) -> list[SlurmJob]:
     """Jobs of `sacct -X -D -n -P`, the attempts of each as one: the last, with the restarts and GPU time of all."""
     attempts: dict[str, list[SlurmJob]] = {}
     for fields in _lines(text, len(ACCOUNT_FIELDS)):
-        ids, state, reason, nodes, elapsed, status, tres, name, comment = fields
+        ids, state, reason, nodes, elapsed, status, tres, partition, name, comment = fields
         seconds = float(elapsed) if elapsed.isdigit() else 0.0
-        for one in _each(ids, _job(name, comment, state, reason, nodes, seconds, status, tres)):
+        job = _job(name, comment, state, reason, nodes, seconds, status, tres)
+        for one in _each(ids, replace(job, partition=partition)):
             attempts.setdefault(one.job_id, []).append(one)
     return [_last_of(tried) for tried in attempts.values()]
 
@@ -168,7 +173,7 @@ def parse_details(text: str) -> list[SlurmJob]:
         state, reason, nodes = _value(rest, "JobState"), _value(rest, "Reason"), _value(rest, "NodeList")
         seconds = parse_duration(_value(rest, "RunTime"))
         job = _job(name, said, state, reason, nodes, seconds, _value(rest, "ExitCode"), tres)
-        job = replace(job, restarts=_number(_value(rest, "Restarts")))
+        job = replace(job, restarts=_number(_value(rest, "Restarts")), partition=_value(rest, "Partition"))
         if not main:
             found += _each(job_id, job)
         else:
@@ -185,7 +190,6 @@ def _job(
     seconds: float,
     status: str,
     tres: str,
-    restarts: str = "",
 ) -> SlurmJob:
     """A job whose ids are still to be told; `NAME` is kept as it is, of the rest Slurm's ways of saying nothing go."""
     gpus = count_gpus(tres)
@@ -197,7 +201,6 @@ def _job(
         state=base_state(state),
         reason=_something(reason),
         nodes=_something(nodes),
-        restarts=_number(restarts),
         elapsed_s=seconds,
         exit_code=status,
         gpus=gpus,

@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hpc_ewc import records, rundir
+from hpc_ewc import records
 from hpc_ewc.errors import ArtefactError
 from hpc_ewc.launch.artefacts import last_error
 from hpc_ewc.launch.graph import REPORT
 from hpc_ewc.launch.ledger import History, Job
-from hpc_ewc.launch.outcome import last_lines, read_exit
+from hpc_ewc.launch.outcome import last_lines
 from hpc_ewc.launch.reasons import describe_end, describe_reason
+from hpc_ewc.launch.reconcile import INTERRUPTED
 from hpc_ewc.launch.scheduler import SlurmJob
 from hpc_ewc.launch.view import Progress, Row, read_progress
 from hpc_ewc.rundir import RunDir, StageDir
@@ -135,9 +136,9 @@ class Standing:
         if lost:
             return "blocked", lost, ""
         cancelled = self.id in self.history.cancelled
-        last = self.jobs[-1] if self.jobs else None
-        if last is not None and (last.outcome == "stopped" or self._was_stopped(last) or (cancelled and self.slurm)):
-            return "stopped", "cancelled; the next submit goes on" if cancelled else "goes on with the next submit", ""
+        goes_on = "cancelled; the next submit goes on" if cancelled else "goes on with the next submit"
+        if self._was_stopped() or (cancelled and self.slurm):
+            return "stopped", goes_on, ""
         tried = [job for job in self.jobs if job.is_open and job.job_id]
         if tried:
             return self._unfinished(tried)
@@ -146,9 +147,11 @@ class Standing:
     def _unfinished(self, tried: Sequence[Job]) -> tuple[str, str, str]:
         """Slurm ended its jobs, and nothing else tells why it is not done."""
         known = [self.context.slurm[job.job_id] for job in tried if job.job_id in self.context.slurm]
-        bad = next((one for one in reversed(known) if one.state != "COMPLETED"), None)
-        if bad is not None:
-            return "failed", describe_end(bad), ""
+        ends = sorted((one for one in known if one.state != "COMPLETED"), key=lambda one: one.state in INTERRUPTED)
+        if ends and ends[0].state in INTERRUPTED:
+            return "stopped", f"{describe_end(ends[0])}; the next submit goes on", ""
+        if ends:
+            return "failed", describe_end(ends[0]), ""
         words = "ended, and it is not whole" if known else "is no longer known to Slurm"
         return "missing", f"job {tried[-1].job_id} {words}: the next submit goes on", ""
 
@@ -162,7 +165,7 @@ class Standing:
         if last is not None and last.scheduler == "slurm":
             known = self.context.slurm.get(last.job_id)
             if self._live_state() is None and (
-                (known is not None and known.state == "COMPLETED") or self._exit_status(last) == 0
+                (known is not None and known.state == "COMPLETED") or self._exit(last).get("status") == 0
             ):
                 return "done", str(history.graph.get("out", "")), ""
             return self._live_state() or self._ended_report(known)
@@ -195,14 +198,21 @@ class Standing:
                     return True
         return False
 
-    def _was_stopped(self, job: Job) -> bool:
-        """Its last attempt was asked to stop, and stopped."""
-        known = self.context.slurm.get(job.job_id)
-        restart = known.restarts if known is not None else 0
-        return bool(job.job_id) and rundir.stop_file(self.root.job(job.job_id), restart).exists()
+    def _was_stopped(self) -> bool:
+        """The last attempt of one of its jobs was asked to stop, and did."""
+        if self.jobs and self.jobs[-1].outcome == "stopped":
+            return True
+        return any(self._exit(job).get("outcome") == "stopped" for job in self.jobs if job.is_open)
 
-    def _exit_status(self, job: Job) -> int | None:
-        return read_exit(self.root.job(job.job_id)).status if job.job_id else None
+    def _exit(self, job: Job) -> dict[str, Any]:
+        """What the launcher of a job's last attempt left when it ended; nothing if it could not."""
+        found = sorted(self.root.job(job.job_id).glob("exit.*"), key=_attempt) if job.job_id else []
+        known = self.context.slurm.get(job.job_id)
+        if not found or (known is not None and known.restarts > _attempt(found[-1])):
+            return {}
+        with suppress(FileNotFoundError, ArtefactError):
+            return records.read_json(found[-1])
+        return {}
 
     def _progress(self, working: Sequence[Job]) -> Progress | None:
         """How far it is; of an array, what still waits is not done."""
@@ -239,6 +249,12 @@ class Standing:
 
 
 # ---------------------------------------------------------------------------------------------- files
+
+
+def _attempt(path: Path) -> int:
+    """3 of `exit.3`."""
+    suffix = path.suffix[1:]
+    return int(suffix) if suffix.isdigit() else -1
 
 
 def is_done(folder: StageDir) -> bool:

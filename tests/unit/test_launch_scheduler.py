@@ -36,25 +36,25 @@ NAME = "paper/train/strength=1e+06,seed=0-3f2a9c1b77de"
 # shortened
 
 SQUEUE = """\
-6      ␟FAILED   ␟NonZeroExitCode␟node1␟0␟0:00 ␟768␟cpu=1,mem=100M,node=1,billing=1␟bad␟(null)␟
-2_11   ␟PENDING  ␟JobArrayTaskLimit␟     ␟0␟0:00 ␟0␟cpu=1,mem=100M,node=1,billing=1␟EVALUATE␟20261121-083000-001␟
-3      ␟PENDING  ␟Dependency␟     ␟0␟0:00 ␟0␟cpu=1,mem=100M,node=1,billing=1␟paper/report␟(null)␟
-1      ␟RUNNING  ␟None␟node1␟1␟1-00:00:39␟0␟cpu=1,mem=100M,node=1,billing=1,gres/gpu=1␟TRAIN␟tok|en x␟
-2_0    ␟RUNNING  ␟None␟node[1-2]␟0␟3:00 ␟0␟cpu=1,mem=100M,node=2,billing=1␟EVALUATE␟20261121-083000-001␟
+6      ␟FAILED   ␟NonZeroExitCode␟node1␟0␟0:00 ␟768␟cpu=1,mem=100M,node=1,billing=1␟main␟bad␟(null)␟
+2_11   ␟PENDING  ␟JobArrayTaskLimit␟     ␟0␟0:00 ␟0␟cpu=1,mem=100M,node=1,billing=1␟main␟EVALUATE␟20261121-083000-001␟
+3      ␟PENDING  ␟Dependency␟     ␟0␟0:00 ␟0␟cpu=1,mem=100M,node=1,billing=1␟main␟paper/report␟(null)␟
+1      ␟RUNNING  ␟None␟node1␟1␟1-00:00:39␟0␟cpu=1,mem=100M,node=1,billing=1,gres/gpu=1␟main␟TRAIN␟tok|en x␟
+2_0    ␟RUNNING  ␟None␟node[1-2]␟0␟3:00 ␟0␟cpu=1,mem=100M,node=2,billing=1␟main␟EVALUATE␟20261121-083000-001␟
 """
 SACCT = """\
-1␟REQUEUED␟None␟node1␟19␟0:0␟billing=1,cpu=1,gres/gpu=1,mem=100M,node=1␟TRAIN␟
-1␟RUNNING␟None␟node1␟21␟0:0␟billing=1,cpu=1,gres/gpu=1,mem=100M,node=1␟TRAIN␟
-3␟PENDING␟Dependency␟None assigned␟0␟0:0␟␟paper/report␟
-6␟FAILED␟None␟node1␟0␟3:0␟billing=1,cpu=1,mem=100M,node=1␟bad␟
-2_1␟CANCELLED by 0␟None␟node1␟21␟0:0␟billing=1,cpu=1,mem=100M,node=1␟EVALUATE␟
-2_[2-11%2]␟PENDING␟JobArrayTaskLimit␟None assigned␟0␟0:0␟␟EVALUATE␟
+1␟REQUEUED␟None␟node1␟19␟0:0␟billing=1,cpu=1,gres/gpu=1,mem=100M,node=1␟main␟TRAIN␟
+1␟RUNNING␟None␟node1␟21␟0:0␟billing=1,cpu=1,gres/gpu=1,mem=100M,node=1␟main␟TRAIN␟
+3␟PENDING␟Dependency␟None assigned␟0␟0:0␟␟main␟paper/report␟
+6␟FAILED␟None␟node1␟0␟3:0␟billing=1,cpu=1,mem=100M,node=1␟main␟bad␟
+2_1␟CANCELLED by 0␟None␟node1␟21␟0:0␟billing=1,cpu=1,mem=100M,node=1␟main␟EVALUATE␟
+2_[2-11%2]␟PENDING␟JobArrayTaskLimit␟None assigned␟0␟0:0␟␟main␟EVALUATE␟
 """
 # `scontrol -o show job` of 22.05.8, fields that are not read left out
 SCONTROL_22 = """\
 JobId=1 JobName=paper/train/strength=1e+06,seed=0-3f2a9c1b77de UserId=me(0) GroupId=me(0) MCS_label=N/A Priority=429 \
 JobState=PENDING Reason=BeginTime Dependency=(null) Requeue=1 Restarts=1 BatchFlag=1 Reboot=0 ExitCode=0:0 \
-RunTime=00:00:00 TimeLimit=00:10:00 NodeList= NumNodes=1 NumCPUs=1 TRES=cpu=1,mem=100M,node=1,billing=1,gres/gpu=1 \
+RunTime=00:00:00 TimeLimit=00:10:00 Partition=main NodeList= TRES=cpu=1,mem=100M,node=1,billing=1,gres/gpu=1 \
 Command=/tmp/j.sh WorkDir=/tmp Comment=tok|en x  StdErr=/dev/null StdIn=/dev/null StdOut=/dev/null Power= \
 TresPerNode=gres:gpu:1
 JobId=4 ArrayJobId=2 ArrayTaskId=0 ArrayTaskThrottle=2 JobName=paper/evaluate/a UserId=me(0) JobState=RUNNING \
@@ -103,6 +103,7 @@ def test_squeue_as_recorded() -> None:
         exit_code="0:0",
         gpus=1,
         gpu_s=86439.0,
+        partition="main",
     )
     assert (jobs["2_11"].main_id, jobs["2_11"].element, jobs["2_11"].reason) == ("2", "11", "JobArrayTaskLimit")
     assert (jobs["6"].exit_code, jobs["6"].comment, jobs["6"].ended) == ("3:0", "", True)
@@ -115,21 +116,24 @@ def test_sacct_as_recorded() -> None:
     assert (jobs["1"].state, jobs["1"].restarts, jobs["1"].elapsed_s, jobs["1"].gpu_s) == ("RUNNING", 1, 21.0, 40.0)
     assert (jobs["2_1"].state, jobs["2_1"].ended) == ("CANCELLED", True)
     assert jobs["2_7"].waits
+    assert jobs["2_7"].partition == "main"
     assert jobs["2_7"].nodes == "", "None assigned"
 
 
 @pytest.mark.parametrize("ending", ["REQUEUED", "PENDING"])
 def test_a_requeued_job_counts_its_attempts(ending: str) -> None:
-    line = "1␟{}␟None␟n1␟10␟0:0␟gres/gpu=2␟a␟\n"
+    line = "1␟{}␟None␟n1␟10␟0:0␟gres/gpu=2␟main␟a␟\n"
     lines = [line.format(state) for state in ("PREEMPTED", "NODE_FAIL")]
-    lines += [line.format(ending)] if ending == "PENDING" else ["1␟REQUEUED␟None␟n1␟10␟0:0␟gres/gpu=2␟a␟\n"]
+    lines += [line.format(ending)] if ending == "PENDING" else ["1␟REQUEUED␟None␟n1␟10␟0:0␟gres/gpu=2␟main␟a␟\n"]
     job = parse_accounting(recorded("".join(lines)))[0]
     assert job.restarts == (3 if ending == "REQUEUED" else 2)
     assert job.gpu_s == 60.0
 
 
 def test_an_id_that_came_round_again_is_another_job() -> None:
-    text = "1␟COMPLETED␟None␟n1␟500␟0:0␟gres/gpu=2␟of last year␟\n1␟COMPLETED␟None␟n1␟10␟0:0␟gres/gpu=2␟mine␟\n"
+    text = (
+        "1␟COMPLETED␟None␟n1␟500␟0:0␟gres/gpu=2␟main␟of last year␟\n1␟COMPLETED␟None␟n1␟10␟0:0␟gres/gpu=2␟main␟mine␟\n"
+    )
     job = parse_accounting(recorded(text))[0]
     assert (job.name, job.restarts, job.gpu_s) == ("mine", 0, 20.0)
 
@@ -139,7 +143,7 @@ def test_scontrol_of_two_versions() -> None:
     assert list(jobs) == ["1", "2_0", "2_3", "2_4", "2_7", "34815931"]
     first = jobs["1"]
     assert (first.name, first.comment, first.state, first.reason) == (NAME, "tok|en x", "PENDING", "BeginTime")
-    assert (first.restarts, first.gpus, first.nodes) == (1, 1, "")
+    assert (first.restarts, first.gpus, first.nodes, first.partition) == (1, 1, "", "main")
     assert (jobs["2_0"].elapsed_s, jobs["2_0"].nodes, jobs["2_0"].comment) == (23.0, "node1", "t")
     other = jobs["34815931"]
     assert (other.nodes, other.gpus, other.gpu_s, other.exit_code) == ("b-cn[1703,1705]", 8, 56.0, "0:0")
@@ -149,9 +153,9 @@ def test_names_that_look_like_something_else() -> None:
     hostile = "x JobState=FAILED ExitCode=9:9 $(rm -rf /) ;|'\""
     line = f"JobId=5 JobName={hostile} UserId=me(0) JobState=RUNNING Reason=None NodeList=n1 ExitCode=0:0 TRES=cpu=1"
     assert parse_details(line)[0] == SlurmJob("5", "5", name=hostile, state="RUNNING", nodes="n1", exit_code="0:0")
-    fields = ["5", "RUNNING", "None", "n1", "0", "0:07", "0", "cpu=1", hostile, "a␟b"]
+    fields = ["5", "RUNNING", "None", "n1", "0", "0:07", "0", "cpu=1", "main", hostile, "a␟b"]
     assert parse_queue(recorded("␟".join(fields) + "␟")) == [], "a separator in a comment makes it somebody else's"
-    job = parse_queue(recorded("␟".join([*fields[:9], "a,b=c|d"]) + "␟"))[0]
+    job = parse_queue(recorded("␟".join([*fields[:10], "a,b=c|d"]) + "␟"))[0]
     assert (job.name, job.comment, job.elapsed_s) == (hostile, "a,b=c|d", 7.0)
 
 
@@ -160,7 +164,7 @@ def test_what_is_no_job_is_passed_over() -> None:
     assert len(parse_queue(noise + recorded(SQUEUE))) == 5
     assert len(parse_accounting(noise + recorded(SACCT))) == 14
     assert parse_details("No jobs in the system\n") == []
-    assert parse_queue(recorded("␟".join(["not an id", *[""] * 9]) + "␟")) == []
+    assert parse_queue(recorded("␟".join(["not an id", *[""] * 10]) + "␟")) == []
 
 
 @pytest.mark.parametrize(

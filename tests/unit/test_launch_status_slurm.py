@@ -198,25 +198,27 @@ def test_why_it_waits(root: RunDir, slurm: Slurm, reason: str, restarts: int, no
 
 
 @pytest.mark.parametrize(
-    ("state", "facts", "note"),
+    ("state", "facts", "becomes", "note"),
     [
-        ("TIMEOUT", {"nodes": "n3", "restarts": 2}, "TIMEOUT on n3 after 2 restarts (its time was over, and it could"),
-        ("FAILED", {"exit_code": "3:0"}, "FAILED 3:0"),
         (
-            "OUT_OF_MEMORY",
-            {"nodes": "n3", "restarts": 1},
-            "OUT_OF_MEMORY on n3 after 1 restart (more memory than mem_gb)",
+            "TIMEOUT",
+            {"nodes": "n3", "restarts": 2},
+            "stopped",
+            "TIMEOUT on n3 after 2 restarts (its time was over",
         ),
-        ("NODE_FAIL", {}, "NODE_FAIL (its node was lost)"),
-        ("CANCELLED", {}, "CANCELLED (taken out of the queue)"),
+        ("FAILED", {"exit_code": "3:0"}, "failed", "FAILED 3:0"),
+        ("OUT_OF_MEMORY", {"restarts": 1}, "failed", "OUT_OF_MEMORY after 1 restart (more memory than mem_gb)"),
+        ("NODE_FAIL", {}, "stopped", "NODE_FAIL (its node was lost); the next submit goes on"),
+        ("CANCELLED", {}, "stopped", "CANCELLED (taken out of the queue); the next submit goes on"),
     ],
 )
-def test_how_it_ended(root: RunDir, slurm: Slurm, state: str, facts: dict[str, object], note: str) -> None:
+def test_how_it_ended(
+    root: RunDir, slurm: Slurm, state: str, facts: dict[str, object], becomes: str, note: str
+) -> None:
     slurm.says("11", state, **facts)
     row = rows(root)["train"]
-    assert row.state == "failed"
+    assert row.state == becomes
     assert row.note.startswith(note)
-    assert rows(root)["evaluate"].state == "blocked"
 
 
 def test_the_jobs_own_error_comes_before_slurms_word(root: RunDir, slurm: Slurm) -> None:
@@ -246,19 +248,21 @@ def test_what_depends_on_a_failure_is_blocked(root: RunDir, slurm: Slurm) -> Non
     assert (row.state, row.note) == ("blocked", f"needs train/{TRAIN}")
     slurm.says("12_0", "CANCELLED", reason="DependencyNeverSatisfied")
     assert rows(root)["evaluate"].state == "blocked"
+    assert exit_status(survey(root).rows) == 1
 
 
 def test_stopped_and_cancelled(root: RunDir, slurm: Slurm) -> None:
-    slurm.says("11", "CANCELLED", restarts=1)
+    slurm.says("11", "FAILED", restarts=1, exit_code="1:0")
     root.job("11").mkdir(parents=True)
-    rundir.stop_file(root.job("11"), 0).touch()
+    records.write_json(rundir.exit_file(root.job("11"), 0), {"status": 0, "outcome": "stopped"})
     assert rows(root)["train"].state == "failed", "that was of the attempt before"
-    rundir.stop_file(root.job("11"), 1).touch()
-    assert rows(root)["train"].state == "stopped"
+    records.write_json(rundir.exit_file(root.job("11"), 1), {"status": 0, "outcome": "stopped"})
+    assert (rows(root)["train"].state, rows(root)["train"].note) == ("stopped", "goes on with the next submit")
     Ledger(root).cancelled(f"train/{TRAIN}")
     assert rows(root)["train"].note == "cancelled; the next submit goes on"
-    slurm.says("12_0", "CANCELLED")
-    assert rows(root)["evaluate"].state == "failed"
+    slurm.says("12_0", "OUT_OF_MEMORY")
+    slurm.says("12_1", "CANCELLED")
+    assert rows(root)["evaluate"].state == "failed", "one of them at least"
     Ledger(root).cancelled(f"evaluate/{EVALUATE}")
     assert rows(root)["evaluate"].state == "stopped"
 
