@@ -11,7 +11,7 @@ four nodes with two GPUs each (null devices: no program computes on them).
 Not a set-up for production: it runs as root, has no limits and forgets everything. It needs root and Debian's packages
 (apt-get install --no-install-recommends slurm-wlm slurmdbd munge mariadb-server).
 
-Partitions: main (jobs are preempted after 30 s of grace), nograce (at once), urgent (preempts both). A requeued job
+Partitions: main (jobs are preempted after 15 s of grace), nograce (at once), urgent (preempts both). A requeued job
 starts again after about 10 s, a dead node is noticed after about 15 s.
 """
 

@@ -88,13 +88,14 @@ def describe(settings: Settings) -> str:
     """What runs, and what Slurm thinks of it."""
     lines = [f"{'daemon':<12} {'pid':>8}"]
     lines += [f"{name:<12} {pid_of(settings, name) or 'dead':>8}" for name in DAEMONS]
-    seen = nodes.states(settings)
+    asked = pid_of(settings, "slurmctld") is not None  # Slurm's commands try a dead one for long
+    seen = nodes.states(settings) if asked else {}
     lines += ["", f"{'node':<12} {'pid':>8} {'slurmd':>8}  state"]
     for name in settings.names:
         slurmd = nodes.slurmd_pids(settings, name)
         facts = (pid_of(settings, name) or "off", slurmd[0] if slurmd else "dead", seen.get(name, "unknown"))
         lines.append(f"{name:<12} {facts[0]:>8} {facts[1]:>8}  {facts[2]}")
-    jobs = ask(settings, "squeue", "-h", "-o", "%T").stdout.split()
+    jobs = ask(settings, "squeue", "-h", "-o", "%T").stdout.split() if asked else ["unknown"]
     counted = ", ".join(f"{jobs.count(state)} {state.lower()}" for state in sorted(set(jobs)))
     lines += ["", f"jobs: {counted or 'none'}", f"files: {settings.state}; proctrack/{settings.proctrack}"]
     return "\n".join(lines)

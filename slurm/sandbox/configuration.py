@@ -132,9 +132,9 @@ AccountingStoragePass={settings.munge_socket}
 AccountingStorageTRES=gres/gpu
 
 {nodes}
-# main: what most jobs use, and what urgent jobs push aside, with 30 s to save. nograce: pushed aside at once.
+# main: what most jobs use, and what urgent jobs push aside, with 15 s to save. nograce: pushed aside at once.
 PartitionName=DEFAULT Nodes={all_nodes} State=UP MaxTime=240 DefaultTime=10 DefMemPerCPU=500
-PartitionName=main Default=YES PriorityTier=10 PreemptMode=REQUEUE GraceTime=30
+PartitionName=main Default=YES PriorityTier=10 PreemptMode=REQUEUE GraceTime=15
 PartitionName=nograce PriorityTier=10 PreemptMode=REQUEUE GraceTime=0
 PartitionName=urgent PriorityTier=100 PreemptMode=OFF
 """
