@@ -25,6 +25,11 @@ from hpc_ewc.rundir import RunDir, StageDir
 
 Outcome = Literal["finished", "stopped", "failed"]
 TAIL_LINES = 30
+CONSEQUENCE = re.compile(
+    r"another rank of this job ended|connection (closed|reset|refused)|broken pipe|socket timeout|Rendezvous\w*Error|"
+    r"Dist(Network|Store|Backend)Error|recvValue failed|NCCL|Gloo connect|heartbeat",
+    re.IGNORECASE,
+)
 ROOT_CAUSE = re.compile(r"Root Cause[^\n]*:\n(?:.*\n)*?\s*rank\s*: (\d+).*\n(?:.*\n)*?\s*traceback : (Signal .*)")
 """What torchrun prints of the rank that it saw die first, where that was by a signal."""
 
@@ -132,11 +137,15 @@ def report_fingerprint(root: RunDir, runs: Sequence[str]) -> str:
 def explain(node: Node, element: Element, job: Path, restart: int, ended: Exit) -> None:
     """Write `failed.json` for an attempt whose worker could not: killed, or dead before it knew its folder."""
     known = failure(node.folder)
-    if (known.get("job_id"), known.get("restart")) == (job.name, restart):
+    this_attempt = (known.get("job_id"), known.get("restart")) == (job.name, restart)
+    if this_attempt and not is_consequence(str(known.get("error", ""))):
         return
     error, trace, rank = first_error(job, restart)
-    if not error:
-        error, rank = killed_rank(job)
+    if not error or is_consequence(error):
+        killed = killed_rank(job)
+        error, trace, rank = (*killed[:1], "", killed[1]) if killed[0] else (error, trace, rank)
+    if this_attempt and (not error or is_consequence(error)):
+        return
     printed = tail(job)
     error = error or last_exception(printed) or f"the worker {ended.words}" + ("" if ended.status else ", not done")
     facts = {
@@ -151,6 +160,11 @@ def explain(node: Node, element: Element, job: Path, restart: int, ended: Exit) 
         "samples": None,
     }
     records.write_json(node.folder.failed, facts)
+
+
+def is_consequence(error: str) -> bool:
+    """A rank that says only that it lost another: the cause is elsewhere, or a node that is gone."""
+    return CONSEQUENCE.search(error) is not None
 
 
 def first_error(job: Path, restart: int = 0) -> tuple[str, str, int]:

@@ -26,8 +26,10 @@ from typing import Any
 from hpc_ewc import records, rundir
 from hpc_ewc.errors import ArtefactError, StageError
 from hpc_ewc.launch import rendezvous, scheduler
+from hpc_ewc.launch.artefacts import failure as last_failure
 from hpc_ewc.launch.graph import REPORT, Element, Node
-from hpc_ewc.launch.outcome import Exit, Outcome, decide, explain, report_fingerprint, stored_node
+from hpc_ewc.launch.outcome import Exit, Outcome, decide, explain, is_consequence, report_fingerprint, stored_node
+from hpc_ewc.launch.process import kill_tree
 from hpc_ewc.launch.profile import ContainerConfig
 from hpc_ewc.launch.torchrun import POLL_S, WORKER, WorkerProcess, uses_torchrun
 from hpc_ewc.rundir import RunDir, StageDir
@@ -37,6 +39,8 @@ TRIES = 3
 KILL_WAIT_S = 90.0
 """Slurm's KillWait (30 s) and a minute, on top of the grace time."""
 REQUEUE_EVERY_S = 10.0
+CAUSE_S = 60.0
+"""What a node that failed gets to say why, before it is taken to be gone."""
 CACHES = {"TRITON_CACHE_DIR": "triton", "TORCHINDUCTOR_CACHE_DIR": "inductor", "TMPDIR": "tmp"}
 """What is put on a node's own disk: files that are locked, and that many elements would write at once."""
 
@@ -277,7 +281,11 @@ class SlurmAttempt:
         return rundir.rank_logs(self.folder) / f"restart_{self.here.restart}" / f"node_{self.here.node}"
 
     def _tell(self, workers: Sequence[WorkerProcess]) -> None:
-        if self.stop_file.exists() and self._sees_ranks:
+        """Pass on the wish to stop; where another node failed, nothing is worth saving: end at once."""
+        if self.signals and read_outcome(self.exit_file) == "failed":
+            for worker in workers:
+                kill_tree(worker.process.pid)
+        elif self.stop_file.exists() and self._sees_ranks:
             for worker in workers:
                 worker.tell()
 
@@ -344,9 +352,42 @@ class SlurmAttempt:
             return self._end(outcome, ended)
         if outcome == "stopped":
             self._end(outcome, ended)
-            return self._wait_to_be_ended()
-        self._end(outcome, ended)
-        raise self._failure(ended)
+            return self._stop()
+        return self._fail(ended)
+
+    def _fail(self, ended: Exit) -> str:
+        """Some rank of this node failed. Where it only lost a rank of another node, that node says why, or is gone.
+
+        Raises:
+            StageError: always, unless Slurm ends this process first.
+        """
+        if len(self.here.hosts) > 1 and self._lost_another(ended):
+            return self._wait_for_cause(ended)
+        failure = self._failure(ended)
+        self._end("failed", ended)
+        raise failure
+
+    def _lost_another(self, ended: Exit) -> bool:
+        node = self._node()
+        explain(node, self.elements[0], self.folder, self.here.restart, ended)
+        return is_consequence(str(last_failure(node.folder).get("error", "")))
+
+    def _wait_for_cause(self, ended: Exit) -> str:
+        """Until the node that failed says so, or Slurm sees that it is gone; else requeue: the machine failed, not we.
+
+        Raises:
+            StageError: the cause, or that there is none to be found.
+        """
+        sys.stderr.write(f"{self.task.name}: a rank of another node is gone; waiting for what that node says\n")
+        give_up = time.monotonic() + CAUSE_S
+        while time.monotonic() < give_up and not self.signals:
+            if read_outcome(self.exit_file) == "failed":
+                raise self._failure(ended)
+            time.sleep(POLL_S)
+        if not self.task.requeue:
+            self._end("stopped", ended)
+            raise self._failure(ended)
+        return self._wait_to_be_ended(requeue=not self.signals)
 
     def _outcome(self, ended: Exit) -> Outcome:
         """Of all elements of this job together."""
@@ -362,8 +403,7 @@ class SlurmAttempt:
     def _follow(self, ended: Exit) -> str:
         """Another node than 0: a rank that failed here fails the job; else node 0 says how it ended."""
         if ended.status and not self.stop_file.exists():
-            self._end("failed", ended)
-            raise self._failure(ended)
+            return self._fail(ended)
         deadline = time.monotonic() + self.task.grace_time_s + KILL_WAIT_S
         while time.monotonic() < deadline:
             match read_outcome(self.exit_file):
@@ -391,14 +431,15 @@ class SlurmAttempt:
             return StageError(f"{self.task.name}: the report {ended.words}")
         node = self._node()
         explain(node, self.elements[0], self.folder, self.here.restart, ended)
-        failed: dict[str, Any] = {}
-        with suppress(FileNotFoundError, ArtefactError):
-            failed = records.read_json(node.folder.failed)
+        failed = last_failure(node.folder)
         trace, error = str(failed.get("traceback", "")).strip(), str(failed.get("error", ""))
-        sys.stderr.write(f"\n{trace or error}\n\n")
-        sys.stderr.flush()
         where = f"rank {failed.get('rank', 0)} on {failed.get('node', socket.gethostname())}"
-        return StageError(f"{trace or error}\n{self.task.name} failed: {error} ({where})")
+        said = f"{self.task.name} failed: {error} ({where})"
+        parts = [trace, said] if trace.startswith("Traceback") else [said, trace]  # else what it printed last
+        text = "\n".join(filter(None, parts))
+        sys.stderr.write(f"\n{text}\n\n")
+        sys.stderr.flush()
+        return StageError(text)
 
     # ------------------------------------------------------------------------------------------ stopped
 
@@ -407,21 +448,31 @@ class SlurmAttempt:
         """Slurm will end this job itself, or is asked to: then nothing may end before."""
         return self.task.requeue and bool(self._reason())
 
-    def _wait_to_be_ended(self) -> str:
-        """Stopped on a signal: requeue at a time limit, and stay until Slurm ends the job.
+    def _stop(self) -> str:
+        """Stopped: where nothing goes on by itself, say so; else requeue at a time limit, and stay.
 
         Raises:
             StoppedError: a chain's successor, or the next submit, goes on with it; or Slurm did not act.
         """
         if not self._waits:
             raise self._stopped()
+        return self._wait_to_be_ended(requeue="SIGUSR2" in self._reason())
+
+    def _wait_to_be_ended(self, requeue: bool) -> str:
+        """Stay until Slurm ends this process.
+
+        Args:
+            requeue: ask for it; after a TERM Slurm knows already what it does with the job.
+
+        Raises:
+            StoppedError: it did not, in the longest grace time.
+        """
         deadline = time.monotonic() + self.task.grace_time_s + KILL_WAIT_S
-        wanted = "SIGUSR2" in self._reason()
         asked_at = -REQUEUE_EVERY_S
         while time.monotonic() < deadline:
-            if wanted and time.monotonic() - asked_at > REQUEUE_EVERY_S:
+            if requeue and time.monotonic() - asked_at > REQUEUE_EVERY_S:
                 asked_at = time.monotonic()
-                wanted = not self._requeue()
+                requeue = not self._requeue()
             time.sleep(1.0)
         raise self._stopped()
 
