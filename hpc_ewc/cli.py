@@ -57,7 +57,7 @@ def evaluate(
     dtype: str = "bfloat16",
     backend: str = "hf",
     base: Annotated[str | None, tyro.conf.arg(metavar="CHECKPOINT")] = None,
-    name: str = "evaluate",
+    name: str = "checkpoints",
     profile: OptionalPath = None,
     runs: OptionalPath = None,
     out: OptionalPath = None,

@@ -128,7 +128,8 @@ def explain(error: BaseException, kind: str = "dataset", name: str = "NAME") -> 
     kinds = {cls.__name__ for each in chain for cls in type(each).__mro__}
     text = " ".join(" ".join(str(each) for each in chain).split())
     words = f"({type(error).__name__}: {' '.join(str(error).split())[:200]})"
-    if "GatedRepoError" in kinds or "gated" in text.lower():
+    # the word alone does not tell: a repository that is not there is said to be "private or gated"
+    if "GatedRepoError" in kinds or ("gated" in text.lower() and "RepositoryNotFoundError" not in kinds):
         given = "; the token that is set here has no access yet" if has_token() else ""
         return (
             f"gated: accept its terms on the hub, at {page(kind, name)}, then set HF_TOKEN or run `hf auth login`"
@@ -148,6 +149,12 @@ def explain(error: BaseException, kind: str = "dataset", name: str = "NAME") -> 
     if isinstance(error, OSError):
         return f"not in the cache and the hub cannot be used; run `{PREFETCH}` where there is a network {words}"
     return words[1:-1]
+
+
+def is_out_of_reach(error: BaseException) -> bool:
+    """Whether nothing answered, rather than something saying no."""
+    kinds = [{cls.__name__ for cls in type(each).__mro__} for each in _chain(error)]
+    return any(found & UNREACHABLE for found in kinds) and not any("HfHubHTTPError" in found for found in kinds)
 
 
 def _chain(error: BaseException | None) -> Any:

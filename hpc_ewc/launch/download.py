@@ -8,9 +8,7 @@ used until `--update` looks for a newer one.
 from __future__ import annotations
 
 import glob
-import os
 import shutil
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -48,6 +46,8 @@ class Repository:
     """The files needed, with their sizes."""
     trouble: str = ""
     """Why it cannot be had, and what to do."""
+    unreachable: bool = False
+    """Nothing answered."""
 
     @property
     def absent(self) -> list[str]:
@@ -63,6 +63,7 @@ class Repository:
 
     def fail(self, error: BaseException) -> None:
         self.trouble = hub.explain(error, self.kind, self.name)
+        self.unreachable = hub.is_out_of_reach(error)
 
 
 def wanted_model(name: str, revision: str | None) -> Repository:
@@ -170,8 +171,7 @@ def fetch(repository: Repository) -> None:
     """Fetch the files that are not there; `trouble` where that cannot be."""
     from huggingface_hub import snapshot_download
 
-    if not sys.stderr.isatty():
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    _point(repository)
     try:
         folder = snapshot_download(
             repository.name,
@@ -183,14 +183,13 @@ def fetch(repository: Repository) -> None:
     except Exception as error:
         repository.fail(error)
         return
-    _point(repository)
     absent = repository.absent
     if absent:
         repository.trouble = f"{len(absent)} of {len(repository.files)} files are not whole in {folder}: {absent[0]}"
 
 
 def _point(repository: Repository) -> None:
-    """The branch that was asked for is this commit from now on: huggingface_hub writes that for branches alone."""
+    """The branch that was asked for is this commit from now on: until it is whole, a submit says what is absent."""
     revision = repository.revision or "main"
     reference = hub.repository(repository.kind, repository.name) / "refs" / revision
     if revision != repository.commit:

@@ -38,7 +38,7 @@ class Options:
     """What the command line says beside the checkpoints."""
 
     base: str | None = None
-    name: str = "evaluate"
+    name: str = "checkpoints"
     dtype: str = "bfloat16"
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Keys of [evaluate]."""

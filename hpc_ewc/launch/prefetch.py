@@ -57,8 +57,16 @@ def prefetch(sweep: Path, profile: Path | None, dry_run: bool, update: bool) -> 
     points = _points(experiment)
     repositories, cells = wanted(points), benchmark_cells(points)
     _check_shell(repositories, cells)
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when the hub's client is imported
     for repository in repositories:
         look(repository, update=update)
+        if repository.unreachable:
+            place = os.environ.get("HF_ENDPOINT") or hub.HOME
+            raise InputError(
+                f"{place} is out of reach from this machine: run this where there is a network (a login node; "
+                "--as-job PARTITION), behind a proxy with HTTPS_PROXY set"
+            )
     bytes_left = check_space(repositories, BENCHMARK_BYTES if _unsealed(cells) else 0)
     _say(_overview(repositories, cells))
     if dry_run:

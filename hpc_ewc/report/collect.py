@@ -105,7 +105,7 @@ def _expand(paths: Sequence[Path | str]) -> Iterator[Path]:
 
 def _experiments(path: Path) -> Iterator[tuple[Path, list[Path]]]:
     """Each experiment at or above or just below `path`, with the records under `path`."""
-    if path.name == "evaluate" and path.is_dir():
+    if path.name == "evaluate" and path.is_dir() and not _is_experiment(path):
         yield path.parent, _of_runs(path)
     elif path.parent.name == "evaluate" and path.is_dir():
         yield path.parent.parent, _of_steps(path)
