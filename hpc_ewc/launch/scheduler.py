@@ -66,7 +66,11 @@ class SchedulerError(SubmitError):
 
 
 def call(
-    command: Sequence[str], time_limit_s: float = TIME_LIMIT_S, environment: Mapping[str, str] | None = None
+    command: Sequence[str],
+    time_limit_s: float = TIME_LIMIT_S,
+    environment: Mapping[str, str] | None = None,
+    *,
+    errors_too: bool = False,
 ) -> str:
     """What a command of Slurm prints.
 
@@ -74,6 +78,7 @@ def call(
         command: with its arguments.
         time_limit_s: after which it is killed.
         environment: further variables.
+        errors_too: what it prints to stderr as well.
 
     Raises:
         SchedulerError: it is not here, did not answer in time, or ended with another status than 0.
@@ -107,7 +112,7 @@ def call(
     out, err = done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
     if done.returncode != 0:
         raise _refusal(said, done.returncode, err or out)
-    return out
+    return out + err if errors_too else out
 
 
 def _refusal(said: str, status: int, text: str) -> SchedulerError:
