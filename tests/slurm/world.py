@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -134,18 +135,22 @@ class World:
         return found
 
     def finish(self, timeout_s: float = 240.0) -> None:
-        """Wait until nothing of it waits or runs; a requeued job need not wait out its delay."""
+        """Wait until nothing of it waits or runs."""
+        wait_for(lambda: not self.hurry(), f"{self.name} ends", timeout_s, every_s=0.3)
+
+    def hurry(self) -> list[SlurmJob]:
+        """What waits or runs; a job that was requeued need not wait out its delay."""
         assert self.cluster is not None
+        jobs = self.jobs()
+        for job in jobs:
+            if job.state == "PENDING" and job.reason == "BeginTime":
+                self.cluster.ask("scontrol", "update", f"JobId={job.job_id}", "StartTime=now")
+        return jobs
 
-        def over() -> bool:
-            assert self.cluster is not None
-            jobs = self.jobs()
-            for job in jobs:
-                if job.state == "PENDING" and job.reason == "BeginTime":
-                    self.cluster.ask("scontrol", "update", f"JobId={job.job_id}", "StartTime=now")
-            return not jobs
-
-        wait_for(over, f"{self.name} ends", timeout_s, every_s=0.3)
+    def change_profile(self, old: str, new: str) -> None:
+        text = self.profile.read_text()
+        assert old in text
+        self.profile.write_text(text.replace(old, new))
 
     def submissions(self) -> Counter[str]:
         """How many jobs there were of each stage, elements of arrays counted."""
@@ -164,17 +169,16 @@ class World:
             return len(path.read_text().splitlines())
         return 0
 
-    def wait_for_step(self, step: int) -> None:
-        wait_for(lambda: self.steps() >= step, f"{self.name}: step {step}", 120.0, every_s=0.01)
-
     @contextmanager
     def held(self, step: int) -> Iterator[list[int]]:
         """Inside, training stands still after at least so many steps: its ranks are stopped, and go on afterwards."""
-        self.wait_for_step(step)
-        ranks = self.ranks()
-        for pid in ranks:
+        ranks = wait_for(self.ranks, f"{self.name}: ranks", every_s=0.01)
+        wait_for(lambda: self.steps() >= step, f"{self.name}: step {step}", every_s=0.01)
+        for pid in ranks:  # at once; looking for them takes as long as some steps
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+        for pid in (ranks := self.ranks()):
             os.kill(pid, signal.SIGSTOP)
-        assert ranks, "no rank was found"
         assert not list(self.root.root.glob("train/*/done.json")), "it was too late"
         try:
             yield ranks
@@ -182,6 +186,21 @@ class World:
             for pid in ranks:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGCONT)
+
+    @contextmanager
+    def held_with_checkpoint(self) -> Iterator[list[int]]:
+        """Inside, training stands still somewhere behind a checkpoint that was made in time, as one is every second."""
+        with self.held(2):
+            time.sleep(1.2)  # so that the next step is followed by a checkpoint
+        wait_for(lambda: self.newest_checkpoint() > 0, "a checkpoint", every_s=0.01)
+        with self.held(self.newest_checkpoint()) as ranks:
+            yield ranks
+
+    def newest_checkpoint(self) -> int:
+        """The last step that a whole checkpoint is of; 0 where there is none."""
+        return max(
+            (int(path.parent.name) for path in self.root.root.glob("train/*/checkpoints/*/done.json")), default=0
+        )
 
     def stop_is_asked(self, restart: int = 0) -> bool:
         return bool(list(self.root.jobs.glob(f"*/stop.{restart}")))
@@ -200,13 +219,17 @@ class World:
         return Numbers(losses, exports, results)
 
     def restarts(self) -> list[int]:
-        """Of each step, in which attempt it was last made."""
+        """Of each step, in which attempt of the job it was made."""
+        return [line["restart"] for line in self.metrics()]
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """A line a step, of the one training."""
         (path,) = self.root.root.glob("train/*/metrics.jsonl")
-        return [line["restart"] for line in records.read_lines(path)]
+        return list(records.read_lines(path))
 
     def leftovers(self) -> list[Path]:
-        """Files that were being written when something died."""
-        return [path for path in self.root.root.glob("*/*/**/.*") if path.is_file()]
+        """Files that were being written when something died; `.metadata` is a checkpoint's own."""
+        return [path for path in self.root.root.glob("*/*/**/.*") if path.is_file() and path.name != ".metadata"]
 
 
 def _is_rank(command: bytes, stage: str, root: str) -> bool:
