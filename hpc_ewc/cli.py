@@ -179,8 +179,31 @@ def cancel(
     return cancel(folder, run, stage, yes)
 
 
+def doctor(
+    sweep: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[SWEEP]")] = None,
+    /,
+    profile: OptionalPath = None,
+    quick: bool = False,
+    json: bool = False,
+) -> int:
+    """Is this cluster, or this machine, ready? A line a finding, and what to do about it.
+
+    On a cluster it submits one job of at most two nodes for a few minutes. Exit status: 0 ready, 1 something is wrong.
+
+    Args:
+        sweep: An experiment, whose requests must be granted and whose inputs must be here.
+        profile: Where jobs are to run, such as slurm/lumi.toml; absent: this machine.
+        quick: No job: what can be told from here.
+        json: For programs.
+    """
+    from hpc_ewc.launch.doctor import doctor
+
+    return doctor(profile, sweep, quick, json)
+
+
 COMMANDS: dict[str, Callable[..., Any]] = {
     "prefetch": prefetch,
+    "doctor": doctor,
     "submit": submit,
     "evaluate": evaluate,
     "status": status,
