@@ -142,6 +142,8 @@ class Profile:
     container: ContainerConfig = dataclasses.field(default_factory=ContainerConfig)
     resources: dict[str, Resources] = dataclasses.field(default_factory=dict)
     """[resources.<stage>], key by key before the experiment's own."""
+    where: str = dataclasses.field(default="the profile", compare=False)
+    """The file it came from, for errors."""
 
     @property
     def cpus(self) -> int:
@@ -185,7 +187,7 @@ def load_profile(path: Path | str | None) -> Profile:
 
 def build_profile(table: Mapping[str, Any], where: str) -> Profile:
     """The profile a table describes; `where` is the file that errors name."""
-    scalars = {f.name for f in dataclasses.fields(Profile)} - {*SECTIONS, "resources"}
+    scalars = {f.name for f in dataclasses.fields(Profile)} - {*SECTIONS, "resources", "where"}
     known = [*scalars, *SECTIONS, "resources"]
     for key in table:
         if key not in known:
@@ -200,7 +202,7 @@ def build_profile(table: Mapping[str, Any], where: str) -> Profile:
     sections["slurm"] = dataclasses.replace(sections["slurm"], setup=setup, stage=stages)
     resources = build_resources(table.get("resources", {}), where)
     top = build_section(Profile, {key: table[key] for key in table if key in scalars}, "profile", where)
-    profile: Profile = dataclasses.replace(top, **sections, resources=resources)
+    profile: Profile = dataclasses.replace(top, **sections, resources=resources, where=where)
     _check_together(profile, table, where)
     return profile
 

@@ -263,7 +263,7 @@ class SlurmAttempt:
         own = {}
         if len(self.elements) > 1:
             own["OMP_NUM_THREADS"] = str(max(1, self.task.cpus_per_task // self.task.slots))
-            if self.task.gpus_per_node:
+            if self.task.gpus_per_node and "CUDA_VISIBLE_DEVICES" not in self.task.environment:
                 visible = environment.get("CUDA_VISIBLE_DEVICES") or environment.get("ROCR_VISIBLE_DEVICES") or ""
                 given = [name for name in visible.split(",") if name] or [
                     str(i) for i in range(self.task.gpus_per_node)

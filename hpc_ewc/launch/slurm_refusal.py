@@ -35,10 +35,10 @@ def explain_refusal(error: SchedulerError, name: str, script: Path, node: Node, 
     text = str(error)
     if error.kind in ("silent", "missing"):
         return SubmitError(f"{name}: {text}; what was submitted stays, submit again to add the rest. Script: {script}")
-    words = text.split('"', 1)[-1].rstrip('"').replace("sbatch: ", "") if '"' in text else text
+    words = text.split('"', 1)[-1].rstrip('"').replace("sbatch: ", "").replace("error: ", "") if '"' in text else text
     said = re.search(r"\(exit (\d+)\)", text)
-    fix = next((fix for pattern, fix in FIXES if re.search(pattern, words, re.IGNORECASE)), "mend the profile")
+    fix = next((fix for pattern, fix in FIXES if re.search(pattern, words, re.IGNORECASE)), "change what it names")
     return SubmitError(
-        f'sbatch refused {name} (exit {said[1] if said else "?"}): "{words}"; {fix.format(stage=node.stage)}. What was '
-        f"submitted before it stays. Script: {script}"
+        f'sbatch refused {name} (exit {said[1] if said else "?"}): "{words}"; {fix.format(stage=node.stage)} in '
+        f"{profile.where}. What was submitted before it stays. Script: {script}"
     )
