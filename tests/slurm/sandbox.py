@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
@@ -32,7 +33,7 @@ class Sandbox:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    @property
+    @cached_property
     def environment(self) -> dict[str, str]:
         """What `eval "$(… env)"` gives a shell that is not itself part of a job."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH", "SRUN"))}
@@ -72,7 +73,7 @@ def read(pid: int, name: str) -> bytes:
 
 
 def wait_for(
-    look: Callable[[], Found], what: str, timeout_s: float = 120.0, every_s: float = 0.1, context: str = ""
+    look: Callable[[], Found], what: str, timeout_s: float = 120.0, every_s: float = 0.2, context: str = ""
 ) -> Found:
     """Poll until the answer is true, and return it."""
     until = time.monotonic() + timeout_s
