@@ -143,9 +143,11 @@ def load_model(folder: Path, *, dtype: str, attention: str, device: torch.device
             f"{folder}: the checkpoint lacks {', '.join(absent[:3])}{' …' * (len(absent) > 3)}; half-exported"
         )
     vocabulary = model.get_input_embeddings().num_embeddings
-    if len(tokenizer) > vocabulary:
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    largest = max(set(tokenizer.get_vocab().values()) - special | {tokenizer.bos_token_id})
+    if largest >= vocabulary:  # a special token beyond it is none that text gets: Gemma 3 has one for images
         raise InputError(
-            f"{folder}: its tokenizer has {len(tokenizer)} tokens, the model embeds {vocabulary}: two models' files"
+            f"{folder}: its tokenizer has {largest + 1} tokens, the model embeds {vocabulary}: two models' files"
         )
     bos = model.config.bos_token_id
     if bos is not None and bos != tokenizer.bos_token_id:

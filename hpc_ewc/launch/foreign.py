@@ -218,6 +218,7 @@ def _request(given: Sequence[Given], base: Given | None, options: Options, root:
     experiment = _experiment(everything, options, small=small == {True})
 
     def build(resolver: Resolver, root: RunDir, profile: Profile) -> Graph:
+        resolver.where = WHERE  # there is no file that errors could name
         asked = _asked(given, base, experiment, resolver)
         return build_evaluation(root, asked, experiment, profile, WHERE)
 

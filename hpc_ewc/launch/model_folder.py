@@ -111,7 +111,10 @@ def _embedded(folder: Path, weights: list[Path]) -> int | None:
 
 
 def _vocabulary(folder: Path) -> int:
-    """One more than the largest token id in tokenizer.json; 0 where it does not say."""
+    """One more than the largest id that text can get, by tokenizer.json; 0 where it does not say.
+
+    An added special token may lie beyond the embedding: Gemma 3's text models have one for images, which no text gets.
+    """
     path = folder / "tokenizer.json"
     if not path.is_file():
         return 0
@@ -119,7 +122,7 @@ def _vocabulary(folder: Path) -> int:
         facts = records.read_json(path)
     except ArtefactError as error:
         raise InputError(f"{folder}: its tokenizer cannot be read: {error}") from None
-    ids = [int(token["id"]) for token in facts.get("added_tokens") or ()]
+    ids = [int(token["id"]) for token in facts.get("added_tokens") or () if not token.get("special")]
     vocabulary = (facts.get("model") or {}).get("vocab") or {}
     ids += [len(vocabulary) - 1] if isinstance(vocabulary, list) else map(int, vocabulary.values())
     return max(ids, default=-1) + 1

@@ -320,7 +320,8 @@ def hub_snapshot(kind: str, name: str, revision: str | None, label: str, fix: st
     if not snapshot.is_dir():
         version = f" at {revision}" if revision else ""
         raise InputError(
-            f"{label} = {name!r}: not in the cache {hub.cache()}{version}, and not a folder here; fetch it with: {fix}"
+            f"{label} = {name!r}: not in the cache {hub.cache()}{version}, and not a folder here; fetch it with: "
+            f"{fix.replace('NAME', name)}"
         )
     return snapshot
 

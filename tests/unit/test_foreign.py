@@ -1,0 +1,207 @@
+"""`hpc-ewc evaluate CHECKPOINT…`: what is a checkpoint, what it is asked, and what a mistake is told. No torch."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hpc_ewc.errors import ConfigError, HpcEwcError, InputError
+from hpc_ewc.launch.foreign import Options, evaluate, find_checkpoints, read_settings
+from hpc_ewc.launch.model_folder import check_model
+
+FACTS = {"run": "strength=1-abc", "step": 20, "fraction": 1.0, "train_key": "k1", "model_hash": "m", "base_hash": "b"}
+
+
+def safetensors(rows: int, data: int | None = None) -> bytes:
+    """An embedding of `rows` × 2 in float32; `data`: bytes of it that are there."""
+    entry = {"dtype": "F32", "shape": [rows, 2], "data_offsets": [0, rows * 8]}
+    header = json.dumps({"__metadata__": {"format": "pt"}, "model.embed_tokens.weight": entry}).encode()
+    return struct.pack("<Q", len(header)) + header + b"\0" * (rows * 8 if data is None else data)
+
+
+def checkpoint(folder: Path, *, facts: dict[str, Any] | None = None, tokens: int = 3, rows: int = 4) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"vocab_size": rows}))
+    (folder / "model.safetensors").write_bytes(safetensors(rows))
+    image = {"id": rows, "content": "<image>", "special": True}  # beyond the embedding, and no text gets it
+    vocabulary = {str(i): i for i in range(tokens)}
+    (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}, "added_tokens": [image]}))
+    if facts is not None:
+        (folder / "hpc_ewc.json").write_text(json.dumps(facts))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HPC_EWC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+
+
+def test_folders_globs_and_hub_ids_are_checkpoints_each_once(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        checkpoint(tmp_path / "models" / name)
+    found = find_checkpoints(["models/*", "models/a", "org/tiny", "org/tiny@v1"])
+    names = [given.name for given in found]
+    assert names == [f"{tmp_path}/models/a", f"{tmp_path}/models/b", "org/tiny", "org/tiny@v1"]
+    assert (found[3].model.path, found[3].model.revision) == ("org/tiny", "v1")
+
+
+def test_two_folders_of_one_name_are_two_runs(tmp_path: Path) -> None:
+    found = find_checkpoints([str(checkpoint(tmp_path / where / "model")) for where in ("x", "y")])
+    runs = [given.run for given in found]
+    assert all(re.fullmatch("model-[0-9a-f]{12}", run) for run in runs)
+    assert len(set(runs)) == 2
+
+
+def test_two_copies_of_one_export_are_refused(tmp_path: Path) -> None:
+    for name in ("one", "copy"):
+        checkpoint(tmp_path / name, facts=FACTS)
+    with pytest.raises(
+        ConfigError, match=r"one and .*copy: both say they are run strength=1-abc at fraction 1; give one"
+    ):
+        find_checkpoints(["one", "copy"])
+
+
+def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
+    for name in ("empty", "readme"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(
+        InputError, match=r"empty: no config\.json.*; .*readme: no config\.json.*; .*gone: no such folder"
+    ):
+        find_checkpoints(["empty", "readme", "./gone"])
+
+
+def test_none_at_all_is_told() -> None:
+    with pytest.raises(ConfigError, match=r"no checkpoint given; name folders, globs or hub ids"):
+        find_checkpoints([])
+
+
+def test_a_run_folder_names_the_exports_in_it(tmp_path: Path) -> None:
+    export = checkpoint(tmp_path / "runs" / "x" / "train" / "r" / "exports" / "00000020", facts=FACTS)
+    with pytest.raises(InputError, match=rf"not a Hugging Face model; checkpoints below it: {export}"):
+        find_checkpoints(["runs/x"])
+
+
+def spoil(folder: Path, what: str) -> None:
+    weights = folder / "model.safetensors"
+    match what:
+        case "no weights":
+            weights.unlink()
+        case "cut off":
+            weights.write_bytes(safetensors(4, data=5))
+        case "no header":
+            weights.write_bytes(b"\x10")
+        case "shards":
+            index = {"weight_map": {"a": "model-1.safetensors", "b": "model.safetensors"}}
+            (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        case "no tokenizer":
+            (folder / "tokenizer.json").unlink()
+        case "other tokenizer":
+            (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {str(i): i for i in range(9)}}}))
+        case "config":
+            (folder / "config.json").write_text("{")
+        case "facts":
+            (folder / "hpc_ewc.json").write_text('{"run": "x"}')
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("no weights", r"no \*\.safetensors; half-exported, or of another format"),
+        ("cut off", r"model\.safetensors: \d+ bytes, its header says \d+: half-copied; copy or fetch it again"),
+        ("no header", r"not a safetensors file, or cut off in its header \(1 bytes\)"),
+        ("shards", r"model-1\.safetensors: 1 of 2 weight files missing; half-exported or half-copied"),
+        ("no tokenizer", r"no tokenizer\.json or tokenizer\.model; copy the base model's tokenizer into it"),
+        ("other tokenizer", r"its tokenizer has 9 tokens, the model embeds 4: two models' files"),
+        ("config", r"config\.json"),
+        ("facts", r"hpc_ewc\.json: lacks step, fraction, train_key, model_hash, base_hash; not ours, or half-written"),
+    ],
+)
+def test_half_a_checkpoint_is_told_before_a_job_starts(tmp_path: Path, what: str, message: str) -> None:
+    folder = checkpoint(tmp_path / "model")
+    check_model(folder)
+    spoil(folder, what)
+    with pytest.raises(InputError, match=message):
+        find_checkpoints(["model"])
+
+
+def test_an_export_without_its_last_file_is_half_exported(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "exports" / "00000020")
+    with pytest.raises(InputError, match=r"no hpc_ewc\.json, which an export gets last: half-exported"):
+        find_checkpoints([str(folder)])
+
+
+def settings(**changes: Any) -> dict[str, Any]:
+    words: dict[str, Any] = {
+        "suites": "arc_easy.en",
+        "shots": None,
+        "prompts": "core",
+        "heldout": None,
+        "include": None,
+    }
+    return read_settings(**words | {"limit": None, "batch_size": 16, "max_length": 2048, "backend": "hf"} | changes)
+
+
+def ask(*checkpoints: str, name: str = "mine", base: str | None = None, **changes: Any) -> int:
+    options = Options(base, name, "float32", settings(**changes))
+    return evaluate(checkpoints, options, None, None, None, dry_run=True, yes=False)
+
+
+def test_words_of_the_command_line_become_keys() -> None:
+    found = settings(shots="gsm8k=5,mmlu=0", heldout="en=a.jsonl, lt=b.jsonl", prompts="core,native", limit=4)
+    assert found["shots"] == {"gsm8k": 5, "mmlu": 0}
+    assert found["heldout"] == {"en": "a.jsonl", "lt": "b.jsonl"}
+    assert (found["prompts"], found["suites"], found["limit"]) == (["core", "native"], ["arc_easy.en"], 4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"suites": "arc_esay.en"}, r"unknown .*'arc_esay\.en'"),
+        ({"suites": "fluenzy"}, r"did you mean 'fluency'\?"),
+        ({"suites": "ppl_heldout"}, r"--suites ppl_heldout: no text; name a file: --heldout"),
+        ({"shots": "gsm8k"}, r"--shots gsm8k: 'gsm8k' is not name=value, such as gsm8k=5"),
+        ({"shots": "gsm8k=many"}, r"--shots gsm8k=many: 'gsm8k=many': not a whole number"),
+        ({"heldout": "en="}, r"--heldout en=: 'en' is not name=value"),
+        ({"backend": "gguf"}, r"hpc-ewc evaluate: evaluate\.backend = 'gguf': allowed are hf, vllm"),
+        ({"limit": 0}, r"evaluate\.limit = 0: allowed is \[1, inf\)"),
+        ({"name": "No Such"}, r"--name No Such: its name becomes the name of the run folder"),
+    ],
+)
+def test_a_mistake_is_told(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    checkpoint(tmp_path / "model")
+    with pytest.raises(ConfigError, match=message):
+        ask("model", **changes)
+
+
+def test_an_experiment_s_folder_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "runs" / "paper").mkdir(parents=True)
+    (tmp_path / "runs" / "paper" / "experiment.toml").write_text("[model]\n")
+    with pytest.raises(ConfigError, match=r"--name paper: .* is the run folder of an experiment; give another name"):
+        ask("model", name="paper")
+
+
+def test_a_hub_model_that_is_not_here_is_told() -> None:
+    with pytest.raises(HpcEwcError, match=r"model\.path = 'org/tiny': not in the cache .*fetch it with: hf download"):
+        ask("org/tiny")
+
+
+def test_exports_of_one_training_are_one_run_and_others_runs_of_their_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint(tmp_path / "early", facts={**FACTS, "step": 10, "fraction": 0.5})
+    checkpoint(tmp_path / "late", facts=FACTS)
+    checkpoint(tmp_path / "other")
+    checkpoint(tmp_path / "first")
+    assert ask("early", "late", "other", base="first") == 0
+    rows = [line.split()[:3] for line in capsys.readouterr().out.splitlines() if line.startswith("evaluate ")]
+    assert [row[1] for row in rows[:1]] == ["base"]
+    assert "strength=1-abc" in {row[1] for row in rows}
+    assert len(rows) == 3 + 1  # and the line of sums
+    assert not (tmp_path / "runs").exists()
