@@ -86,7 +86,7 @@ def check_limits(profile: Profile, settings: Mapping[str, str]) -> Iterator[Find
     most = settings.get("MaxArraySize", "")
     if most.isdigit() and slurm.max_array_size > int(most):
         yield wrong(
-            "limits",
+            "arrays",
             f"slurm.max_array_size = {slurm.max_array_size}, the cluster's MaxArraySize is {most}",
             f"set slurm.max_array_size = {most}",
         )
@@ -210,7 +210,7 @@ def check_nodes(root: RunDir, profile: Profile, chosen: tuple[str, JobResources]
         yield wrong("nodes", str(error), "see the requests above")
         return
     try:
-        trouble, waited = wait(job_id, resources)
+        trouble, waited = wait(job_id)
     finally:
         take_back(job_id)
     nodes = read_findings(out)
@@ -259,7 +259,7 @@ def start(root: RunDir, stage: str, resources: JobResources, profile: Profile, o
     return said.strip().partition(";")[0]
 
 
-def wait(job_id: str, resources: JobResources) -> tuple[str, float]:
+def wait(job_id: str) -> tuple[str, float]:
     """Wait for a job's end: what went wrong, "" if nothing did, and how long it waited for nodes."""
     started = time.monotonic()
     waited, told = 0.0, ""
