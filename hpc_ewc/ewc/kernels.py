@@ -9,22 +9,30 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
-CPU_TILE = 1 << 16
-"""Elements a CPU kernel works on at a time: its operands then stay in the second-level cache."""
+CPU_TILE = 1 << 17
+"""Elements a CPU kernel works on at a time: its buffer (512 KiB) stays in cache between operations, and a tile is long
+enough that calling them costs little."""
 CUDA_TILE = 1 << 26
 """On a GPU a tile only bounds the buffers (256 MiB each); smaller ones would be lost in launches."""
 LARGEST_GRADIENT = 1e37
 """Entries of the penalty's gradient are held to ± this: an infinite one would turn clipping into NaN (∞ · 0)."""
+_LARGEST_DIFFERENCE = 1e20
+"""θ − θ* is held to ± this where λ and λF are small enough that their products with it are in bounds then."""
 _LARGEST = 1e38
 _SMALLEST = 1e-37
 """Bounds that keep products finite, and num / (num + metric) a number in [0, 1], in fp32, for any λ, F ≥ 0, v ≥ 0."""
 
 GradientKernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
 ProximalKernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
+MeasureKernel = Callable[[Tensor, Tensor, Tensor], Tensor]
+Kernel = TypeVar("Kernel", bound=Callable[..., Any])
+Dtypes = Iterable[tuple[torch.dtype, torch.dtype]]
+"""Of the anchor and the Fisher, in pairs."""
 
 
 def tile_size(tensor: Tensor) -> int:
@@ -34,9 +42,9 @@ def tile_size(tensor: Tensor) -> int:
 
 def tiles(*flats: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Matching slices of 1D tensors of one length, each small enough that its buffers do not grow with the model."""
-    size = tile_size(flats[0])
-    for start in range(0, flats[0].numel(), size):
-        yield tuple(flat[start : start + size] for flat in flats)
+    if flats[0].numel() == 0:  # a rank whose shard is empty; split would give one empty tile
+        return iter(())
+    return zip(*(torch.split(flat, tile_size(flats[0])) for flat in flats), strict=True)
 
 
 def tile_buffer(like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -45,11 +53,22 @@ def tile_buffer(like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return torch.empty(size, dtype=dtype or like.dtype, device=like.device)
 
 
-def add_gradient_(theta: Tensor, grad: Tensor, anchor: Tensor, fisher: Tensor, strength: float) -> None:
-    """Grad ← grad + λ F (θ − θ*), in place."""
+def is_moderate(strength: float, largest_fisher: float) -> bool:
+    """λ and λF are small enough for `add_gradient_` to bound the difference alone, one pass for three."""
+    difference = _LARGEST_DIFFERENCE
+    return strength * difference <= _LARGEST and strength * largest_fisher * difference <= LARGEST_GRADIENT
+
+
+def add_gradient_(
+    theta: Tensor, grad: Tensor, anchor: Tensor, fisher: Tensor, strength: float, moderate: bool = False
+) -> None:
+    """Grad ← grad + λ F (θ − θ*), in place. `moderate`: as `is_moderate` says of λ and the largest F."""
     buffer = tile_buffer(theta)
     for x, g, a, f in tiles(theta, grad, anchor, fisher):
         delta = torch.sub(x, a, out=buffer[: x.numel()])
+        if moderate:
+            g.addcmul_(delta.clamp_(-_LARGEST_DIFFERENCE, _LARGEST_DIFFERENCE), f, value=strength)
+            continue
         # bounded before λ too: F and λ may both be near their ends, and ∞·0 would be NaN
         delta.mul_(f).clamp_(-_LARGEST, _LARGEST).mul_(strength).clamp_(-LARGEST_GRADIENT, LARGEST_GRADIENT)
         g.add_(delta)
@@ -80,6 +99,32 @@ def proximal_(theta: Tensor, anchor: Tensor, fisher: Tensor, second_moment: Tens
         torch.lerp(x, a.to(x.dtype), weight, out=x)
 
 
+def measure_sums(theta: Tensor, anchor: Tensor, fisher: Tensor, zeros: bool = True) -> Tensor:
+    """Σ F (θ−θ*)², Σ (θ−θ*)², and that sum over F = 0 alone. [3] fp64.
+
+    Differences are of θ's dtype, products and sums fp64: F (θ−θ*)² of fp32 numbers may overflow fp32.
+
+    Args:
+        theta: [n].
+        anchor: [n] θ*, any floating dtype.
+        fisher: [n] F, any floating dtype.
+        zeros: F may have zeros; where it has none, the third is 0 without being looked for.
+    """
+    sums = torch.zeros(3, dtype=torch.float64, device=theta.device)
+    deltas, products = tile_buffer(theta, torch.float64), tile_buffer(theta, torch.float64)
+    for x, a, f in tiles(theta, anchor, fisher):
+        delta, product = deltas[: x.numel()], products[: x.numel()]
+        torch.sub(x, a, out=delta)
+        sums[1] += torch.dot(delta, delta)
+        torch.mul(delta, f, out=product)
+        sums[0] += torch.dot(product, delta)
+        if zeros:
+            torch.eq(f, 0.0, out=product)
+            product.mul_(delta)
+            sums[2] += torch.dot(product, product)
+    return sums
+
+
 def _gradient_formula(theta: Tensor, grad: Tensor, anchor: Tensor, fisher: Tensor, strength: Tensor) -> None:
     penalty = (fisher.float() * (theta - anchor.float())).clamp(-_LARGEST, _LARGEST) * strength
     grad.add_(penalty.clamp(-LARGEST_GRADIENT, LARGEST_GRADIENT))
@@ -92,7 +137,12 @@ def _proximal_formula(theta: Tensor, anchor: Tensor, fisher: Tensor, second_mome
     theta.copy_(torch.lerp(theta, anchor.float(), weight))
 
 
-def compiled_gradient(dtypes: Iterable[tuple[torch.dtype, torch.dtype]], device: torch.device) -> GradientKernel | None:
+def _measure_formula(theta: Tensor, anchor: Tensor, fisher: Tensor) -> Tensor:
+    squares = (theta - anchor.float()).double().square()
+    return torch.stack([(squares * fisher.double()).sum(), squares.sum(), torch.where(fisher == 0, squares, 0.0).sum()])
+
+
+def compiled_gradient(dtypes: Dtypes, device: torch.device) -> GradientKernel | None:
     """`add_gradient_` in one pass over memory, with λ as a 0-d tensor; None, and a warning, where compiling fails."""
 
     def trial(kernel: GradientKernel, anchor: Tensor, fisher: Tensor) -> Tensor:
@@ -103,7 +153,7 @@ def compiled_gradient(dtypes: Iterable[tuple[torch.dtype, torch.dtype]], device:
     return _compiled(_gradient_formula, trial, dtypes, device)
 
 
-def compiled_proximal(dtypes: Iterable[tuple[torch.dtype, torch.dtype]], device: torch.device) -> ProximalKernel | None:
+def compiled_proximal(dtypes: Dtypes, device: torch.device) -> ProximalKernel | None:
     """`proximal_` in one pass over memory; None, and a warning, where compiling fails."""
 
     def trial(kernel: ProximalKernel, anchor: Tensor, fisher: Tensor) -> Tensor:
@@ -114,18 +164,24 @@ def compiled_proximal(dtypes: Iterable[tuple[torch.dtype, torch.dtype]], device:
     return _compiled(_proximal_formula, trial, dtypes, device)
 
 
+def compiled_measure(dtypes: Dtypes, device: torch.device) -> MeasureKernel | None:
+    """`measure_sums` in one pass over memory; None, and a warning, where compiling fails."""
+
+    def trial(kernel: MeasureKernel, anchor: Tensor, fisher: Tensor) -> Tensor:
+        return kernel(torch.ones(4096, device=device), anchor, fisher) / 4096
+
+    return _compiled(_measure_formula, trial, dtypes, device)
+
+
 def _compiled(
-    formula: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None],
-    trial: Callable[[Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None], Tensor, Tensor], Tensor],
-    dtypes: Iterable[tuple[torch.dtype, torch.dtype]],
-    device: torch.device,
-) -> Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None] | None:
+    formula: Kernel, trial: Callable[[Kernel, Tensor, Tensor], Tensor], dtypes: Dtypes, device: torch.device
+) -> Kernel | None:
     """`formula` compiled and tried on 4,096 elements of each pair of dtypes of (anchor, fisher).
 
     The trial has θ = 1, θ* = 0, F = 2, and λ, lr, v and c 1: the gradient is then 2, and θ moves to 1/3.
     """
     try:
-        kernel: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None] = torch.compile(formula, dynamic=True)
+        kernel = cast(Kernel, torch.compile(formula, dynamic=True))
         for anchor_dtype, fisher_dtype in dict.fromkeys(dtypes):
             anchor = torch.zeros(4096, device=device, dtype=anchor_dtype)
             fisher = torch.full((4096,), 2.0, device=device, dtype=fisher_dtype)

@@ -22,9 +22,11 @@ from hpc_ewc.errors import InputError
 from hpc_ewc.ewc.kernels import (
     add_gradient_,
     compiled_gradient,
+    compiled_measure,
     compiled_proximal,
+    is_moderate,
+    measure_sums,
     proximal_,
-    tile_buffer,
     tiles,
 )
 from hpc_ewc.ewc.metric import optimizer_metric
@@ -119,11 +121,13 @@ class EwcPenalty:
         self._device = self._parts[0].anchor.device
         self.parameter_count = sum(parameter.numel() for parameter in parameters.values())
         self._trace, self._zeros, self._largest = self._read_fisher()
+        self._moderate = is_moderate(self.strength, self._largest)
         wanted = self._device.type == "cuda" if compile == "auto" else compile
         wanted = wanted and self.strength > 0.0 and any(_worth_fusing(p) for p in map(local_flat, parameters.values()))
         dtypes = [(part.anchor.dtype, part.fisher.dtype) for part in self._parts]
         self._fused_gradient = compiled_gradient(dtypes, self._device) if wanted and mode == "gradient" else None
         self._fused_proximal = compiled_proximal(dtypes, self._device) if wanted and mode == "proximal" else None
+        self._fused_measure = compiled_measure(dtypes, self._device) if wanted else None
 
     def add_gradient_(self) -> None:
         """Adds λF(θ−θ*) to each `.grad`, once per optimizer step: after the last backward, before or after clipping.
@@ -142,7 +146,7 @@ class EwcPenalty:
                 if self._fused_gradient is not None and _worth_fusing(theta):
                     self._fused_gradient(theta, grad, part.anchor, part.fisher, strength)
                 else:
-                    add_gradient_(theta, grad, part.anchor, part.fisher, self.strength)
+                    add_gradient_(theta, grad, part.anchor, part.fisher, self.strength, self._moderate)
 
     def proximal_step_(self, optimizer: torch.optim.Optimizer) -> None:
         """Moves each θ towards θ*, in the metric of the optimizer that has just stepped; exact at θ* as λ → ∞.
@@ -186,27 +190,18 @@ class EwcPenalty:
 
     def free_parameters(self) -> FreeParameters:
         """How many parameters have F = 0, and how far those moved. Every rank calls it; one all-reduce."""
-        return FreeParameters(self._zeros, self.measure().free_distance)
+        return FreeParameters(sum(self._zeros), self.measure().free_distance)
 
     def measure(self) -> Measures:
-        """Value, distance and free distance in one pass. Every rank calls it; one all-reduce over the shard axis.
-
-        Differences are fp32, products and sums fp64: F (θ−θ*)² of fp32 numbers may overflow fp32.
-        """
+        """Value, distance and free distance in one pass. Every rank calls it; one all-reduce over the shard axis."""
         rows = torch.zeros(len(self._parts), 3, dtype=torch.float64, device=self._device)
         with torch.no_grad():
-            for row, part in zip(rows, self._parts, strict=True):
+            for row, part, zeros in zip(rows, self._parts, self._zeros, strict=True):
                 theta = local_flat(part.parameter)
-                deltas, products = tile_buffer(theta, torch.float64), tile_buffer(theta, torch.float64)
-                for x, anchor, fisher in tiles(theta, part.anchor, part.fisher):
-                    delta, product = deltas[: x.numel()], products[: x.numel()]
-                    torch.sub(x, anchor, out=delta)
-                    row[1] += torch.dot(delta, delta)
-                    torch.mul(delta, fisher, out=product)
-                    row[0] += torch.dot(product, delta)
-                    torch.eq(fisher, 0.0, out=product)
-                    product.mul_(delta)
-                    row[2] += torch.dot(product, product)
+                if self._fused_measure is not None and _worth_fusing(theta):
+                    row.copy_(self._fused_measure(theta, part.anchor, part.fisher))
+                else:
+                    row.copy_(measure_sums(theta, part.anchor, part.fisher, zeros > 0))
         half, squared, free = reduce_elements(rows, [part.parameter for part in self._parts]).sum(0).tolist()
         # λ last: at λ = 0 an unbounded distance still has the value 0; the half last: of the least λ it would be 0 · ∞
         return Measures(self.strength * half * 0.5 if self.strength else 0.0, math.sqrt(squared), math.sqrt(free))
@@ -219,8 +214,8 @@ class EwcPenalty:
         """The trace tr F = Σ F_i over the whole model: λ means nothing without it. No collective."""
         return self._trace
 
-    def _read_fisher(self) -> tuple[float, int, float]:
-        """Trace, number of zeros and largest entry of F; raises where F or θ* is not what it must be."""
+    def _read_fisher(self) -> tuple[float, list[int], float]:
+        """Trace, number of zeros of each part and largest entry of F; raises where F or θ* is not what it must be."""
         sums = torch.zeros(len(self._parts), 4, dtype=torch.float64, device=self._device)
         largest = torch.zeros(len(self._parts), 1, dtype=torch.float64, device=self._device)
         with torch.no_grad():
@@ -242,7 +237,7 @@ class EwcPenalty:
             if bad_anchor:
                 raise InputError(f"the anchor of '{part.name}' has {int(bad_anchor)} entries that are not finite")
         reduce_elements(largest, parameters, op=dist.ReduceOp.MAX)
-        return float(sums[:, 0].sum()), int(sums[:, 1].sum()), float(largest.max())
+        return float(sums[:, 0].sum()), [int(count) for count in sums[:, 1].tolist()], float(largest.max())
 
     def _require(self, mode: Mode, method: str) -> None:
         if self.mode != mode:

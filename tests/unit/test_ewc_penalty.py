@@ -67,14 +67,53 @@ def test_doubles_stay_doubles() -> None:
     torch.testing.assert_close(model.matrix.grad, grads[0], rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("tile", [64, 1 << 18])
+def test_the_short_and_the_careful_kernel_are_one(monkeypatch: pytest.MonkeyPatch, tile: int) -> None:
+    """Where λ and F are moderate, one bound on θ − θ* does for the two bounds on its products."""
+    monkeypatch.setattr(kernels, "CPU_TILE", tile)
+    generator = torch.Generator().manual_seed(0)
+    theta, grad, anchor = (torch.randn(1000, generator=generator) for _ in range(3))
+    theta[:2] = torch.tensor([3e38, -3e38])  # the difference alone overflows
+    anchor[:2] = -theta[:2]
+    fisher = torch.rand(1000, generator=generator)
+    fisher[0] = 0.0
+    assert kernels.is_moderate(1e12, 1.0)
+    assert not kernels.is_moderate(1e12, 1e6)
+    assert not kernels.is_moderate(1e19, 1e-9)
+    short, careful = grad.clone(), grad.clone()
+    kernels.add_gradient_(theta, short, anchor, fisher, 1e12, moderate=True)
+    kernels.add_gradient_(theta, careful, anchor, fisher, 1e12)
+    assert bool(short.isfinite().all())
+    assert short[0] == grad[0]
+    torch.testing.assert_close(short[2:], careful[2:], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("tile", [64, 1 << 18])
+def test_the_sums_of_a_log_line_are_those_of_float64(monkeypatch: pytest.MonkeyPatch, tile: int) -> None:
+    monkeypatch.setattr(kernels, "CPU_TILE", tile)
+    generator = torch.Generator().manual_seed(0)
+    theta, anchor, fisher = (torch.rand(1000, generator=generator) for _ in range(3))
+    fisher[::7] = 0.0
+    squares = (theta - anchor).double() ** 2
+    want = torch.stack([(squares * fisher).sum(), squares.sum(), squares[::7].sum()])
+    torch.testing.assert_close(kernels.measure_sums(theta, anchor, fisher), want, rtol=1e-12, atol=0)
+    assert kernels.measure_sums(theta, anchor, fisher, zeros=False)[2] == 0.0
+    torch.testing.assert_close(kernels._measure_formula(theta, anchor, fisher), want, rtol=1e-12, atol=0)
+    empty = torch.empty(0)
+    assert kernels.measure_sums(empty, empty, empty).tolist() == [0.0, 0.0, 0.0]
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")  # inductor's own import
 def test_the_compiled_kernels_are_the_eager_ones() -> None:
     for dtype in (torch.float32, torch.bfloat16):
-        models = [Two(), Two()]
+        models, measures = [Two(), Two()], []
         anchor, fisher = build(models[0], dtype)
         for model, compile in zip(models, (True, False), strict=True):
-            EwcPenalty(model, anchor, fisher, 7.0, compile=compile).add_gradient_()
+            penalty = EwcPenalty(model, anchor, fisher, 7.0, compile=compile)
+            penalty.add_gradient_()
+            measures.append(penalty.measure())
+        assert measures[0] == pytest.approx(measures[1], rel=1e-12)
         torch.testing.assert_close(models[0].matrix.grad, models[1].matrix.grad, rtol=1e-6, atol=1e-7)
         for model, compile in zip(models, (True, False), strict=True):
             optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -218,7 +257,8 @@ class LargestAllocation(torch.utils._python_dispatch.TorchDispatchMode):
         return out
 
 
-def test_nothing_is_allocated_that_grows_with_the_model() -> None:
+def test_nothing_is_allocated_that_grows_with_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "CPU_TILE", 1 << 14)
     model = Two(rows=10_000)
     anchor, fisher = build(model, torch.bfloat16)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
