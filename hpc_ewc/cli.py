@@ -24,23 +24,29 @@ def submit(
     runs: OptionalPath = None,
     out: OptionalPath = None,
     dry_run: bool = False,
+    scripts: bool = False,
     yes: Annotated[bool, tyro.conf.arg(aliases=["-y"])] = False,
 ) -> int:
     """Run an experiment: every stage that is not there yet. Again: only what is missing.
 
-    Exit status: 0 done, 1 something failed, 2 refused, 3 not finished, 130 interrupted (the same command goes on).
+    On this machine it runs in the foreground. On Slurm it returns once all is submitted: log out, and follow it with
+    `hpc-ewc status RUNS/NAME --watch`. What is queued, running or done is not submitted again.
+
+    Exit status: 0 done (on Slurm: submitted), 1 something failed, 2 refused, 3 not finished (on Slurm: no room for all),
+    130 interrupted (the same command goes on).
 
     Args:
         sweep: The experiment, such as sweeps/miniature.toml.
         profile: Where and how jobs run, such as slurm/local.toml; absent: this machine.
         runs: Folder of the run folders; absent: the profile's, else ./runs.
         out: Folder of the tables; absent: ./results/NAME.
-        dry_run: Show the graph, with what is done, missing and shared. Writes nothing.
+        dry_run: Show the graph, with what is done, missing and shared, and on Slurm the batch scripts. Writes nothing.
+        scripts: With --dry-run on Slurm: every batch script, not one of each stage.
         yes: Do not ask.
     """
     from hpc_ewc.launch.submit import submit
 
-    return submit(sweep, profile, runs, out, dry_run, yes)
+    return submit(sweep, profile, runs, out, dry_run, yes, scripts)
 
 
 def evaluate(

@@ -335,3 +335,9 @@ def job_resources(stage: str, experiment: Experiment, profile: Profile) -> JobRe
         time_min=chosen["time_min"] or DEFAULT_TIME_MIN,
         elements=chosen["elements"] or 1,
     )
+
+
+def slots(stage: str, resources: JobResources, profile: Profile) -> int:
+    """Elements that one job runs side by side: several where whole nodes are billed, one on each GPU."""
+    whole = profile.executor == "slurm" and profile.slurm.cells_per_job == "node" and stage == "evaluate"
+    return max(resources.gpus_per_node, resources.nproc_per_node) if whole else 1

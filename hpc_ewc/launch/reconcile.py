@@ -60,8 +60,7 @@ def reconcile(root: RunDir) -> Live:
             _note_report(root, ledger, job)
     partitions: dict[str, int] = {}
     for entry in queue:
-        name = getattr(entry, "partition", "")
-        partitions[name] = partitions.get(name, 0) + 1
+        partitions[entry.partition] = partitions.get(entry.partition, 0) + 1
     return Live(tuple(job for job in waiting if job.job_id in live), len(queue), partitions)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
@@ -36,13 +36,18 @@ class Place(Protocol):
 
 
 @contextmanager
-def meet(here: Place, folder: Path, host_suffix: str = "") -> Iterator[tuple[str, ...]]:
+def meet(
+    here: Place, folder: Path, host_suffix: str = "", over: Callable[[], bool] = lambda: False
+) -> Iterator[tuple[str, ...] | None]:
     """The arguments of torchrun by which the nodes of one attempt find each other; a port is held inside.
+
+    None on a node that waited while node 0 ended the attempt.
 
     Args:
         here: this node.
         folder: runs/NAME/jobs/<job_id>.
         host_suffix: what a host name needs to be reached over the fast network.
+        over: whether the attempt has ended before the nodes met.
 
     Raises:
         StageError: node 0 published no port in time.
@@ -60,7 +65,8 @@ def meet(here: Place, folder: Path, host_suffix: str = "") -> Iterator[tuple[str
             records.write_text(path, f"{port}\n")
             yield (*common, f"--rdzv-endpoint={host}:{port}", conf, *own)
     else:
-        yield (*common, f"--rdzv-endpoint={host}:{read_port(path)}", conf, *own)
+        found = read_port(path, over)
+        yield (*common, f"--rdzv-endpoint={host}:{found}", conf, *own) if found else None
 
 
 @contextmanager
@@ -75,14 +81,16 @@ def held_port() -> Iterator[int]:
         yield int(held.getsockname()[1])
 
 
-def read_port(path: Path, timeout_s: float = JOIN_S) -> int:
-    """The port that node 0 published.
+def read_port(path: Path, over: Callable[[], bool] = lambda: False, timeout_s: float = JOIN_S) -> int | None:
+    """The port that node 0 published; None if the attempt was over before.
 
     Raises:
         StageError: none in time.
     """
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
+        if over():
+            return None
         with suppress(FileNotFoundError, ValueError):
             return int(path.read_text())
         time.sleep(POLL_S)

@@ -19,7 +19,7 @@ from hpc_ewc.launch import reconcile, scheduler
 from hpc_ewc.launch.artefacts import Found, make_ready
 from hpc_ewc.launch.graph import REPORT, Element, Graph, Node, elements
 from hpc_ewc.launch.ledger import Ledger
-from hpc_ewc.launch.profile import Profile
+from hpc_ewc.launch.profile import Profile, slots
 from hpc_ewc.launch.slurm_job import SlurmTask
 from hpc_ewc.launch.slurm_refusal import explain_refusal
 from hpc_ewc.launch.slurm_script import Script, build_script, clean_environment
@@ -118,7 +118,8 @@ class SlurmSubmit:
         """What is missing of a node and not under way."""
         alive = self.live.of(node.id)
         self.tally.kept += len(alive)
-        self.ids[node.id] = list(dict.fromkeys(job.main_id for job in alive))
+        last = {job.covers: job for job in sorted(alive, key=lambda job: job.link)}  # of each chain
+        self.ids[node.id] = list(dict.fromkeys(job.main_id for job in last.values()))
         if node.stage == REPORT:
             self._submit_report(node)
             return
@@ -127,7 +128,7 @@ class SlurmSubmit:
         if not wanted:
             return
         make_ready(node)
-        for chunk in self._chunks(node, wanted):
+        for chunk in bundles(node, wanted, self.profile):
             if not self.room.has(node, len(chunk) * self._links(node)):
                 self._leave(node.id)
                 return
@@ -155,13 +156,6 @@ class SlurmSubmit:
         self._submit_chain(node, [Bundle((Element("0"),))])
 
     # ------------------------------------------------------------------------------------------ arrays and chains
-
-    def _chunks(self, node: Node, wanted: Sequence[Element]) -> list[list[Bundle]]:
-        """Arrays of bundles, none longer than the cluster allows."""
-        side = slots(node, self.profile)
-        bundles = [Bundle(tuple(wanted[i : i + side])) for i in range(0, len(wanted), side)]
-        size = self.profile.slurm.max_array_size
-        return [bundles[i : i + size] for i in range(0, len(bundles), size)]
 
     def _links(self, node: Node) -> int:
         slurm = self.profile.slurm
@@ -302,10 +296,11 @@ def dependency(node: Node, graph: Graph, found: dict[str, Found], ids: dict[str,
     return f"{kind}:{':'.join(unique)}" if unique else ""
 
 
-def slots(node: Node, profile: Profile) -> int:
-    """Elements that one job of a node runs side by side."""
-    whole = profile.slurm.cells_per_job == "node" and node.stage == "evaluate"
-    return max(node.resources.gpus_per_node, node.resources.nproc_per_node) if whole else 1
+def bundles(node: Node, wanted: Sequence[Element], profile: Profile) -> list[list[Bundle]]:
+    """Arrays, none longer than the cluster allows, of what one job each does."""
+    side, size = slots(node.stage, node.resources, profile), profile.slurm.max_array_size
+    found = [Bundle(tuple(wanted[i : i + side])) for i in range(0, len(wanted), side)]
+    return [found[i : i + size] for i in range(0, len(found), size)]
 
 
 def build_task(
@@ -313,7 +308,7 @@ def build_task(
 ) -> SlurmTask:
     """What the jobs of one submission run."""
     resources, slurm = node.resources, profile.slurm
-    side = slots(node, profile)
+    side = slots(node.stage, node.resources, profile)
     ranks = resources.nproc_per_node if uses_torchrun(node.stage) else side
     environment = worker_environment(
         code, profile.env, max(1, resources.cpus_per_task // ranks), one_node=resources.nodes == 1

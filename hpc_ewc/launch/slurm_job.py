@@ -11,12 +11,11 @@ submitit calls a `SlurmTask` on every node, as the one task there. Node 0 decide
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +30,8 @@ from hpc_ewc.launch.graph import REPORT, Element, Node
 from hpc_ewc.launch.outcome import Exit, Outcome, decide, explain, is_consequence, report_fingerprint, stored_node
 from hpc_ewc.launch.process import kill_tree
 from hpc_ewc.launch.profile import ContainerConfig
-from hpc_ewc.launch.torchrun import POLL_S, WORKER, WorkerProcess, uses_torchrun
+from hpc_ewc.launch.slurm_node import node_caches, node_folder, plain_command, torchrun_command
+from hpc_ewc.launch.torchrun import POLL_S, WorkerProcess, uses_torchrun
 from hpc_ewc.rundir import RunDir, StageDir
 
 TRIES = 3
@@ -41,8 +41,6 @@ KILL_WAIT_S = 90.0
 REQUEUE_EVERY_S = 10.0
 CAUSE_S = 60.0
 """What a node that failed gets to say why, before it is taken to be gone."""
-CACHES = {"TRITON_CACHE_DIR": "triton", "TORCHINDUCTOR_CACHE_DIR": "inductor", "TMPDIR": "tmp"}
-"""What is put on a node's own disk: files that are locked, and that many elements would write at once."""
 
 
 class StoppedError(StageError):
@@ -150,14 +148,12 @@ class SlurmAttempt:
             if self._outcome(Exit(None)) == "finished":  # a successor in a chain, or USR2 after the last step
                 return self._end("finished")
             self._check_history()
+        elif self.task.stage != REPORT and self._outcome(Exit(None)) == "finished":
+            return "finished"
         if self.task.stage == REPORT:
             self.reported = report_fingerprint(RunDir(Path(self.task.folder)), self.task.runs)
-        scratch = self._make_scratch()
-        try:
+        with node_folder(self.task.scratch, f"{self.here.job_id}.{self.here.restart}") as scratch:
             self._work(self._environment(scratch))
-        finally:
-            if scratch is not None:
-                shutil.rmtree(scratch, ignore_errors=True)
         return self._conclude()
 
     # ------------------------------------------------------------------------------------------ before
@@ -196,32 +192,11 @@ class SlurmAttempt:
         self._end("failed")
         raise StageError(f"{self.task.name}: {reason}")
 
-    def _make_scratch(self) -> Path | None:
-        """A folder of this job on the node's own disk; None where the profile names none."""
-        if not self.task.scratch:
-            return None
-        base = Path(os.path.expandvars(self.task.scratch)).expanduser()
-        place = base / f"hpc_ewc-{os.getuid()}-{self.here.job_id}.{self.here.restart}"
-        try:
-            place.mkdir(parents=True, exist_ok=True, mode=0o700)
-        except OSError as error:
-            raise StageError(
-                f"slurm.scratch = {self.task.scratch!r} is {base} on {socket.gethostname()}: {error}; name a folder "
-                "that every node has, or take it out"
-            ) from None
-        return place
-
     def _environment(self, scratch: Path | None) -> dict[str, str]:
         """Of the workers: this process's, which sbatch was given as a list, and what the task adds."""
         named = {"HPC_EWC_JOB_ID": self.here.job_id, "HPC_EWC_STOP_FILE": str(self.stop_file)}
-        if scratch is not None:
-            for name, folder in CACHES.items():
-                (scratch / folder).mkdir(exist_ok=True)
-                named[name] = str(scratch / folder)
         environment = os.environ | named | self.task.environment
-        if scratch is not None and self.task.stage == "evaluate":
-            environment["HF_DATASETS_CACHE"] = str(mirror_datasets(environment, scratch / "datasets"))
-        return environment
+        return environment if scratch is None else environment | node_caches(scratch, self.task.stage, environment)
 
     # ------------------------------------------------------------------------------------------ while it works
 
@@ -229,10 +204,10 @@ class SlurmAttempt:
         """Run the workers of this node to their ends; their statuses are kept."""
         waiting = list(self.elements)
         if uses_torchrun(self.task.stage):
-            with rendezvous.meet(self.here, self.folder, self.task.host_suffix) as arguments:
-                command = self._torchrun(arguments)
-                waiting.clear()
-                self._watch([WorkerProcess(command, environment, None, self._sees_ranks)])
+            with rendezvous.meet(self.here, self.folder, self.task.host_suffix, self._is_over) as arguments:
+                if arguments is not None:
+                    command = torchrun_command(self.task, self.elements[0], arguments, self._logs())
+                    self._watch([WorkerProcess(command, environment, None, self._sees_ranks)])
             return
         if len(waiting) == 1:
             self._watch([self._start(waiting[0], environment, 0)])
@@ -250,6 +225,10 @@ class SlurmAttempt:
                     self.statuses.append(status)
                     del running[slot]
             time.sleep(POLL_S)
+
+    def _is_over(self) -> bool:
+        """Node 0 ended this attempt before the ranks met, or all are to stop."""
+        return read_outcome(self.exit_file) is not None or self.stop_file.exists()
 
     def _watch(self, workers: Sequence[WorkerProcess]) -> None:
         for worker in workers:
@@ -270,7 +249,7 @@ class SlurmAttempt:
                 ]
                 own["CUDA_VISIBLE_DEVICES"] = given[slot % len(given)]
         logs = self._logs() / element.name / "0"
-        return WorkerProcess(self._plain(element), environment | own, logs, torchrun=False)
+        return WorkerProcess(plain_command(self.task, element), environment | own, logs, torchrun=False)
 
     @property
     def _sees_ranks(self) -> bool:
@@ -288,40 +267,6 @@ class SlurmAttempt:
         elif self.stop_file.exists() and self._sees_ranks:
             for worker in workers:
                 worker.tell()
-
-    # ------------------------------------------------------------------------------------------ command lines
-
-    def _plain(self, element: Element) -> tuple[str, ...]:
-        if self.task.stage == REPORT:
-            arguments: tuple[str, ...] = ("-m", "hpc_ewc.report", self.task.folder, "--out", self.task.out)
-        else:
-            arguments = ("-m", WORKER, self.task.stage, self.task.folder, *element.arguments)
-        return self._in_container(arguments)
-
-    def _torchrun(self, meeting: Sequence[str]) -> tuple[str, ...]:
-        logs = self._logs()
-        logs.mkdir(parents=True, exist_ok=True)
-        worker = ("-m", WORKER, self.task.stage, self.task.folder, *self.elements[0].arguments)
-        torchrun = ("-m", "torch.distributed.run", *meeting, f"--nproc-per-node={self.task.nproc_per_node}")
-        return self._in_container((*torchrun, "--max-restarts=0", f"--log-dir={logs}", "--redirects=3", *worker))
-
-    def _in_container(self, arguments: tuple[str, ...]) -> tuple[str, ...]:
-        """The command line, inside the image where the profile has one."""
-        box = self.task.container
-        if not box.runtime:
-            return (self.task.python, *arguments)
-        shown = [str(Path(self.task.jobs).parent), *box.binds]
-        shown += [self.task.environment[name] for name in ("HPC_EWC_CACHE",) if name in self.task.environment]
-        if box.runtime == "apptainer":
-            gpu = ("--nv",) if self.task.gpus_per_node and not box.args else ()
-            binds = [part for folder in shown for part in ("--bind", folder)]
-            return ("apptainer", "exec", *gpu, *box.args, *binds, box.image, box.python, *arguments)
-        # pyxis is a plugin of srun: a step inside the job, on this node alone, beside the launcher's own
-        mounts = ",".join(folder if ":" in folder else f"{folder}:{folder}" for folder in shown)
-        step = ["srun", "--overlap", "--nodes=1", "--ntasks=1", f"--nodelist={os.environ.get('SLURMD_NODENAME', '')}"]
-        step += [f"--cpus-per-task={self.task.cpus_per_task}", "--export=ALL", *box.args]
-        step += [f"--container-image={box.image}", f"--container-mounts={mounts}"]
-        return (*step, box.python, *arguments)
 
     # ------------------------------------------------------------------------------------------ signals
 
@@ -498,17 +443,6 @@ def read_outcome(path: Path) -> str | None:
         found = records.read_json(path).get("outcome")
         return str(found) if found else None
     return None
-
-
-def mirror_datasets(environment: Mapping[str, str], target: Path) -> Path:
-    """A folder of links to the prepared data sets: their locks and what is derived from them stay on this node."""
-    home = Path(environment.get("HF_HOME") or "~/.cache/huggingface").expanduser()
-    source = Path(environment.get("HF_DATASETS_CACHE") or home / "datasets").expanduser()
-    if source.is_dir() and not target.exists():
-        leave_out = shutil.ignore_patterns("*.lock", "*.incomplete*", "cache-*.arrow")
-        shutil.copytree(source, target, ignore=leave_out, copy_function=os.symlink, symlinks=True)
-    target.mkdir(parents=True, exist_ok=True)
-    return target
 
 
 def progress_mark(folder: StageDir, stage: str, elements: Sequence[Element]) -> str:

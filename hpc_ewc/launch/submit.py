@@ -19,9 +19,9 @@ from hpc_ewc.launch.artefacts import Found, find, make_ready
 from hpc_ewc.launch.graph import REPORT, Graph, build_graph, elements, gpu_hours
 from hpc_ewc.launch.ledger import History, Ledger, submit_lock
 from hpc_ewc.launch.outcome import report_fingerprint
-from hpc_ewc.launch.profile import Profile, check_time, load_profile
+from hpc_ewc.launch.profile import Profile, check_time, load_profile, slots
 from hpc_ewc.launch.resolve import Resolver, local_path, prepare_miniature, uses_miniature
-from hpc_ewc.launch.view import STAGES, Display, columns
+from hpc_ewc.launch.view import Display
 from hpc_ewc.rundir import RunDir, rank_logs
 from hpc_ewc.sweep import expand
 
@@ -63,11 +63,21 @@ class Plan:
         counted = {}
         for name, found in self.found.items():
             if not found.done:
-                counted[name] = len(elements(self.graph.nodes[name], found.missing or None))
+                node = self.graph.nodes[name]
+                side = slots(node.stage, node.resources, self.profile)
+                counted[name] = -(-len(elements(node, found.missing or None)) // side)
         return counted
 
 
-def submit(sweep: Path, profile: Path | None, runs: Path | None, out: Path | None, dry_run: bool, yes: bool) -> int:
+def submit(
+    sweep: Path,
+    profile: Path | None,
+    runs: Path | None,
+    out: Path | None,
+    dry_run: bool,
+    yes: bool,
+    scripts: bool = False,
+) -> int:
     """Submit an experiment; see `hpc-ewc submit --help`.
 
     Returns:
@@ -79,7 +89,7 @@ def submit(sweep: Path, profile: Path | None, runs: Path | None, out: Path | Non
     loaded = load_profile(profile)
     request = read_sweep(sweep)
     root = run_folder(sweep.name.removesuffix(".toml"), str(sweep), loaded, runs)
-    return carry_out(request, loaded, root, out, dry_run, yes)
+    return carry_out(request, loaded, root, out, dry_run, yes, scripts)
 
 
 def read_sweep(sweep: Path) -> Request:
@@ -94,12 +104,19 @@ def read_sweep(sweep: Path) -> Request:
     return Request(str(sweep), sweep.read_text(encoding="utf-8"), experiment, build, again)
 
 
-def carry_out(request: Request, profile: Profile, root: RunDir, out: Path | None, dry_run: bool, yes: bool) -> int:
+def carry_out(
+    request: Request, profile: Profile, root: RunDir, out: Path | None, dry_run: bool, yes: bool, scripts: bool = False
+) -> int:
     """Run what is missing of a request, on whatever the profile names; the exit status of the command."""
     out = local_path(str(out)) if out else Path.cwd() / "results" / root.name
     display = Display()
     if dry_run:
-        render(make_plan(request, profile, root, out, display))
+        from hpc_ewc.launch.dry_run import render
+
+        plan = make_plan(request, profile, root, out, display)
+        if profile.executor == "slurm":
+            check_times(plan)
+        sys.stdout.write(render(plan, scripts))
         return DONE
     plan = make_plan(request, profile, root, out, display)
     if not plan.jobs:
@@ -170,9 +187,10 @@ def run_on_slurm(plan: Plan, display: Display, yes: bool) -> int:
     run = SlurmSubmit(plan.graph, plan.found, profile, ledger, package, plan.out, live, display.say)
     try:
         run.run()
-    except SubmitError:
-        if run.tally.submitted:
-            display.say(f"{run.tally.submitted} jobs were submitted before the error, and stay")
+    except (SubmitError, KeyboardInterrupt) as error:
+        stopped = "interrupted" if isinstance(error, KeyboardInterrupt) else "stopped by the error"
+        again = f"{plan.request.again} adds the rest"
+        display.say(f"{stopped} after {run.tally.submitted} jobs were submitted; they stay, and {again}")
         raise
     return conclude_submission(plan, run.tally)
 
@@ -278,36 +296,6 @@ def ask_for_gpu_hours(plan: Plan, jobs: dict[str, int], yes: bool) -> None:
 
 
 # ---------------------------------------------------------------------------------------------- what is shown
-
-
-def render(plan: Plan) -> None:
-    """The graph, a line a stage and run: what is done, what is missing, and how many runs share it."""
-    users = plan.graph.users()
-    table = [("stage", "run", "state", "jobs", "shared by", "each")]
-    for name, node in plan.graph.nodes.items():
-        found, shared = plan.found[name], len(users[name])
-        state = "done" if found.done else "failed, will run again" if found.failed else "missing"
-        if node.stage == "evaluate" and 0 < len(found.missing) < len(node.expected):
-            state = f"{len(found.missing)} of {len(node.expected)} cells missing"
-        jobs = "" if found.done else str(plan.jobs[name])
-        table.append((node.stage, node.run, state, jobs, f"{shared} stages" if shared > 1 else "", _asked(plan, name)))
-    stages = []
-    for stage in STAGES:
-        done = [plan.found[node.id].done for node in plan.graph.of(stage)]
-        stages += [f"{stage} {sum(done)} of {len(done)} done"] if done else []
-    lines = [columns(table), f"{', '.join(stages)}; jobs missing: {sum(plan.jobs.values())}"]
-    hours = gpu_hours(plan.graph, plan.jobs)
-    lines += [f"up to {hours:.1f} GPU-hours"] if hours else []
-    lines += [f"runs: {plan.graph.root.root}; tables: {plan.out}. A dry run: nothing was written"]
-    sys.stdout.write("\n".join(lines) + "\n")
-
-
-def _asked(plan: Plan, name: str) -> str:
-    """What one job asks for."""
-    resources = plan.graph.nodes[name].resources
-    parts = [f"{resources.nodes} nodes" if resources.nodes > 1 else "", f"{resources.cpus_per_task} cpus"]
-    parts += [f"{resources.gpus_per_node} gpus" if resources.gpus_per_node else ""]
-    return " ".join(part for part in parts if part)
 
 
 def show_report(root: RunDir, token: str) -> None:
