@@ -32,8 +32,8 @@ def submit(
     On this machine it runs in the foreground. On Slurm it returns once all is submitted: log out, and follow it with
     `hpc-ewc status RUNS/NAME --watch`. What is queued, running or done is not submitted again.
 
-    Exit status: 0 done (on Slurm: submitted), 1 something failed, 2 refused, 3 not finished (on Slurm: no room for all),
-    130 interrupted (the same command goes on).
+    Exit status: 0 done (on Slurm: submitted), 1 something failed, 2 refused, 3 not finished (on Slurm: no room for
+    all), 130 interrupted (the same command goes on).
 
     Args:
         sweep: The experiment, such as sweeps/miniature.toml.
@@ -150,19 +150,23 @@ def logs(
     stage: OptionalName = None,
     follow: Annotated[bool, tyro.conf.arg(aliases=["-f"])] = False,
     rank: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
+    element: Annotated[str | None, tyro.conf.arg(metavar="N")] = None,
+    restart: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
 ) -> int:
     """Show what a run printed; the error first, if it failed.
 
     Args:
         folder: The run folder, such as runs/miniature.
-        run: Any unique prefix of the run's name, or of a key of tokens or Fisher.
+        run: Any unique prefix of the run's name, or of a key of tokens or Fisher; report: the report.
         stage: tokens, fisher, train, evaluate; absent: what failed, else what runs, else the last.
-        follow: Go on as it prints more.
+        follow: Go on as it prints more, until the job is over.
         rank: One rank alone.
+        element: Of an array, one element, by its number or its job id.
+        restart: Of a job that Slurm started again, one attempt; absent: the last.
     """
     from hpc_ewc.launch.logs import logs
 
-    return logs(folder, run, stage, follow, rank)
+    return logs(folder, run, stage, follow, rank, element, restart)
 
 
 def cancel(
@@ -180,7 +184,7 @@ def cancel(
         stage: Of that run, or of all, one stage alone.
         yes: Do not ask.
     """
-    from hpc_ewc.launch.logs import cancel
+    from hpc_ewc.launch.cancel import cancel
 
     return cancel(folder, run, stage, yes)
 
@@ -235,6 +239,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `hpc-ewc status … | head`
         sys.stderr.close()
         return 141
+    except OSError as error:  # no space, no permission: the file is in the message
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":
