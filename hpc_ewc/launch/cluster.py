@@ -137,7 +137,7 @@ def check_request(root: RunDir, stages: str, stage: str, resources: JobResources
         with clean_environment():
             said = scheduler.call(["sbatch", "--test-only", str(path)], environment={"LC_ALL": "C"}, errors_too=True)
     except SchedulerError as error:
-        words = str(error)
+        words = str(error).split('"', 1)[-1].rstrip('"')
         fix = next((fix for pattern, fix in FIXES if re.search(pattern, words, re.IGNORECASE)), "mend the profile")
         return wrong(stages, f"{asked}: {words}", fix.format(stage=stage))
     when = re.search(r"to start at (\S+)", said)

@@ -1,180 +1,247 @@
-"""`hpc-ewc logs` and `hpc-ewc cancel`: one run picked out of an experiment by any unique prefix of its name."""
+"""`hpc-ewc logs`: what a run printed; if it failed, the first rank's own traceback comes first."""
 
 from __future__ import annotations
 
-import os
-import signal
+import re
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hpc_ewc import rundir
-from hpc_ewc.errors import ConfigError, SubmitError
+from hpc_ewc.errors import ConfigError
 from hpc_ewc.launch.artefacts import failure
-from hpc_ewc.launch.ledger import Job, Ledger, lock_holder
+from hpc_ewc.launch.graph import REPORT
+from hpc_ewc.launch.ledger import Job
 from hpc_ewc.launch.outcome import last_lines
-from hpc_ewc.launch.process import send
-from hpc_ewc.launch.survey import open_run, survey
+from hpc_ewc.launch.pick import pick
+from hpc_ewc.launch.slurm_job import read_outcome
+from hpc_ewc.launch.slurm_output import expand_hosts
+from hpc_ewc.launch.survey import Survey, Surveyor, open_run
 from hpc_ewc.launch.view import Row
 from hpc_ewc.rundir import RunDir
 
 FOLLOW_S = 0.5
 LINES = 40
+SHOWN_RANKS = 4
+"""Of more, one is shown, and where the others are."""
 
 
-def pick(rows: Sequence[Row], run: str, stage: str | None) -> list[Row]:
-    """The rows of the one run that a prefix names, of one stage or of all.
+@dataclass(frozen=True)
+class LogFile:
+    """What one rank, or one launcher, printed in one attempt."""
+
+    path: Path
+    rank: int | None
+    """Global; None: the launcher or the batch script."""
+    restart: int
+
+
+def logs(
+    folder: Path, run: str, stage: str | None, follow: bool, rank: int | None, element: str | None, restart: int | None
+) -> int:
+    """Print what a run printed; the error first, if it failed.
 
     Raises:
-        ConfigError: no run begins so, or several do.
+        ConfigError: no such run, stage, element, restart or rank.
     """
-    mine = [row for row in rows if stage is None or row.stage == stage]
-    if not mine:
-        known = ", ".join(dict.fromkeys(row.stage for row in rows))
-        raise ConfigError(f"--stage {stage}: this experiment has {known}")
-    exact = [row for row in mine if row.run == run]
-    if exact:
-        return exact
-    found = [row for row in mine if run and row.run.startswith(run)]
-    names = list(dict.fromkeys(row.run for row in found))
-    if len(names) == 1:
-        return found
-    listed = ", ".join(names or dict.fromkeys(row.run for row in mine if row.run))
-    what = f"several runs begin with {run!r}: {listed}" if names else f"no run begins with {run!r}; there are: {listed}"
-    raise ConfigError(what)
-
-
-# ---------------------------------------------------------------------------------------------- logs
-
-
-def logs(folder: Path, run: str, stage: str | None, follow: bool, rank: int | None) -> int:
-    """Print what a run printed; the error first, if it failed."""
     root = open_run(folder)
-    found = survey(root)
-    rows, jobs = found.rows, found.jobs
-    row = _most_telling(pick(rows, run, stage), jobs)
-    mine = [job for job in jobs[_id(row)] if job.job_id]
-    failed = failure(root.stage(row.stage, row.run)) if row.stage != "report" else {}
+    surveyor = Surveyor(root)
+    found = surveyor.look()
+    row = _most_telling(pick(found.rows, run, stage), found)
+    failed = failure(root.stage(row.stage, row.run)) if row.stage != REPORT else {}
     if failed:
         _print_error(row, failed)
+    mine = _of_element([job for job in found.jobs[row.id] if job.job_id], element, row)
     if not mine:
-        sys.stderr.write(f"{_id(row)}: no job of it was started yet\n")
+        sys.stderr.write(f"{row.id}: no job of it was started yet\n")
         return 0
-    job = _job_to_show(mine, str(failed.get("job_id", "")))
-    files = log_files(root.job(job.job_id), rank)
-    if not files and rank is not None:
-        raise ConfigError(f"--rank {rank}: {root.job(job.job_id)} has no such rank")
-    for path in files:
-        text = last_lines(path, LINES)
-        if text:
-            sys.stdout.write(f"--- {path}\n{text}\n")
+    job = _job_to_show(mine, str(failed.get("job_id", "")), found)
+    files = log_files(root, job, _hosts(found, job))
+    attempts = sorted({file.restart for file in files})
+    if restart is not None and restart not in attempts:
+        raise ConfigError(f"--restart {restart}: job {job.job_id} has {', '.join(map(str, attempts)) or 'none yet'}")
+    _print_job(job, found, attempts)
+    last = restart if restart is not None else attempts[-1] if attempts else 0
+    _print_files(root, job, [file for file in files if file.restart == last], rank, failed)
     if follow:
-        _follow(root, job, rank)
+        _follow(root, surveyor, job, rank)
     return 0
 
 
-def _most_telling(rows: Sequence[Row], jobs: dict[str, list[Job]]) -> Row:
+def _most_telling(rows: Sequence[Row], found: Survey) -> Row:
     """Of the stages of one run: what failed, else what runs, else what had the last job."""
     order = {"failed": 0, "running": 1}
-    return min(rows, key=lambda row: (order.get(row.state, 2), -max((job.at for job in jobs[_id(row)]), default=0.0)))
+    last = {row.id: max((job.at for job in found.jobs[row.id]), default=0.0) for row in rows}
+    return min(rows, key=lambda row: (order.get(row.state, 2), -last[row.id]))
 
 
-def _id(row: Row) -> str:
-    return f"{row.stage}/{row.run}" if row.run else row.stage
+def _of_element(jobs: Sequence[Job], element: str | None, row: Row) -> list[Job]:
+    """All, or those of one element of an array, by its number or its job id."""
+    if element is None:
+        return list(jobs)
+    chosen = [job for job in jobs if element in (job.job_id, job.element, str(job.index))]
+    if not chosen:
+        known = ", ".join(dict.fromkeys(job.element if job.index is None else str(job.index) for job in jobs))
+        raise ConfigError(f"--element {element}: {row.id} has {known or 'no job yet'}")
+    return chosen
 
 
-def _job_to_show(jobs: Sequence[Job], failed_id: str) -> Job:
-    """The one that failed, else one that runs, else the last."""
+def _job_to_show(jobs: Sequence[Job], failed_id: str, found: Survey) -> Job:
+    """The one that failed, else one that runs, else one that Slurm calls failed, else the last."""
     for job in jobs:
         if job.job_id == failed_id:
             return job
-    return next((job for job in jobs if job.is_alive()), jobs[-1])
+    runs = [job for job in jobs if job.is_alive() or ((known := found.slurm.get(job.job_id)) and known.runs)]
+    bad = [job for job in jobs if (known := found.slurm.get(job.job_id)) and known.ended and known.state != "COMPLETED"]
+    waits = [job for job in jobs if (known := found.slurm.get(job.job_id)) and known.waits]
+    rest = [job for job in jobs if job not in waits]
+    return (runs or bad or rest[-1:] or list(jobs))[0]
 
 
-def _print_error(row: Row, failed: dict[str, object]) -> None:
-    where = f"rank {failed.get('rank')} on {failed.get('node')}, job {failed.get('job_id')}"
-    sys.stdout.write(f"{_id(row)} failed: {failed.get('error')}\n  {where}\n{failed.get('traceback')}\n")
+def _hosts(found: Survey, job: Job) -> list[str]:
+    known = found.slurm.get(job.job_id)
+    return expand_hosts(known.nodes) if known is not None else []
 
 
-def log_files(job: Path, rank: int | None = None) -> list[Path]:
-    """What the ranks of a job printed, or one of them; where no rank got so far, what its launcher did."""
-    found = sorted(rundir.rank_logs(job).rglob("std*.log"), key=lambda path: (_rank(path), path.name))
-    if rank is not None:
-        return [path for path in found if _rank(path) == rank]
-    return found if any(path.stat().st_size for path in found) else [*found, *sorted(job.glob("*_log.*"))]
+# ---------------------------------------------------------------------------------------------- files
 
 
-def _rank(path: Path) -> int:
-    """ranks/…/<rank>/stdout.log, as torchrun names them."""
+def log_files(root: RunDir, job: Job, hosts: Sequence[str] = ()) -> list[LogFile]:
+    """Everything that the attempts of a job printed, ranks in order, then launchers and the batch script."""
+    folder = root.job(job.job_id)
+    ranked = sorted(rundir.rank_logs(folder).rglob("std*.log"))
+    found = [LogFile(path, None, _attempt(path, folder)) for path in ranked]
+    numbers = global_ranks([(file.restart, _node(file.path), _local_rank(file.path)) for file in found], hosts)
+    found = [LogFile(file.path, number, file.restart) for file, number in zip(found, numbers, strict=True)]
+    found.sort(key=lambda file: (file.restart, file.rank or 0, file.path.name))
+    newest = max((file.restart for file in found), default=0)
+    launchers = [*sorted(folder.glob("*_log.*")), *sorted(root.job(job.token).glob(f"{job.job_id}_batch.out"))]
+    return [*found, *(LogFile(path, None, newest) for path in dict.fromkeys(launchers))]
+
+
+def global_ranks(places: Sequence[tuple[int, int, int]], hosts: Sequence[str] = ()) -> list[int]:
+    """Of (restart, node, local rank)s, the global ranks.
+
+    Torchrun's c10d gives nodes their ranks in the order of their addresses, as texts: node10 comes before node2.
+    """
+    ranks: list[int] = []
+    for restart, node, local in places:
+        side = {one + 1 for r, _, one in places if r == restart}
+        nodes = sorted({n for r, n, _ in places if r == restart})
+        if len(hosts) == len(nodes):
+            nodes.sort(key=lambda n: hosts[n] if n < len(hosts) else "")
+        ranks.append(nodes.index(node) * max(side) + local)
+    return ranks
+
+
+def _attempt(path: Path, folder: Path) -> int:
+    """ranks/restart_<n>/… of Slurm, ranks/attempt_<n>/… of a plain local worker; torchrun's own attempts are all 0."""
+    first = path.relative_to(rundir.rank_logs(folder)).parts[0]
+    matched = re.fullmatch(r"(?:restart|attempt)_(\d+)", first)
+    return int(matched[1]) if matched else 0
+
+
+def _node(path: Path) -> int:
+    matched = [part for part in path.parts if re.fullmatch(r"node_\d+", part)]
+    return int(matched[-1][5:]) if matched else 0
+
+
+def _local_rank(path: Path) -> int:
+    """…/<rank>/stdout.log, as torchrun names them."""
     return int(path.parent.name) if path.parent.name.isdigit() else 0
 
 
-def _follow(root: RunDir, job: Job, rank: int | None) -> None:
-    """Print what is added, until the job is over."""
-    seen: dict[Path, int] = {path: path.stat().st_size for path in log_files(root.job(job.job_id), rank)}
+# ---------------------------------------------------------------------------------------------- print
+
+
+def _print_error(row: Row, failed: dict[str, Any]) -> None:
+    where = f"rank {failed.get('rank')} on {failed.get('node')}, job {failed.get('job_id')}"
+    where += f", restart {failed['restart']}" if failed.get("restart") else ""
+    sys.stdout.write(f"{row.id} failed: {failed.get('error')}\n  {where}\n{failed.get('traceback')}\n")
+
+
+def _print_job(job: Job, found: Survey, attempts: Sequence[int]) -> None:
+    """Of a job on Slurm, how it stands."""
+    known = found.slurm.get(job.job_id)
+    if job.scheduler != "slurm":
+        return
+    words = f"{known.state}{f' on {known.nodes}' if known.nodes else ''}" if known else "not known to Slurm"
+    words += f", waits: {known.reason}" if known and known.waits and known.reason else ""
+    words += f"; attempts {', '.join(map(str, attempts))}, the last is shown" if len(attempts) > 1 else ""
+    sys.stdout.write(f"job {job.job_id}: {words}\n")
+
+
+def _print_files(root: RunDir, job: Job, files: Sequence[LogFile], rank: int | None, failed: dict[str, Any]) -> None:
+    """The last lines of one rank (asked for, or failed), or of all where they are few; then where the rest is.
+
+    Raises:
+        ConfigError: no such rank.
+    """
+    ranks = sorted({file.rank for file in files if file.rank is not None})
+    if rank is not None and rank not in ranks:
+        raise ConfigError(f"--rank {rank}: {root.job(job.job_id)} has no such rank")
+    shown = ranks if len(ranks) <= SHOWN_RANKS else [r for r in ranks if r == failed.get("rank")] or ranks[:1]
+    shown = shown if rank is None else [rank]
+    printed = False
+    for file in files:
+        if file.rank in shown:
+            printed = _print_tail(file.path) or printed
+    if not printed and rank is None:  # no rank got so far: what its launcher did, or the batch script
+        for file in files:
+            if file.rank is None:
+                _print_tail(file.path)
+    if rank is None and len(shown) < len(ranks):
+        rest = len(ranks) - len(shown)
+        sys.stdout.write(
+            f"--- {rest} more ranks (--rank 0 … {ranks[-1]}) in {rundir.rank_logs(root.job(job.job_id))}\n"
+        )
+
+
+def _print_tail(path: Path) -> bool:
+    text = last_lines(path, LINES)
+    if text:
+        sys.stdout.write(f"--- {path}\n{text}\n")
+    return bool(text)
+
+
+def _follow(root: RunDir, surveyor: Surveyor, job: Job, rank: int | None) -> None:
+    """Print what is added, in this attempt and in those that follow it, until the job is over."""
+    found = surveyor.look()
+    hosts = _hosts(found, job)
+    seen = {file.path: file.path.stat().st_size for file in log_files(root, job, hosts)}
+    waits = ""
     while True:
-        alive = job.is_alive()
-        for path in log_files(root.job(job.job_id), rank):
-            with path.open("rb") as file:
-                file.seek(seen.get(path, 0))
-                added = file.read()
-            if added:
-                sys.stdout.write(added.decode(errors="replace"))
-                sys.stdout.flush()
-                seen[path] = seen.get(path, 0) + len(added)
-        if not alive:
+        found = surveyor.look()
+        over = not found.is_live(job) or _is_over(root, job, found)
+        for file in log_files(root, job, hosts):
+            if rank in (None, file.rank) and (file.rank is not None or rank is None):
+                seen[file.path] = _print_added(file.path, seen.get(file.path, 0))
+        if over:
             return
+        known = found.slurm.get(job.job_id)
+        if known is not None and known.waits and known.reason != waits:
+            waits = known.reason
+            sys.stderr.write(f"job {job.job_id} waits: {waits}\n")
         time.sleep(FOLLOW_S)
 
 
-# ---------------------------------------------------------------------------------------------- cancel
+def _is_over(root: RunDir, job: Job, found: Survey) -> bool:
+    """Its launcher said so, which is sooner than Slurm is asked again."""
+    known = found.slurm.get(job.job_id)
+    if known is None or job.scheduler != "slurm":
+        return False
+    return read_outcome(rundir.exit_file(root.job(job.job_id), known.restarts)) in ("finished", "failed")
 
 
-def cancel(folder: Path, run: str | None, stage: str | None, yes: bool) -> int:
-    """Ask jobs to save and leave: all, or those of one run. What they made is kept."""
-    root = open_run(folder)
-    found = survey(root)
-    rows, jobs = found.rows, found.jobs
-    chosen = [row for row in rows if stage is None or row.stage == stage] if run is None else pick(rows, run, stage)
-    waiting = [row for row in chosen if row.state in ("waiting", "running")]
-    live = [job for row in waiting for job in jobs[_id(row)] if job.is_alive()]
-    if not waiting:
-        sys.stderr.write(f"{root.name}: nothing of that runs or waits\n")
-        return 0
-    _confirm(
-        f"{len(live)} running jobs save and stop, {len(waiting) - len({job.node for job in live})} do not start", yes
-    )
-    for row in waiting:  # before the jobs end, so that the submit at work starts nothing more of them
-        if row.stage != "report" or run is None:
-            Ledger(root).cancelled(_id(row))
-    for job in live:
-        if root.job(job.job_id).is_dir():
-            rundir.stop_file(root.job(job.job_id), 0).touch()
-    if run is None and stage is None:
-        _end_submit(root)
-    sys.stderr.write(f"{root.name}: asked {len(live)} jobs to stop; hpc-ewc status {folder} shows them leave\n")
-    return 0
-
-
-def _confirm(what: str, yes: bool) -> None:
-    """Ask a person.
-
-    Raises:
-        SubmitError: nobody can answer, or the answer is no.
-    """
-    if yes:
-        return
-    if not sys.stdin.isatty():
-        raise SubmitError(f"{what}: say --yes, nobody is there to ask")
-    sys.stderr.write(f"{what}. Go on? [y/N] ")
-    sys.stderr.flush()
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        raise SubmitError("nothing was cancelled")
-
-
-def _end_submit(root: RunDir) -> None:
-    """Tell the submit at work to stop, as a Ctrl-C would."""
-    holder = lock_holder(root)
-    if holder is not None and holder.is_here and holder.is_alive() and holder.pid != os.getpid():
-        send(holder.pid, signal.SIGTERM)
+def _print_added(path: Path, start: int) -> int:
+    """Print a file from a position on; the position after."""
+    with path.open("rb") as file:
+        file.seek(start)
+        added = file.read()
+    if added:
+        sys.stdout.write(added.decode(errors="replace"))
+        sys.stdout.flush()
+    return start + len(added)

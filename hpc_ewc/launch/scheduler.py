@@ -8,6 +8,7 @@ what to do. Calls are few: whoever asks about ten thousand jobs makes two.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import time
@@ -268,14 +269,16 @@ def look_up(main_ids: Iterable[str], since: float | None = None) -> dict[str, li
 
 
 def cancel(job_ids: Iterable[str]) -> None:
-    """Ask Slurm to end jobs, arrays (`123`) or elements (`123_4`): TERM, and after KillWait KILL. Ended ones are fine.
+    """Ask Slurm to end jobs, arrays (`123`) or elements (`123_4`, `123_[4-7,9]`): TERM, and after KillWait KILL.
+
+    Those that have ended already are no error.
 
     Raises:
         SchedulerError: scancel did not answer, or refused one that still is there.
     """
     wanted = list(dict.fromkeys(job_ids))
     for job_id in wanted:
-        assert job_id.replace("_", "").isdigit(), job_id
+        assert re.fullmatch(r"\d+(_(\d+|\[[\d,-]+\]))?", job_id), job_id
     for start in range(0, len(wanted), IDS_A_CALL):
         try:
             call(["scancel", *wanted[start : start + IDS_A_CALL]])

@@ -272,3 +272,25 @@ def _each(ids: str, job: SlurmJob) -> Iterable[SlurmJob]:
 
 def _something(text: str) -> str:
     return "" if text in NOTHING else text
+
+
+def expand_hosts(text: str) -> list[str]:
+    """The names in `n1,rack[01-02]gpu[3,5]`, in Slurm's order; the number of digits is kept."""
+    found: list[str] = []
+    for part in re.findall(r"(?:[^,\[\]]|\[[^\]]*\])+", text):
+        names = [""]
+        for plain, listed in re.findall(r"([^\[\]]+)|\[([^\]]*)\]", part):
+            ends = _numbered(listed) if listed else [plain]
+            names = [name + end for name in names for end in ends]
+        found += names
+    return found
+
+
+def _numbered(listed: str) -> list[str]:
+    """`01-02,7` → 01, 02, 7."""
+    found = []
+    for part in listed.split(","):
+        first, _, last = part.partition("-")
+        if first.isdigit() and (last or first).isdigit():
+            found += [f"{n:0{len(first)}d}" for n in range(int(first), int(last or first) + 1)]
+    return found

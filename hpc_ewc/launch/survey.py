@@ -47,6 +47,8 @@ class Survey:
     """By job id, what Slurm knows."""
     unanswered: list[str] = field(default_factory=list)
     """Of Slurm, what did not answer."""
+    queue_answered: bool = True
+    """What Slurm is not known to have, it has not."""
     holder: Process | None = None
     """The submit at work."""
 
@@ -98,7 +100,7 @@ class Surveyor:
             by_node.setdefault(job.node, []).append(job)
         holder = lock_holder(self.root)
         at_work = holder if holder is not None and holder.is_alive() else None
-        found = Survey([], by_node, self.slurm, self.unanswered, at_work)
+        found = Survey([], by_node, self.slurm, self.unanswered, self.queue_answered, at_work)
         context = Context(self.history, by_node, self.slurm, self.why_unknown, at_work is not None, self.done)
         for listed in self.history.graph.get("nodes", []):
             row = Standing(self.root, context, listed).row()

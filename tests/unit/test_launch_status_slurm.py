@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -16,39 +15,12 @@ from hpc_ewc.launch import survey as survey_module
 from hpc_ewc.launch.ledger import Ledger
 from hpc_ewc.launch.overview import render_table, render_text
 from hpc_ewc.launch.process import this_process
-from hpc_ewc.launch.scheduler import Answer, SchedulerError, SlurmJob
+from hpc_ewc.launch.scheduler import SchedulerError
 from hpc_ewc.launch.status import exit_status, status, summary
 from hpc_ewc.launch.survey import Surveyor, survey
 from hpc_ewc.launch.view import Row
 from hpc_ewc.rundir import RunDir
-
-KEY = "0123456789ab"
-TRAIN, EVALUATE = "strength=1e+06,seed=0-aa", "strength=1e+06,seed=0-aa"
-AWAY = SchedulerError("`squeue`: no answer in 20 s; try again in a minute", "silent")
-
-
-class Slurm:
-    """Stands in for `ask`: what it answers is set, how often it was asked is counted."""
-
-    def __init__(self) -> None:
-        self.jobs: list[SlurmJob] = []
-        self.unanswered: tuple[SchedulerError, ...] = ()
-        self.queue_answered = True
-        self.asked: list[set[str]] = []
-
-    def __call__(self, main_ids: set[str], since: float | None = None) -> Answer:
-        self.asked.append(set(main_ids))
-        if len(self.unanswered) == 2:
-            raise self.unanswered[0]
-        found: dict[str, list[SlurmJob]] = {}
-        for job in self.jobs:
-            found.setdefault(job.main_id, []).append(job)
-        return Answer(found, self.unanswered, self.queue_answered)
-
-    def says(self, job_id: str, state: str, **facts: object) -> None:
-        main, _, element = job_id.partition("_")
-        self.jobs = [job for job in self.jobs if job.job_id != job_id]
-        self.jobs.append(SlurmJob(job_id, main, element, state=state, **facts))  # type: ignore[arg-type]
+from tests.unit.run_folders import AWAY, EVALUATE, TRAIN, Slurm, at_work, finish, slurm_folder, submit
 
 
 @pytest.fixture
@@ -60,47 +32,7 @@ def slurm(monkeypatch: pytest.MonkeyPatch) -> Slurm:
 
 @pytest.fixture
 def root(tmp_path: Path) -> RunDir:
-    """Tokens done; train is job 11, evaluate array 12 of three elements, the report job 13."""
-    root = RunDir(tmp_path / "runs" / "x")
-    ledger = Ledger(root)
-    nodes = [
-        {"stage": "tokens", "run": KEY, "depends": []},
-        {"stage": "train", "run": TRAIN, "depends": [f"tokens/{KEY}"]},
-        {"stage": "evaluate", "run": EVALUATE, "depends": [f"train/{TRAIN}"]},
-        {"stage": "report", "run": "", "depends": [f"evaluate/{EVALUATE}"]},
-    ]
-    ledger.graph(nodes, out="/results/x")
-    expected = [f"1.0:c{i}.en" for i in range(6)]
-    for node in nodes[:3]:
-        facts = {"schema": 1, "stage": node["stage"], "run": node["run"], "key": KEY, "inputs": {}, "coordinates": {}}
-        here = expected if node["stage"] == "evaluate" else []
-        records.write_json(root.stage(str(node["stage"]), str(node["run"])).stage_json, facts | {"expected": here})
-    finish(root, "tokens", KEY)
-    submit(root, "10", "tokens", KEY, [("0", [])])
-    submit(root, "11", "train", TRAIN, [("0", [])])
-    submit(root, "12", "evaluate", EVALUATE, [(str(i), expected[2 * i : 2 * i + 2]) for i in range(3)])
-    submit(root, "13", "report", "", [("0", [])])
-    return root
-
-
-def finish(root: RunDir, stage: str, run: str, **summary: float) -> None:
-    done = {"schema": 1, "key": KEY, "finished_at": 1.0, "outputs": {}, "summary": summary}
-    records.write_json(root.stage(stage, run).done, done)
-
-
-def submit(root: RunDir, job_id: str, stage: str, run: str, elements: list[tuple[str, list[str]]]) -> None:
-    ledger = Ledger(root)
-    listed = [{"name": name, "covers": covers} for name, covers in elements]
-    ledger.slurm_intent(f"token-{job_id}", stage, run, listed, 0)
-    if job_id:
-        ledger.slurm_submitted(f"token-{job_id}", job_id, "")
-
-
-def at_work(root: RunDir, stage: str, run: str, job_id: str, element: str = "0", **fields: object) -> Path:
-    line = {"schema": 1, "done": 120, "total": 180, "unit": "step", "updated": time.time(), "job_id": job_id}
-    path = root.stage(stage, run).progress(element)
-    records.write_json(path, line | {"restart": 0, "node": "n9", **fields})
-    return path
+    return slurm_folder(tmp_path)
 
 
 def rows(root: RunDir) -> dict[str, Row]:
