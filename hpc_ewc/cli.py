@@ -62,6 +62,8 @@ def evaluate(
     max_length: int = 2048,
     dtype: str = "bfloat16",
     backend: str = "hf",
+    judge: Annotated[str | None, tyro.conf.arg(metavar="MODEL")] = None,
+    judge_questions: OptionalName = None,
     base: Annotated[str | None, tyro.conf.arg(metavar="CHECKPOINT")] = None,
     name: str = "checkpoints",
     profile: OptionalPath = None,
@@ -86,6 +88,8 @@ def evaluate(
         max_length: Tokens of context.
         dtype: Of the model as it is scored: bfloat16 or float32.
         backend: hf or vllm.
+        judge: Model whose perplexity of the answers is judged_answers; absent: no such cell.
+        judge_questions: What is answered then, by language, such as lt=asked.jsonl; absent: TruthfulQA's questions.
         base: What they were trained from: the report's differences are to it.
         name: Of the run folder.
         profile: Where and how jobs run; absent: this machine.
@@ -96,7 +100,9 @@ def evaluate(
     """
     from hpc_ewc.launch.foreign import Options, evaluate, read_settings
 
-    settings = read_settings(suites, shots, prompts, heldout, include, limit, batch_size, max_length, backend)
+    settings = read_settings(
+        suites, shots, prompts, heldout, include, limit, batch_size, max_length, backend, judge, judge_questions
+    )
     options = Options(base, name, dtype, settings)
     return evaluate(checkpoints, options, profile, runs, out, dry_run, yes)
 

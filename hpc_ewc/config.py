@@ -201,6 +201,12 @@ class EvaluateConfig:
     """MMLU and Belebele ask for the answer's words, not its letter: for small models. Absent: for the miniature's."""
     max_gen_toks: int | None = option(None, low=1)
     """Length of a generated answer; absent: lm-eval's, for the miniature 32."""
+    judge: str | None = option(None)
+    """Model whose perplexity of the answers is asked in `judged_answers`; hub id or folder. Absent: no such cell."""
+    judge_questions: dict[str, str] = option({})
+    """Files of what is answered then, by language, {"question": …} a line; absent: TruthfulQA's questions."""
+    judge_tokens: int = option(128, low=1)
+    """Length of such an answer, at most."""
     checkpoints: str = option("final", choices=("final", "all"))
     """Which of the exports."""
     base: bool = option(True)

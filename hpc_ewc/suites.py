@@ -66,7 +66,7 @@ class Task:
     higher_is_better: bool = True
     cost: float = 1.0
     worded: bool = True
-    kind: Literal["choice", "generation", "perplexity", "lm-eval"] = "choice"
+    kind: Literal["choice", "generation", "perplexity", "judged", "lm-eval"] = "choice"
 
 
 FLORES_CODES = {"en": "eng_Latn", "lt": "lit_Latn"}
@@ -187,7 +187,21 @@ FLUENCY = (
         worded=False,
         kind="perplexity",
     ),
+    Task(
+        name="judged_answers",
+        core="",
+        folder="truthfulqa",
+        splits=("validation",),
+        sources=_TRUTHFULQA,
+        metric="perplexity",
+        higher_is_better=False,
+        cost=2.0,
+        worded=False,
+        kind="judged",
+    ),
 )
+JUDGED = "judged_answers"
+"""Needs `evaluate.judge`."""
 TASKS = {task.name: task for task in (*BENCHMARKS, *FLUENCY)}
 LANGUAGES = ("en", "lt")
 """In which the benchmarks are asked; each is the name of a suite."""
@@ -265,14 +279,19 @@ def _named(name: str, config: EvaluateConfig, heldout: list[str]) -> list[Cell]:
         return [cell for task in BENCHMARKS for cell in _cells(task, name, config)]
     if name == "fluency":
         asked = [("ppl_truthfulqa", language) for language in LANGUAGES] + [("ppl_heldout", x) for x in heldout]
+        asked += [(JUDGED, language) for language in _judged(config)] if config.judge else []
         return [_cell(TASKS[task], *_parts(text), config) for task, text in asked]
     task, _, rest = name.partition(".")
+    if task == JUDGED and config.judge is None:
+        raise ConfigError(f"evaluate.suites: '{name}' needs a model that judges: set evaluate.judge")
     if task in TASKS:
         known = {cell.name: cell for cell in _every_cell(TASKS[task], config, heldout)}
         if not rest and task == "ppl_heldout":
             return list(known.values())
         if not rest:
-            return [cell for language in TASKS[task].sources for cell in _cells(TASKS[task], language, config)]
+            return [
+                cell for language in _languages(TASKS[task], config) for cell in _cells(TASKS[task], language, config)
+            ]
         if name not in known:
             raise ConfigError(f"evaluate.suites: unknown cell '{name}'{did_you_mean(name, known)}")
         return [known[name]]
@@ -283,11 +302,19 @@ def _every_cell(task: Task, config: EvaluateConfig, heldout: list[str]) -> list[
     if task.name == "ppl_heldout":
         return [_cell(task, *_parts(text), config) for text in heldout]
     cells = []
-    for language in task.sources:
+    for language in _languages(task, config):
         cells.append(_cell(task, language, "", config))
         if task.worded and language != "en":
             cells.append(_cell(task, language, "native", config))
     return cells
+
+
+def _languages(task: Task, config: EvaluateConfig) -> Iterable[str]:
+    return _judged(config) if task.name == JUDGED else task.sources
+
+
+def _judged(config: EvaluateConfig) -> Iterable[str]:
+    return config.judge_questions or LANGUAGES
 
 
 def _parts(text: str) -> tuple[str, str]:
@@ -310,7 +337,7 @@ def _cell(task: Task, language: str, variant: str, config: EvaluateConfig) -> Ce
         language=language,
         variant=variant,
         suite="fluency" if task in FLUENCY else language,
-        shots=0 if task.kind == "perplexity" else config.shots.get(task.name, 0),
+        shots=0 if task.kind in ("perplexity", "judged") else config.shots.get(task.name, 0),
         metric=task.metric,
         filter=task.filter,
         chance=task.chance,
@@ -369,7 +396,14 @@ def deal(cells: Sequence[Cell], n: int) -> list[list[Cell]]:
 # ---------------------------------------------------------------------------------------------- identity
 
 
-def data_hash(cell: Cell, *, questions: Path | None, heldout: Path | None, include: Sequence[str] = ()) -> str:
+def data_hash(
+    cell: Cell,
+    *,
+    questions: Path | None,
+    heldout: Path | None,
+    include: Sequence[str] = (),
+    judge: Mapping[str, Any] | None = None,
+) -> str:
     """What the rows of a cell are: content of local files, else the hub's id and the commit in this cache.
 
     Args:
@@ -377,7 +411,12 @@ def data_hash(cell: Cell, *, questions: Path | None, heldout: Path | None, inclu
         questions: folder of local questions, `<language>/<task>/<split>.jsonl`; None: the hub.
         heldout: file of a cell of `ppl_heldout`.
         include: folders of the user's task files, which may define a cell that is not ours.
+        judge: of `judged_answers`, as in stage.json: who judges is part of what is measured.
     """
+    if judge is not None and cell.task == JUDGED:
+        asked = judge["questions"].get(cell.language)
+        rows = _files_hash([Path(asked)]) if asked else data_hash(cell, questions=questions, heldout=None)
+        return f"{rows}+{judge['id']}"
     task = TASKS.get(cell.task)
     if task is None:
         files = [path for folder in include for path in sorted(Path(folder).rglob("*")) if path.is_file()]

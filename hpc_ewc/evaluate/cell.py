@@ -7,7 +7,7 @@ import logging
 import math
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from lm_eval.tasks import TaskManager
 from hpc_ewc.errors import InputError, StageError
 from hpc_ewc.evaluate import rows
 from hpc_ewc.evaluate.fluency import Document, summarise
+from hpc_ewc.evaluate.judge import Judge, judge_samples
 from hpc_ewc.evaluate.scoring import Scorer
 from hpc_ewc.evaluate.task_files import core_tasks
 from hpc_ewc.hub import PREFETCH
@@ -72,8 +73,22 @@ def load_tasks(cell: Cell, folder: Path, include: Sequence[str], seed: int) -> d
     return dict(loaded)
 
 
-def score(cell: Cell, tasks: dict[str, Any], scorer: Scorer, *, limit: int | None) -> Scored:
+def score(
+    cell: Cell,
+    tasks: dict[str, Any],
+    scorer: Scorer,
+    *,
+    limit: int | None,
+    judge: Callable[[], Judge] | None = None,
+) -> Scored:
     """Ask the model. Every value is finite.
+
+    Args:
+        cell: the cell.
+        tasks: of `load_tasks`.
+        scorer: of the checkpoint.
+        limit: the first documents alone.
+        judge: gives the model that reads the answers of a judged cell.
 
     Raises:
         StageError: a value is not: the model has diverged, or the task cannot be scored.
@@ -86,6 +101,9 @@ def score(cell: Cell, tasks: dict[str, Any], scorer: Scorer, *, limit: int | Non
     if cell.kind == "perplexity":
         documents = [Document(-row["loglikelihoods"][0], row["tokens"], row["words"], row["bytes"]) for row in samples]
         results = summarise(documents)
+    elif judge is not None:
+        (each,) = out["samples"].values()
+        results = judge_samples(judge(), samples, [sample["arguments"][0][0] for sample in each])
     else:
         results = _results(cell, tasks, out)
     _require_finite(cell, results, samples)

@@ -22,6 +22,7 @@ from hpc_ewc.config import ModelConfig
 from hpc_ewc.errors import ArtefactError, InputError, StageError
 from hpc_ewc.evaluate.cell import NonFiniteError, load_tasks, score
 from hpc_ewc.evaluate.checkpoint import Checkpoint, load_model, load_tokenizer
+from hpc_ewc.evaluate.judge import Judge
 from hpc_ewc.evaluate.scoring import Scorer, StopRequested
 from hpc_ewc.evaluate.task_files import LocalQuestions, write_task_files
 from hpc_ewc.stage import Stage
@@ -40,11 +41,13 @@ class Inputs:
     """Files of held-out text, by `Cell.text`."""
     include: tuple[str, ...] = ()
     """The user's folders of task files."""
+    judge: dict[str, Any] | None = None
+    """Who judges answers, as stage.json says it."""
 
     def data_hash(self, cell: Cell) -> str:
         folder = self.questions.folder if self.questions else None
         heldout = self.heldout.get(cell.text)
-        return suites.data_hash(cell, questions=folder, heldout=heldout, include=self.include)
+        return suites.data_hash(cell, questions=folder, heldout=heldout, include=self.include, judge=self.judge)
 
 
 class Element:
@@ -67,6 +70,7 @@ class Element:
         self.model: Any = None
         self.tokenizer: Any = None
         self.scorers: dict[bool, Scorer] = {}
+        self.judge: Judge | None = None
         self.done_cost = 0.0
         self.requests = 0
         self.started = time.monotonic()
@@ -127,10 +131,12 @@ class Element:
             with tempfile.TemporaryDirectory(prefix="hpc_ewc-tasks-") as folder:
                 if cell.kind != "lm-eval":
                     heldout = self.inputs.heldout.get(cell.text)
-                    write_task_files(Path(folder), cell, questions=self.inputs.questions, heldout=heldout)
+                    questions, judge = self.inputs.questions, self.inputs.judge
+                    write_task_files(Path(folder), cell, questions=questions, heldout=heldout, judge=judge)
                 torch.manual_seed(self.config.seed)
                 tasks = load_tasks(cell, Path(folder), self.config.include, self.config.seed)
-                scored = score(cell, tasks, scorer, limit=self.config.limit)
+                judge_of = self._judge if cell.kind == "judged" else None
+                scored = score(cell, tasks, scorer, limit=self.config.limit, judge=judge_of)
         except StopRequested:
             raise
         except Exception as error:  # one cell costs only itself: its record says why
@@ -215,6 +221,20 @@ class Element:
                 on_batch=self._on_batch,
             )
         return self.scorers[whole_texts]
+
+    def _judge(self) -> Judge:
+        """The model that reads answers, loaded once, beside the one that gave them."""
+        assert self.inputs.judge is not None, "without one there is no such cell"
+        if self.judge is None:
+            self.judge = Judge(
+                Path(self.inputs.judge["folder"]),
+                dtype=self.model_config.dtype,
+                device=self.device,
+                batch_size=self.config.batch_size,
+                max_length=self.config.max_length,
+                on_batch=self._on_batch,
+            )
+        return self.judge
 
     def _engine(self) -> Any:
         """The checkpoint in vLLM, made once."""

@@ -45,6 +45,9 @@ NATIVE: dict[str, dict[str, dict[str, Any]]] = {
     }
 }
 
+ANSWERED = {"en": ("Question", "Answer"), "lt": ("Klausimas", "Atsakymas")}
+"""Words around a question that is answered freely: always in its own language, since fluency in it is measured."""
+
 CLOZE: dict[str, dict[str, dict[str, Any]]] = {
     "en": {"belebele": {"doc_to_text": "{{flores_passage}}\n\nQuestion: {{question.strip()}}\nAnswer:"}},
     "lt": {

@@ -97,6 +97,11 @@ def score_text(doc: Mapping[str, Any], results: Sequence[float]) -> dict[str, tu
     }
 
 
+def length_of_answer(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
+    """Words of an answer, whatever they are worth."""
+    return {"length": float(len(results[0].split()))}
+
+
 def count_words(text: str) -> int:
     """Runs of letters between white space."""
     return len(re.split(r"\s+", text.strip()))

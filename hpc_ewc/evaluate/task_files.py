@@ -17,7 +17,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from hpc_ewc.errors import InputError
-from hpc_ewc.evaluate.native import CLOZE, NATIVE, SUBJECTS
+from hpc_ewc.evaluate.native import ANSWERED, CLOZE, NATIVE, SUBJECTS
 from hpc_ewc.hub import sealed
 from hpc_ewc.suites import FLORES_CODES, TASKS, Cell
 
@@ -56,7 +56,12 @@ def core_tasks() -> Path:
 
 
 def write_task_files(
-    folder: Path, cell: Cell, *, questions: LocalQuestions | None = None, heldout: Path | None = None
+    folder: Path,
+    cell: Cell,
+    *,
+    questions: LocalQuestions | None = None,
+    heldout: Path | None = None,
+    judge: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the files of one of our cells into `folder`.
 
@@ -65,6 +70,7 @@ def write_task_files(
         cell: of a task in `suites.TASKS`.
         questions: where the rows are; None: the data sets of the hub, from this machine's cache.
         heldout: the documents of `ppl_heldout`, {"text": …} a line.
+        judge: what `judged_answers` asks, and how long an answer may be, as in stage.json.
 
     Raises:
         InputError: rows are missing.
@@ -73,6 +79,8 @@ def write_task_files(
     task = TASKS[cell.task]
     if cell.task == "mmlu":
         files = _mmlu(cell, questions)
+    elif task.kind == "judged":
+        files = {cell.name: _judged(cell, questions, judge or {})}
     elif task.kind == "perplexity":
         files = {cell.name: _perplexity(cell, questions, heldout)}
     else:
@@ -172,6 +180,35 @@ def _perplexity(cell: Cell, questions: LocalQuestions | None, heldout: Path | No
             {"metric": "byte_perplexity", **weighted},
             {"metric": "bits_per_byte", "aggregation": "bits_per_byte", "higher_is_better": False},
         ],
+        "metadata": {"version": 1.0},
+    }
+
+
+def _judged(cell: Cell, questions: LocalQuestions | None, judge: Mapping[str, Any]) -> dict[str, Any]:
+    """Questions that are answered freely, greedily; what the answers are worth, another model says (judge.py)."""
+    path = judge.get("questions", {}).get(cell.language)
+    if path:
+        function = Function(f"{ROWS}.local_rows")
+        rows = {"custom_dataset": function, "dataset_path": "json", "dataset_kwargs": {"files": {"test": str(path)}}}
+        rows["test_split"] = "test"
+    else:
+        rows = _local(cell, questions) if questions else {**_hub(cell), "validation_split": "validation"}
+    length = min(questions.max_gen_toks if questions and questions.max_gen_toks else 10**9, judge.get("tokens", 128))
+    question, answer = ANSWERED.get(cell.language, ANSWERED["en"])
+    return {
+        "task": cell.name,
+        "output_type": "generate_until",
+        **rows,
+        "doc_to_text": f"{question}: {{{{question.strip()}}}}\n{answer}:",
+        "doc_to_target": "",
+        "generation_kwargs": {
+            "until": ["\n\n", f"{question}:"],
+            "do_sample": False,
+            "temperature": 0.0,
+            "max_gen_toks": length,
+        },
+        "process_results": Function(f"{ROWS}.length_of_answer"),
+        "metric_list": [{"metric": "length", "aggregation": "mean", "higher_is_better": True}],
         "metadata": {"version": 1.0},
     }
 

@@ -77,8 +77,8 @@ def _cell_key(node: Node, cell: suites.Cell, fraction: float) -> str:
     named = node.inputs.get("heldout", {}).get(cell.text)
     tokens = node.inputs.get("tokens")
     heldout = Path(named) if named else StageDir(Path(tokens)).heldout if tokens else None
-    folder = Path(questions) if questions else None
-    data = suites.data_hash(cell, questions=folder, heldout=heldout, include=config.include)
+    folder, judge = Path(questions) if questions else None, node.inputs.get("judge")
+    data = suites.data_hash(cell, questions=folder, heldout=heldout, include=config.include, judge=judge)
     dtype = node.experiment.model.dtype
     return suites.cell_key(cell, checkpoint=node.key, fraction=fraction, data=data, config=config, dtype=dtype)
 

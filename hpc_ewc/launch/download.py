@@ -66,10 +66,10 @@ class Repository:
         self.unreachable = hub.is_out_of_reach(error)
 
 
-def wanted_model(name: str, revision: str | None) -> Repository:
+def wanted_model(name: str, revision: str | None, purpose: str = "model.path") -> Repository:
     """Weights, configuration and tokenizer of a model."""
     known = "its files are {}; a model needs config.json and *.safetensors"
-    return Repository("model", name, revision, [Selection("model.path", _whole_model, _listed(known))])
+    return Repository("model", name, revision, [Selection(purpose, _whole_model, _listed(known))])
 
 
 def _whole_model(names: Iterable[str]) -> list[str]:

@@ -108,6 +108,8 @@ def read_settings(
     batch_size: int,
     max_length: int,
     backend: str,
+    judge: str | None = None,
+    judge_questions: str | None = None,
 ) -> dict[str, Any]:
     """Keys of [evaluate] from the words of a command line.
 
@@ -123,6 +125,8 @@ def read_settings(
         if wrong:
             raise ConfigError(f"--shots {shots}: {wrong[0]!r}: not a whole number")
         settings["shots"] = {task: int(n) for task, n in given.items()}
+    settings |= {"judge_questions": _pairs(judge_questions, "--judge-questions", "lt=asked.jsonl")}
+    settings |= {"judge": judge} if judge is not None else {}
     return settings | ({"limit": limit} if limit is not None else {})
 
 
@@ -242,12 +246,13 @@ def _experiment(everything: Sequence[Given], options: Options, *, small: bool) -
     languages = [cell.language for cell in cells if cell.language not in ("en", suites.UNDETERMINED)]
     heldout = {language: str(local_path(path)) for language, path in config.heldout.items()}
     include = tuple(str(local_path(folder)) for folder in config.include)
+    asked = {language: str(local_path(path)) for language, path in config.judge_questions.items()}
     named = tuple(cell.name for cell in cells)
     model = build_section(ModelConfig, {"path": everything[-1].model.path, "dtype": options.dtype}, "model", WHERE)
     return Experiment(
         model=dataclasses.replace(model, path=MINIATURE) if small else model,
         data=DataConfig(source=NO_CORPUS, language=(languages or ["en"])[0], heldout_documents=0),
-        evaluate=dataclasses.replace(config, suites=named, heldout=heldout, include=include),
+        evaluate=dataclasses.replace(config, suites=named, heldout=heldout, include=include, judge_questions=asked),
     )
 
 

@@ -244,6 +244,8 @@ class _Builder:
             read["questions"] = inputs.questions
         if inputs.heldout:
             read["heldout"] = inputs.heldout
+        if inputs.judge is not None:
+            read["judge"] = inputs.judge
         node = Node(
             stage="evaluate",
             run=run,
@@ -301,9 +303,11 @@ class _Builder:
                 if cell.task == "ppl_heldout":
                     data = texts[cell.text]
                 elif inputs.questions is not None and cell.task in suites.TASKS:
-                    data = inputs.question_id
+                    data = inputs.question_id + (repr(inputs.judge) if cell.task == suites.JUDGED else "")
                 else:
-                    data = suites.data_hash(cell, questions=None, heldout=None, include=config.include)
+                    data = suites.data_hash(
+                        cell, questions=None, heldout=None, include=config.include, judge=inputs.judge
+                    )
                 asked += [
                     suites.cell_key(cell, checkpoint="", fraction=fraction, data=data, config=config, dtype=dtype)
                     for fraction in fractions
@@ -343,6 +347,7 @@ def with_absolute_paths(experiment: Experiment) -> Experiment:
             include=_absolute(evaluate.include),
             heldout={language: str(local_path(path)) for language, path in evaluate.heldout.items()},
             questions=evaluate.questions and str(local_path(evaluate.questions)),
+            judge_questions={name: str(local_path(path)) for name, path in evaluate.judge_questions.items()},
         ),
     )
 

@@ -104,6 +104,8 @@ def _wanted(point: Experiment) -> Iterator[Repository]:
     model, data, fisher = point.model, point.data, point.fisher
     if model.path != MINIATURE and not local_path(model.path).is_dir() and is_hub_id(model.path):
         yield wanted_model(model.path, model.revision)
+    if point.evaluate.judge and not local_path(point.evaluate.judge).is_dir() and is_hub_id(point.evaluate.judge):
+        yield wanted_model(point.evaluate.judge, None, "evaluate.judge")
     if is_hub_id(data.source):
         yield wanted_files("data", data.source, data.subset, "train")
     if is_hub_id(fisher.source):
@@ -187,13 +189,13 @@ def prove(sweep: Path, points: Sequence[Experiment], profile: Profile) -> list[L
     for point in points:
         try:
             found = Resolver(str(sweep)).resolve(point)
-            if point.model.path != MINIATURE:
-                check_model(Path(found.model))
+            for folder in [found.model, *([found.judge["folder"]] if found.judge else [])]:
+                check_model(Path(folder))
         except HpcEwcError as error:
             lines.append(Line(False, "submit", str(error)))
             continue
         facts = {"model": found.model, "corpus": found.corpus, "fisher": found.fisher}
-        inputs.append((point, facts | {"questions": found.questions, "heldout": found.heldout}))
+        inputs.append((point, facts | {"questions": found.questions, "heldout": found.heldout, "judge": found.judge}))
     return list(dict.fromkeys(lines)) + (_prove(inputs, profile) if inputs else [])
 
 

@@ -52,6 +52,8 @@ class Inputs:
     """Files of held-out text by language, beside the corpus' own."""
     heldout_ids: dict[str, str]
     """What each of these files holds."""
+    judge: dict[str, Any] | None = None
+    """Who judges answers, as stage.json says it: folder, id, tokens, questions."""
 
 
 class Resolver:
@@ -87,6 +89,7 @@ class Resolver:
             question_id=question_id,
             heldout=heldout,
             heldout_ids=heldout_ids,
+            judge=self._judge(experiment.evaluate),
         )
 
     def resolve_base(self, model: ModelConfig | None, experiment: Experiment) -> Inputs:
@@ -102,6 +105,7 @@ class Resolver:
             question_id=question_id,
             heldout=heldout,
             heldout_ids={language: self._heldout_id(path) for language, path in heldout.items()},
+            judge=self._judge(experiment.evaluate),
         )
         return inputs if model is None else dataclasses.replace(inputs, **self.resolve_model(model))
 
@@ -182,6 +186,22 @@ class Resolver:
                 f"{folder}"
             )
         return str(folder), records.key_of({str(row.relative_to(folder)): self.hashes.sha256(row) for row in rows})
+
+    def _judge(self, config: EvaluateConfig) -> dict[str, Any] | None:
+        if config.judge is None:
+            if config.judge_questions:
+                raise ConfigError(f"{self.where}: evaluate.judge_questions without evaluate.judge; set both or neither")
+            return None
+        try:
+            folder, identity, _ = self.model(ModelConfig(path=config.judge))
+        except (ConfigError, InputError) as error:
+            raise type(error)(str(error).replace("model.path", "evaluate.judge")) from None
+        questions = {language: local_path(name) for language, name in config.judge_questions.items()}
+        for language, path in questions.items():
+            if not path.is_file():
+                raise ConfigError(f"{self.where}: evaluate.judge_questions.{language} = {str(path)!r}: no such file")
+        found = {"folder": folder, "id": f"{identity}:{config.judge_tokens}", "tokens": config.judge_tokens}
+        return found | {"questions": {language: str(path) for language, path in questions.items()}}
 
     def _heldout(self, config: EvaluateConfig, model: ModelConfig) -> dict[str, str]:
         heldout = {}

@@ -20,6 +20,7 @@ TASK_HEADS = {
     "winogrande": "Wino\u00adgrande",
     "ppl_truthfulqa": "TruthfulQA text",
     "ppl_heldout": "held-out text",
+    "judged_answers": "answers, judged",
 }
 
 

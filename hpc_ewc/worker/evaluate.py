@@ -82,10 +82,10 @@ def find_inputs(stage: Stage) -> Any:
     heldout = {language: Path(path) for language, path in (inputs.get("heldout") or {}).items()}
     if inputs.get("tokens"):
         heldout.setdefault(stage.config.data.language, StageDir(Path(inputs["tokens"])).heldout)
-    config, folder = stage.config.evaluate, inputs.get("questions")
+    config, folder, judge = stage.config.evaluate, inputs.get("questions"), inputs.get("judge")
     if not folder:
-        return Inputs(None, heldout, config.include)
+        return Inputs(None, heldout, config.include, judge)
     small = config.questions is None  # the miniature's own: its model is too small for letters and for long answers
     cloze = small if config.cloze is None else config.cloze
     questions = LocalQuestions(Path(folder), cloze, config.max_gen_toks or (32 if small else None))
-    return Inputs(questions, heldout, config.include)
+    return Inputs(questions, heldout, config.include, judge)

@@ -103,10 +103,12 @@ def prove(experiments: Sequence[Experiment], inputs: Sequence[dict[str, Any]]) -
 def _checks(experiment: Experiment, facts: dict[str, Any]) -> Iterator[tuple[str, Callable[[], str]]]:
     model = Path(facts["model"])
     yield f"model {experiment.model.path}", lambda: _check_model(model)
+    if facts["judge"]:
+        yield f"judge {experiment.evaluate.judge}", lambda: _check_model(Path(facts["judge"]["folder"]))
     yield f"corpus {experiment.data.source}", lambda: _check_corpus(facts["corpus"], experiment)
     yield f"Fisher questions {experiment.fisher.source}", lambda: _check_fisher(facts["fisher"], experiment, model)
     for cell in expand_suites(experiment.evaluate, experiment.data.language, heldout=facts["heldout"]):
-        if cell.task != "ppl_heldout" or cell.language in facts["heldout"]:
+        if cell.task != "ppl_heldout" or cell.text in facts["heldout"]:
             yield cell.name, lambda cell=cell: _check_cell(cell, experiment, facts)  # type: ignore[misc]
 
 
@@ -150,10 +152,12 @@ def _check_cell(cell: Cell, experiment: Experiment, facts: dict[str, Any]) -> st
 
     config, questions = experiment.evaluate, facts["questions"]
     local = LocalQuestions(Path(questions), cloze=True, max_gen_toks=32) if questions else None
-    heldout = facts["heldout"].get(cell.language)
+    heldout = facts["heldout"].get(cell.text)
     with tempfile.TemporaryDirectory(prefix="hpc_ewc-tasks-") as folder:
         if cell.kind != "lm-eval":
-            write_task_files(Path(folder), cell, questions=local, heldout=Path(heldout) if heldout else None)
+            write_task_files(
+                Path(folder), cell, questions=local, heldout=Path(heldout) if heldout else None, judge=facts["judge"]
+            )
         tasks = load_tasks(cell, Path(folder), config.include, config.seed)["tasks"].values()
         rows = sum(len(task.eval_docs) for task in tasks)
         for task in tasks:
