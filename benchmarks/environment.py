@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib.metadata import version
+import threading
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+PACKAGES = ("torch", "transformers", "safetensors", "tokenizers", "numpy", "liger-kernel", "flash-attn")
 
 
 def environment(device: str) -> dict[str, Any]:
@@ -22,15 +25,29 @@ def environment(device: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "load_average": [round(value, 1) for value in os.getloadavg()],
         "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
+        "cuda": torch.version.cuda,
         "platform": platform.platform(),
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": version("transformers"),
+        "versions": _versions(),
     }
 
 
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
 class PeakMemory:
-    """Bytes above those at its creation that the process, or the GPU, had at its highest."""
+    """Bytes above those at its creation that the process, or the GPU, had at its highest.
+
+    On a CPU it is the resident memory, so run it in a process whose allocator gives back what it frees
+    (`running.alone(…, exact_memory=True)`): else a way that comes second finds the first one's memory ready.
+    """
 
     def __init__(self, device: str) -> None:
         self._cuda = device == "cuda"
@@ -42,7 +59,7 @@ class PeakMemory:
             self._base = torch.cuda.memory_allocated()
         else:
             Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark to what is resident now
-            self._base = _resident("VmRSS")
+            self._base = resident()
 
     def bytes(self) -> int:
         """Since then."""
@@ -51,9 +68,43 @@ class PeakMemory:
 
             torch.cuda.synchronize()
             return torch.cuda.max_memory_allocated() - self._base
-        return max(0, _resident("VmHWM") - self._base)
+        return max(0, _status("VmHWM") - self._base)
 
 
-def _resident(field: str) -> int:
+class OwnMemory:
+    """Bytes above those at its creation that the process itself held at its highest, files that are mapped left out.
+
+    Mapped files are the system's cache: shared by the ranks of a machine, and given back when something needs the room.
+    The kernel keeps no high-water mark of the rest, so a thread looks every millisecond.
+    """
+
+    def __init__(self) -> None:
+        self._base = self._highest = own()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def bytes(self) -> int:
+        """Since then; ends the watch."""
+        self._ended.set()
+        self._thread.join()
+        return max(self._highest, own()) - self._base
+
+    def _watch(self) -> None:
+        while not self._ended.wait(0.001):
+            self._highest = max(self._highest, own())
+
+
+def resident() -> int:
+    """Bytes of this process in memory now."""
+    return _status("VmRSS")
+
+
+def own() -> int:
+    """Of these, what no file stands behind."""
+    return _status("RssAnon")
+
+
+def _status(field: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))

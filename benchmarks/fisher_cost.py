@@ -1,87 +1,58 @@
 """What the exact per-example Fisher costs over a plain minibatch backward, beside other ways to get it, or not.
 
-    python benchmarks/fisher_cost.py [--size small|gemma2-2b] [--out FILE]
+    python benchmarks/fisher_cost.py [--device cpu|cuda] [--size small|gemma2-2b] [--out FILE]
 
-`small` runs on a CPU with one thread; `gemma2-2b` needs a GPU with 80 GB (random weights, TF32). One row is a prompt
-whose last token is scored, as with MMLU. Ways alternate batch by batch in one process, so that a busy machine is busy
-for all; peak memory is taken of one batch of each.
+One row is a prompt whose last token is scored, as with MMLU. On a CPU: one thread, a small Gemma 2, fp32; on a GPU:
+Gemma 2 2B's shapes, TF32, 80 GB. Ways take turns batch by batch in one process; peak memory is of one batch of the
+last case in processes of their own.
 
 Ways: `plain` is the forward and backward of the minibatch, what any of them must at least do; `batched` is
 estimate_fisher's default; `reduce_scatter` its oracle, one example at a time; `naive` the loop anyone would write;
 `vmap` torch.func's per-example gradients; `reference` what Neurotechnology/LLM_EWC does: the gradient of a minibatch's
 mean of 4, squared in fp16 on the CPU, infinities capped. The last is no per-example Fisher: its errors stand beside.
+`square` is the floor of what squaring adds: one P-sized multiply-add for each example, with nothing else around it.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import statistics
-import sys
-import time
+from argparse import Namespace
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from environment import PeakMemory, environment
+from environment import PeakMemory
+from models import CONFIGS, build_plain
+from running import alone, medians, ratio, save, say, seconds_of, start, synchronise
 
-RESULTS = Path(__file__).parent / "results"
-SIZES: dict[str, dict[str, Any]] = {
-    "small": {
-        "config": {
-            "vocab_size": 16000, "hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 4,
-            "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 48, "query_pre_attn_scalar": 48,
-        },
-        "cases": [(8, 64), (8, 128), (8, 256)],
-        "batches": 7,
-        "ways": ("plain", "batched", "naive", "reduce_scatter", "vmap", "reference"),
-    },
-    "gemma2-2b": {
-        "config": {
-            "vocab_size": 256000, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
-            "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "query_pre_attn_scalar": 256,
-        },
-        "cases": [(8, 128), (8, 256), (8, 512)],
-        "batches": 5,
-        "ways": ("plain", "batched", "naive", "reference"),
-    },
-}  # fmt: skip
+CASES = {"small": [(8, 64), (8, 128), (8, 256)], "gemma2-2b": [(8, 128), (8, 256), (8, 512)]}
+"""Rows of a batch, tokens of each."""
+BATCHES = 5
+ON_GPU = ("plain", "batched", "naive", "reference", "square")
+"""vmap's gradients of 8 examples are 84 GB there; reduce_scatter needs no fewer passes than naive."""
 
 
 def main() -> None:
     """Every way on every case; one JSON."""
+    arguments = start(__doc__)
     import torch
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=SIZES, default="small")
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
-    size = SIZES[arguments.size]
-    device = "cpu" if arguments.size == "small" else "cuda"
     torch.set_float32_matmul_precision("high")
-    model = build_model(size["config"], device)
-    parameters = sum(p.numel() for p in model.parameters())
-    result: dict[str, Any] = {"benchmark": "fisher_cost", "size": arguments.size, "parameters": parameters}
-    for rows, positions in size["cases"]:
-        case = f"{rows} rows of {positions} tokens"
-        result[case] = measure_case(model, rows, positions, size["batches"], size["ways"], device)
-        print(case, json.dumps(result[case]), flush=True)
-    result["environment"] = environment(device)
-    out = arguments.out or RESULTS / f"fisher_cost-{arguments.size}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=1) + "\n")
-    print(out)
-
-
-def build_model(config: dict[str, Any], device: str) -> Any:
-    """A random Gemma 2 in fp32."""
-    import torch
-    from transformers import Gemma2Config, Gemma2ForCausalLM
-
-    torch.manual_seed(0)
-    with torch.device(device):
-        return Gemma2ForCausalLM(Gemma2Config(**config, attn_implementation="eager", use_cache=False)).float().eval()
+    ways = tuple(WAYS) if arguments.size == "small" else ON_GPU
+    if arguments.inside:
+        way, rows, positions = arguments.inside
+        say({"peak_mb": peak_mb(arguments, way, int(rows), int(positions))})
+        return
+    model = build_plain(arguments.size, arguments.device)
+    result: dict[str, Any] = {
+        "config": CONFIGS[arguments.size],
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "batches": BATCHES,
+    }
+    for rows, positions in CASES[arguments.size]:
+        case = measure_case(model, rows, positions, ways, arguments.device)
+        for way in ways if (rows, positions) == CASES[arguments.size][-1] else ():
+            case[way]["peak_mb"] = alone(arguments, way, rows, positions, exact_memory=True)["peak_mb"]
+        result[f"{rows} rows of {positions} tokens"] = case
+    save(arguments, result)
 
 
 def make_batch(rows: int, positions: int, vocabulary: int, seed: int, device: str) -> dict[str, Any]:
@@ -95,49 +66,43 @@ def make_batch(rows: int, positions: int, vocabulary: int, seed: int, device: st
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
 
 
-def measure_case(
-    model: Any, rows: int, positions: int, count: int, ways: tuple[str, ...], device: str
-) -> dict[str, Any]:
-    """Seconds a batch (median and spread), ratios to the plain backward, memory, and how wrong each Fisher is."""
-    import torch
-
-    batches = [make_batch(rows, positions, model.config.vocab_size, seed, device) for seed in range(count)]
+def measure_case(model: Any, rows: int, positions: int, ways: tuple[str, ...], device: str) -> dict[str, Any]:
+    """Seconds a batch, over the plain backward's, and how wrong each Fisher is."""
+    batches = [make_batch(rows, positions, model.config.vocab_size, seed, device) for seed in range(BATCHES)]
     times: dict[str, list[float]] = {way: [] for way in ways}
-    ratios: dict[str, list[float]] = {way: [] for way in ways}
-    memory, sums = {}, {}
-    for way in ways:  # memory of one batch, and what it makes of it
-        WAYS[way](model)[0](batches[0])  # buffers, thread pools
-        model.zero_grad(set_to_none=True)
-        run, found = WAYS[way](model)
-        peak = PeakMemory(device)
-        run(batches[0])
-        memory[way] = peak.bytes()
-        sums[way] = found()
-        model.zero_grad(set_to_none=True)
-        del run
-    for batch in batches:
+    sums: dict[str, Any] = {}
+    for number, batch in enumerate([batches[0], *batches]):  # the first round is for buffers and thread pools
         for way in ways:
-            run, _ = WAYS[way](model)
-            if device == "cuda":
-                torch.cuda.synchronize()
-            started = time.perf_counter()
-            run(batch)
-            if device == "cuda":
-                torch.cuda.synchronize()
-            times[way].append(time.perf_counter() - started)
-            ratios[way].append(times[way][-1] / times["plain"][-1])
+            run, found = WAYS[way](model)
+            seconds = seconds_of(lambda run=run, batch=batch: run(batch), device)
+            if number:
+                times[way].append(seconds)
+            else:
+                sums[way] = found()
             model.zero_grad(set_to_none=True)
     true = sums["naive"]
+    seconds = medians(times)
     return {
         way: {
-            "seconds": round(statistics.median(times[way]), 4),
-            "/ plain": round(statistics.median(ratios[way]), 3),
-            "/ plain, quartiles": [round(q, 3) for q in statistics.quantiles(ratios[way], n=4)[::2]],
-            "peak_mb": round(memory[way] / 2**20),
+            "seconds": seconds[way],
+            "/ plain": ratio(times, way, "plain"),
             **({} if sums[way] is None or way == "naive" else errors(sums[way], true)),
         }
         for way in ways
     }
+
+
+def peak_mb(arguments: Namespace, way: str, rows: int, positions: int) -> int:
+    """What a batch takes at its highest beyond the model and the sums; the second one, when buffers are there."""
+    model = build_plain(arguments.size, arguments.device)
+    batch = make_batch(rows, positions, model.config.vocab_size, 0, arguments.device)
+    run, _ = WAYS[way](model)
+    run(batch)
+    model.zero_grad(set_to_none=True)
+    synchronise(arguments.device)
+    peak = PeakMemory(arguments.device)
+    run(batch)
+    return round(peak.bytes() / 1e6)
 
 
 def errors(got: dict[str, Any], true: dict[str, Any]) -> dict[str, float]:
@@ -209,6 +174,22 @@ def naive(model: Any) -> Way:
     return run, lambda: sums
 
 
+def square(model: Any) -> Way:
+    """Adds g² to the sums for each row, with g at hand: what squares of whole gradients cost at least."""
+    import torch
+
+    gradients = [torch.full_like(p, 1e-3) for p in model.parameters()]
+    sums = [torch.zeros_like(p) for p in model.parameters()]
+
+    def run(batch: dict[str, Any]) -> None:
+        with torch.no_grad():
+            for _ in range(len(batch["input_ids"])):
+                for total, gradient in zip(sums, gradients, strict=True):
+                    total.addcmul_(gradient, gradient)
+
+    return run, lambda: None
+
+
 def vmap(model: Any) -> Way:
     """torch.func: a batch's gradients all at once, then squared."""
     import torch
@@ -268,10 +249,9 @@ WAYS: dict[str, Callable[[Any], Way]] = {
     "naive": naive,
     "vmap": vmap,
     "reference": reference,
+    "square": square,
 }
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    sys.path.insert(0, str(Path(__file__).parents[1]))
     main()

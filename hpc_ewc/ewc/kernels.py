@@ -42,8 +42,8 @@ def tile_size(tensor: Tensor) -> int:
 
 def tiles(*flats: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Matching slices of 1D tensors of one length, each small enough that its buffers do not grow with the model."""
-    if flats[0].numel() == 0:  # a rank whose shard is empty; split would give one empty tile
-        return iter(())
+    if flats[0].numel() <= tile_size(flats[0]):
+        return iter((flats,) if flats[0].numel() else ())  # a rank's shard may be empty
     return zip(*(torch.split(flat, tile_size(flats[0])) for flat in flats), strict=True)
 
 

@@ -1,0 +1,151 @@
+"""How the scripts here run: their options, processes of their own, ways that take turns, and where results go.
+
+Every script takes `--device cpu|cuda`: on a CPU it measures a small Gemma 2, with one thread; on a GPU, one with the
+shapes of Gemma 2 2B and random weights. Where there is no GPU, `--device cuda` says so and ends with status 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from environment import environment
+
+RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).resolve().parents[1]
+SIZE_OF = {"cpu": "small", "cuda": "gemma2-2b"}
+
+
+def start(doc: str | None, *, ranks: int | None = None) -> argparse.Namespace:
+    """The options of a script: device, size, out, ranks where it has any; `inside` in a process that `alone` started.
+
+    Args:
+        doc: the script's own.
+        ranks: the default number, of a script that runs under torchrun.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    sys.path.insert(0, str(ROOT))
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=SIZE_OF, default="cpu")
+    parser.add_argument("--size", choices=SIZE_OF.values(), help="default: small on a CPU, gemma2-2b on a GPU")
+    parser.add_argument("--out", type=Path, help="default: benchmarks/results/<script>-<device>.json")
+    if ranks is not None:
+        parser.add_argument("--ranks", type=int, default=ranks)
+    parser.add_argument("--inside", nargs="+", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    arguments.size = arguments.size or SIZE_OF[arguments.device]
+    if arguments.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            print(f"{Path(sys.argv[0]).name}: skipped: --device cuda needs a GPU, and torch sees none here")
+            sys.exit(0)
+    return arguments
+
+
+def save(arguments: argparse.Namespace, result: dict[str, Any]) -> None:
+    """Write the result beside its environment, and print it."""
+    name = Path(sys.argv[0]).stem
+    usual = arguments.size == SIZE_OF[arguments.device]
+    named = f"{name}-{arguments.device}{'' if usual else '-' + arguments.size}.json"
+    out = arguments.out or RESULTS / named
+    whole = {"benchmark": name, "device": arguments.device, "size": arguments.size, **result}
+    whole["environment"] = environment(arguments.device)
+    text = json.dumps(whole, indent=1, ensure_ascii=False) + "\n"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(text)
+    print(text + str(out))
+
+
+# ---------------------------------------------------------------------------------------------- processes
+
+
+def alone(arguments: argparse.Namespace, *inside: object, ranks: int = 0, exact_memory: bool = False) -> dict[str, Any]:
+    """Run this script with `--inside …` in a process of its own, or under torchrun; what rank 0 handed in by `say`.
+
+    Args:
+        arguments: whose device and size are passed on.
+        inside: words for it.
+        ranks: 0: no torchrun.
+        exact_memory: the allocator gives every freed block back to the system, so that a peak is a peak; slower.
+    """
+    command = [sys.executable]
+    if ranks:
+        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    command += [sys.argv[0], "--device", arguments.device, "--size", arguments.size, "--inside", *map(str, inside)]
+    environ = os.environ | {"PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
+    if exact_memory:
+        environ |= {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "result.json"
+        subprocess.run(command, check=True, env=environ | {"BENCHMARK_RESULT": str(result)})
+        return dict(json.loads(result.read_text()))
+
+
+def say(result: Mapping[str, Any]) -> None:
+    """Hand a result to the process that asked; rank 0's counts."""
+    if os.environ.get("RANK", "0") == "0":
+        Path(os.environ["BENCHMARK_RESULT"]).write_text(json.dumps(result))
+
+
+# ---------------------------------------------------------------------------------------------- times
+
+
+def synchronise(device: str) -> None:
+    """Wait for the GPU, if that is what works."""
+    if device == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
+
+
+def seconds_of(action: Callable[[], Any], device: str) -> float:
+    """Of one call, with nothing left in the queue of a GPU before or after."""
+    synchronise(device)
+    started = time.perf_counter()
+    action()
+    synchronise(device)
+    return time.perf_counter() - started
+
+
+def take_turns(ways: Mapping[str, Callable[[], Any]], rounds: int, device: str) -> dict[str, list[float]]:
+    """Seconds of each way in each round; they alternate, so that a busy machine is busy for all. One round before."""
+    times: dict[str, list[float]] = {way: [] for way in ways}
+    for number in range(rounds + 1):
+        for way, action in ways.items():
+            seconds = seconds_of(action, device)
+            if number:
+                times[way].append(seconds)
+    return times
+
+
+def ratio(times: Mapping[str, Sequence[float]], way: str, base: str) -> dict[str, Any]:
+    """`way` over `base`: the median of the ratios of each round, and their quartiles."""
+    ratios = [a / b for a, b in zip(times[way], times[base], strict=True)]
+    return {"median": rounded(statistics.median(ratios)), "quartiles": quartiles(ratios)}
+
+
+def quartiles(values: Sequence[float]) -> list[float]:
+    """First and third."""
+    if len(values) < 2:
+        return [rounded(values[0])] * 2
+    return [rounded(value) for value in statistics.quantiles(values, n=4, method="inclusive")[::2]]
+
+
+def medians(times: Mapping[str, Iterable[float]]) -> dict[str, float]:
+    """The median of each list."""
+    return {name: rounded(statistics.median(values)) for name, values in times.items()}
+
+
+def rounded(value: float) -> float:
+    """To four figures."""
+    return float(f"{value:.4g}")
