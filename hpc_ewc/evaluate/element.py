@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import platform
 import tempfile
 import time
@@ -18,7 +19,7 @@ import torch
 
 import hpc_ewc
 from hpc_ewc import records, suites
-from hpc_ewc.config import ModelConfig
+from hpc_ewc.config import ModelConfig, render_toml
 from hpc_ewc.errors import ArtefactError, InputError, StageError
 from hpc_ewc.evaluate.cell import NonFiniteError, load_tasks, score
 from hpc_ewc.evaluate.checkpoint import Checkpoint, load_model, load_tokenizer
@@ -290,8 +291,36 @@ def finish_if_whole(stage: Stage) -> bool:
     failed = [name for name in stage.expected if there[name]["status"] != "ok"]
     seconds = sum(record.get("seconds", 0.0) for record in there.values())
     gpu_hours = sum(record.get("gpu_hours", 0.0) for record in there.values())
+    stage.write_manifest(_facts(stage, [there[name] for name in stage.expected]))
     stage.finish(outputs, cells=len(stage.expected), failed=failed, seconds=seconds, gpu_hours=gpu_hours)
     return True
+
+
+def _facts(stage: Stage, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Facts of manifest.json: what all records share, and who measured which."""
+    shared = ("model", "model_hash", "base_hash", "backend", "dtype", "attention", "max_length", "seed", "limit")
+    cells = {
+        f"{record['fraction']!r}:{'.'.join(filter(None, (record['task'], record['language'], record['variant'])))}": {
+            name: record[name]
+            for name in ("cell_key", "data_hash", "shots", "batch_size", "batch_invariance", "job_id")
+        }
+        for record in found
+    }
+    cuda = torch.cuda.is_available()
+    return {
+        "key": stage.key,
+        "config": render_toml(stage.config),
+        "inputs": stage.inputs,
+        "coordinates": stage.coordinates,
+        **{name: sorted({str(record[name]) for record in found}) for name in shared},
+        "cells": cells,
+        "versions": versions(),
+        "device": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
+        "job_ids": sorted({record["job_id"] for record in found}),
+        "seconds": sum(record["seconds"] for record in found),
+        "gpu_hours": sum(record["gpu_hours"] for record in found),
+        "commit": os.environ.get("HPC_EWC_COMMIT"),
+    }
 
 
 def reopen_if_incomplete(stage: Stage) -> None:

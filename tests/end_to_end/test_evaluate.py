@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 import time
+import tomllib
 from pathlib import Path
 
 import lm_eval
@@ -15,6 +16,7 @@ from lm_eval.tasks import TaskManager
 from safetensors.torch import load_file, save_file
 
 from hpc_ewc import miniature, records, suites
+from hpc_ewc.config import build_experiment
 from hpc_ewc.errors import InputError, StageError
 from hpc_ewc.evaluate import element
 from hpc_ewc.evaluate.task_files import LocalQuestions, write_task_files
@@ -97,6 +99,19 @@ def test_a_record_says_all_that_a_reader_needs(base: StageDir, damaged: StageDir
     untrained = records.read_checked(base.cell(0, "mmlu.lt"), "record")
     assert untrained["model_hash"] == untrained["base_hash"] == record["base_hash"]
     assert (untrained["step"], untrained["fraction"]) == (0, 0.0)
+
+
+def test_the_manifest_says_who_measured_what(base: StageDir) -> None:
+    manifest = records.read_json(base.manifest_json)
+    assert (manifest["stage"], manifest["run"], manifest["key"]) == ("evaluate", "base", Stage(base.path).key)
+    assert set(manifest["cells"]) == {f"0.0:{cell}" for cell in FOUR}
+    for cell in FOUR:
+        record = records.read_json(base.cell(0, cell))
+        facts = manifest["cells"][f"0.0:{cell}"]
+        assert facts == {name: record[name] for name in facts}
+        assert {"cell_key", "data_hash", "job_id"} <= set(facts) and record["job_id"] in manifest["job_ids"]
+        assert manifest["model_hash"] == [record["model_hash"]]
+    assert build_experiment(tomllib.loads(manifest["config"]), "x").evaluate.suites == FOUR
 
 
 def test_samples_pair_two_checkpoints_document_by_document(base: StageDir, damaged: StageDir) -> None:
