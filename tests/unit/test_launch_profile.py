@@ -46,8 +46,13 @@ def test_every_slurm_key_is_taken() -> None:
         "cells_per_job": "node",
         "host_suffix": "i",
         "cpu_bind": "cores",
+        "exclusive": True,
+        "successors": 5,
+        "grace_time_s": 60,
+        "max_submitted_in": {"debug": 2},
+        "scratch": "$TMPDIR",
     }
-    assert set(slurm) == {field.name for field in dataclasses.fields(SlurmConfig)}
+    assert set(slurm) | {"stage"} == {field.name for field in dataclasses.fields(SlurmConfig)}
     table = {"executor": "slurm", "slurm": slurm, "container": {"runtime": "apptainer", "image": "/x.sif"}}
     profile = build_profile(table | {"resources": {"train": {"nodes": 2, "time_min": 30}}}, "p.toml")
     for name, value in slurm.items():
@@ -73,6 +78,30 @@ def test_every_slurm_key_is_taken() -> None:
         ({"executor": "slurm", "slurm": {"setup": "module"}}, "slurm.setup = 'module': must be a list"),
         ({"executor": "slurm", "slurm": {"setup": ["a\0b"]}}, "slurm.setup"),
         ({"executor": "slurm", "slurm": {"sbatch": {"-x": "y"}}}, "not a long flag of sbatch"),
+        (
+            {"executor": "slurm", "slurm": {"sbatch": {"partition": "y"}}},
+            "slurm.sbatch.partition: not free, slurm.parti",
+        ),
+        (
+            {"executor": "slurm", "slurm": {"sbatch": {"comment": "y"}}},
+            "not free, it carries the key by which a submit",
+        ),
+        ({"executor": "slurm", "slurm": {"sbatch": {"export": "ALL,HF_TOKEN"}}}, "the environment of jobs is a list"),
+        ({"executor": "slurm", "slurm": {"stage": {"trian": {}}}}, "unknown table 'slurm.stage.trian'; did you mean"),
+        ({"executor": "slurm", "slurm": {"stage": {"train": {"nodes": 2}}}}, "unknown key 'slurm.stage.train.nodes'"),
+        ({"executor": "slurm", "slurm": {"stage": 3}}, "'slurm.stage' must be tables [slurm.stage.<stage>]"),
+        ({"executor": "slurm", "slurm": {"max_submitted_in": {"x": 0}}}, "slurm.max_submitted_in.x = 0: allowed is"),
+        (
+            {"executor": "slurm", "slurm": {"stage": {"train": {"qos": "a'b"}}}},
+            'slurm.stage.train.qos = "a\'b": quotes',
+        ),
+        ({"executor": "slurm", "slurm": {"account": "$(id)"}}, "slurm.account = '$(id)': quotes, backslash"),
+        (
+            {"executor": "slurm", "slurm": {"sbatch": {"mail-user": "a`id`"}}},
+            "slurm.sbatch.mail-user = 'a`id`': quotes",
+        ),
+        ({"executor": "slurm", "env": {"HF_TOKEN": "x"}}, "env.HF_TOKEN: jobs work offline and get no tokens"),
+        ({"executor": "slurm", "env": {"MY_API_KEY": "x"}}, "env.MY_API_KEY: jobs work offline and get no tokens"),
         ({"executor": "slurm", "slurm": {"continuation": "hope"}}, "allowed are requeue, chain"),
         ({"executor": "slurm", "resources": {"train": {"time_min": 4}}}, "resources.train.time_min = 4: allowed is at"),
         ({"resources": {"trian": {}}}, "unknown table 'resources.trian'; did you mean 'train'?"),
@@ -106,6 +135,16 @@ def test_no_value_brings_a_line_into_a_script(key: str) -> None:
 def test_nor_does_any_other(table: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="must not hold control characters"):
         build_profile(table, "p.toml")
+
+
+def test_a_stage_may_have_a_partition_of_its_own() -> None:
+    table = {"partition": "gpu", "qos": "long", "sbatch": {"hint": "a", "licenses": "b"}}
+    own = {"partition": "cpu", "exclusive": False, "sbatch": {"hint": "c"}}
+    profile = build_profile({"executor": "slurm", "slurm": {**table, "exclusive": True, "stage": {"tokens": own}}}, "p")
+    tokens, train = profile.slurm.of("tokens"), profile.slurm.of("train")
+    assert (tokens.partition, tokens.qos, tokens.exclusive) == ("cpu", "long", False)
+    assert tokens.sbatch == {"hint": "c", "licenses": "b"}
+    assert (train.partition, train.exclusive, train.sbatch) == ("gpu", True, table["sbatch"])
 
 
 def test_the_profile_s_resources_come_first_key_by_key() -> None:

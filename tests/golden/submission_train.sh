@@ -1,0 +1,37 @@
+#!/bin/bash
+
+# Parameters
+#SBATCH --account=project_465
+#SBATCH --chdir=/runs/paper
+#SBATCH --comment=20260102-030405-0001-abcdef
+#SBATCH --constraint='a100&nvme'
+#SBATCH --cpus-per-task=56
+#SBATCH --dependency=afterok:12:13
+#SBATCH --error=/runs/paper/jobs/20260102-030405-0001-abcdef/%j_batch.out
+#SBATCH --exclusive
+#SBATCH --export=ALL
+#SBATCH --gpus-per-node=8
+#SBATCH --hint=nomultithread
+#SBATCH --job-name=paper/train/strength=1e+06,seed=0-3f2a9c1b77de
+#SBATCH --kill-on-invalid-dep=yes
+#SBATCH --mail-type=END
+#SBATCH --mem=480GB
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --open-mode=append
+#SBATCH --output=/runs/paper/jobs/20260102-030405-0001-abcdef/%j_batch.out
+#SBATCH --partition=standard-g
+#SBATCH --requeue
+#SBATCH --signal=USR2@120
+#SBATCH --time=720
+
+# setup
+type module >/dev/null 2>&1 || . /etc/profile
+module load LUMI
+export PYTHONPATH=/runs/paper/code/0123456789ab${PYTHONPATH:+:$PYTHONPATH} PYTHONSAFEPATH=1
+ID="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}"
+mkdir -p /runs/paper/jobs/"$ID" && ln -sfn ../20260102-030405-0001-abcdef/task.pkl /runs/paper/jobs/"$ID"/"$ID"_submitted.pkl || exit 1
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output /runs/paper/jobs/%j/%j_%t_log.out --error /runs/paper/jobs/%j/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=56 --export=ALL --cpu-bind=cores --mpi=none '/proj/my venv/bin/python' -u -m submitit.core._submit /runs/paper/jobs/%j
