@@ -160,7 +160,8 @@ class Standing:
         done = float(history.reported.get("at", 0.0)) > float(history.graph["at"])
         if done:
             return "done", str(history.reported.get("out", "")), ""
-        recent = [job for job in self.jobs if job.at >= float(history.graph["at"])]
+        # one that a later submit found in the queue and kept is as good as its own
+        recent = [job for job in self.jobs if job.is_open or job.at >= float(history.graph["at"])]
         last = recent[-1] if recent else None
         if last is not None and last.scheduler == "slurm":
             known = self.context.slurm.get(last.job_id)

@@ -19,6 +19,8 @@ from tests.slurm.world import World, make_world
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 ALL = {"tokens": 1, "fisher": 1, "train": 1, "evaluate": 2, "report": 1}
+ONCE = {"train": 1, "evaluate": 1, "report": 1}
+"""Of a world whose tokens and Fisher are there."""
 
 
 def assert_done(world: World, undisturbed: World) -> None:
@@ -93,9 +95,10 @@ def test_slurmctld_is_down(world: World, undisturbed: World) -> None:
     world.must_submit()
     world.finish()
     assert_done(world, undisturbed)
-    assert world.submissions() == ALL | {"tokens": 0, "fisher": 0}
+    assert world.submissions() == ONCE
 
 
+@pytest.mark.slow
 def test_slurmctld_goes_down_half_way_through_a_submit(world: World, undisturbed: World) -> None:
     """The part that was taken stays and is valid; the next submit adds what remains, and only that."""
     assert world.cluster
@@ -107,7 +110,7 @@ def test_slurmctld_goes_down_half_way_through_a_submit(world: World, undisturbed
     world.must_submit()
     world.finish()
     assert_done(world, undisturbed)
-    assert world.submissions() == ALL | {"tokens": 0, "fisher": 0}
+    assert world.submissions() == ONCE
 
 
 @pytest.mark.slow
@@ -121,7 +124,7 @@ def test_slurmdbd_is_down(world: World, undisturbed: World) -> None:
     assert world.states()["train/run"] == "running"
     world.finish()
     assert_done(world, undisturbed)
-    assert world.submissions() == ALL | {"tokens": 0, "fisher": 0}
+    assert world.submissions() == ONCE
 
 
 # ------------------------------------------------------------------------------------------ the login node
@@ -153,7 +156,7 @@ def test_the_login_process_is_killed_after_submission(world: World, number: int)
         assert len({job.job_id.partition("_")[0] for job in world.jobs()}) == number
         world.must_submit()
         stages = sorted(job.stage for job in world.jobs())
-        assert stages == ["evaluate", "evaluate", "report", "train"]
+        assert stages == ["evaluate", "report", "train"]
         known = {job.job_id for job in Ledger(world.root).read().jobs.values() if not job.outcome}
         assert known == {job.job_id for job in world.jobs()}
         before = {job.job_id for job in world.jobs()}
@@ -175,7 +178,7 @@ def test_two_submits_at_once_do_not_double(world: World) -> None:
         said = [process.communicate(timeout=120)[1] for process in both]
         codes = sorted(process.returncode for process in both)
         assert codes in ([0, 0], [0, 2], [3, 3], [2, 3]), said
-        assert sorted(job.stage for job in world.jobs()) == ["evaluate", "evaluate", "report", "train"]
+        assert sorted(job.stage for job in world.jobs()) == ["evaluate", "report", "train"]
     finally:
         world.cluster.slurm("scontrol", "update", "PartitionName=main", "State=UP")
 

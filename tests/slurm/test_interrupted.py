@@ -11,7 +11,7 @@ from tests.slurm.sandbox import wait_for
 from tests.slurm.world import World
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
-ONCE = {"train": 1, "evaluate": 2, "report": 1}
+ONCE = {"train": 1, "evaluate": 1, "report": 1}
 """Submissions of an experiment whose tokens and Fisher are there."""
 
 
@@ -49,6 +49,7 @@ def test_usr2(world: World, undisturbed: World) -> None:
     assert world.submissions() == ONCE
 
 
+@pytest.mark.slow
 def test_scontrol_requeue(world: World, undisturbed: World) -> None:
     world.must_submit()
     with world.held(3):
@@ -61,6 +62,7 @@ def test_scontrol_requeue(world: World, undisturbed: World) -> None:
     assert world.submissions() == ONCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("partition", ["main", "nograce"])
 def test_preempted_from(world: World, undisturbed: World, partition: str) -> None:
     """Pushed aside by a job of a higher partition: told, and ended after the grace time, or KillWait without one."""
@@ -80,15 +82,15 @@ def test_preempted_from(world: World, undisturbed: World, partition: str) -> Non
 
 @pytest.mark.slow
 def test_time_limits(world: World, undisturbed: World) -> None:
-    """Five limits in a row, more than the three after which submitit gives up a job that it does not understand."""
+    """Four limits in a row, more than the three after which submitit gives up a job that it does not understand."""
     assert world.cluster
     world.must_submit()
-    limits = 5
+    limits = 4
     for restart in range(limits):
         with world.held(3 + 5 * restart):
             job = world.job("train").job_id
             # the limit is a whole number of minutes: nearer by moving the end, which Slurm looks at every 30 s
-            world.cluster.slurm("scontrol", "update", f"JobId={job}", "EndTime=now+70")
+            world.cluster.slurm("scontrol", "update", f"JobId={job}", "EndTime=now+50")
             wait_for(lambda restart=restart: world.stop_is_asked(restart), "USR2 is heard")
         world.job("train", "PENDING", timeout_s=60)
         world.hurry()
@@ -151,9 +153,10 @@ def test_a_rank_is_killed(world: World, undisturbed: World) -> None:
     world.finish()
     assert world.metrics()[:saved] == before[:saved], "these steps were not made again"
     assert_done(world, undisturbed)
-    assert world.submissions() == {"train": 2, "evaluate": 4, "report": 2}
+    assert world.submissions() == {"train": 2, "evaluate": 2, "report": 2}
 
 
+@pytest.mark.slow
 def test_scancel(world: World, undisturbed: World) -> None:
     """Saved, and not started again by Slurm; the next submit goes on."""
     assert world.cluster

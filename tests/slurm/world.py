@@ -199,7 +199,7 @@ class World:
     def newest_checkpoint(self) -> int:
         """The last step that a whole checkpoint is of; 0 where there is none."""
         return max(
-            (int(path.parent.name) for path in self.root.root.glob("train/*/checkpoints/*/done.json")), default=0
+            (int(path.parent.name) for path in self.root.root.glob("train/*/checkpoints/[0-9]*/done.json")), default=0
         )
 
     def stop_is_asked(self, restart: int = 0) -> bool:
@@ -246,7 +246,7 @@ def make_world(
         folder: to make; its name becomes the experiment's.
         cluster: where its jobs run; None: on this machine.
         cache: with the miniature.
-        given: a run folder whose tokens and Fisher are copied: they are made already.
+        given: a run folder whose tokens and Fisher are copied: they are made already. Evaluation is one job then.
         experiment: beside this file.
     """
     folder.mkdir()
@@ -258,4 +258,5 @@ def make_world(
     if given is not None:
         for stage in ("tokens", "fisher"):
             shutil.copytree(given / stage, world.root.root / stage)
+        world.sweep.write_text(world.sweep.read_text().replace("elements = 2", "elements = 1"))  # a start-up less
     return world
