@@ -1,6 +1,6 @@
 """What text costs: tokens a second of the tokens stage over a plain loop, and what a training step waits for its batch.
 
-    python benchmarks/data_loading.py [--text FILE.jsonl …] [--vocabulary 8000] [--megabytes 100] [--out FILE]
+    python benchmarks/data_loading.py [--text FILE.jsonl …] [--vocabulary 8000] [--megabytes 40] [--out FILE]
 
 Without --text, the miniature's. The tokenizer is a byte-fallback BPE trained on the text. Its documents are repeated,
 numbered to be different, until the corpus has --megabytes. Every figure of tokenisation is of a process of its own,
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import shutil
 import statistics
@@ -21,9 +20,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from environment import environment
 
 from hpc_ewc.config import DataConfig, Experiment, ModelConfig, render_toml
 from hpc_ewc.records import SCHEMA, read_json, write_json, write_text
@@ -47,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, nargs="+", default=[])
     parser.add_argument("--vocabulary", type=int, default=8000)
-    parser.add_argument("--megabytes", type=float, default=100)
+    parser.add_argument("--megabytes", type=float, default=40)
     parser.add_argument("--step-ms", type=float, default=50)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--repeat", type=int, default=3)
@@ -66,7 +66,7 @@ def main() -> None:
             "vocabulary": arguments.vocabulary,
             "tokenisation": measure_tokenisation(folder, model, corpus, arguments.repeat),
             "loader": [measure_loader(folder / "stage", batch, arguments) for batch in (8, 64)],
-            "environment": environment(),
+            "environment": environment("cpu") | {"cores_used": len(os.sched_getaffinity(0))},
         }
     print(json.dumps(facts, indent=1))
     write_json(arguments.out, facts)
@@ -190,17 +190,6 @@ def _step_s(a: Any) -> float:
     begun = time.perf_counter()
     a @ a
     return time.perf_counter() - begun
-
-
-def environment() -> dict[str, Any]:
-    names = ("torch", "tokenizers", "numpy")
-    return {
-        "cores": len(os.sched_getaffinity(0)),
-        "load_before": round(os.getloadavg()[1], 1),
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-        **{name: version(name) for name in names},
-    }
 
 
 if __name__ == "__main__":

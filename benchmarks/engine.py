@@ -62,12 +62,12 @@ def build_sharded(size: str, place: Any) -> tuple[Any, dict[str, Any]]:
     model.origin = Origin(Path(), dtype, attention, "chunked")
     model.train()
     parameters = dict(model.named_parameters())
-    torch.manual_seed(0)
+    torch.manual_seed(int(os.environ.get("RANK", "0")))
     with torch.no_grad():
         for name, parameter in parameters.items():
-            # rounded to bf16, as a published model is
-            values = parameter.zero_() if "norm" in name else parameter.normal_(0.0, 0.02)
-            parameter.copy_(values.bfloat16().float())
+            shard = parameter.to_local()
+            shard.normal_(0.0, 0.0 if "norm" in name else 0.02)
+            shard.copy_(shard.bfloat16())  # as a published model is
     return model, parameters
 
 

@@ -22,7 +22,7 @@ from environment import PeakMemory
 from models import BATCH, DTYPE, save_random
 from running import alone, quartiles, rounded, save, say, start, synchronise
 
-STEPS = {"small": 10, "gemma2-2b": 15}
+STEPS = {"small": 5, "gemma2-2b": 15}
 ROUNDS = 3
 RATE = 1e-4
 WAYS = ("engine", "engine, λ > 0", "trainer")
@@ -89,7 +89,7 @@ def trainer(arguments: Namespace, folder: Path) -> None:
     """Transformers'."""
     import torch
     from torch.utils.data import SequentialSampler
-    from transformers import Gemma2ForCausalLM, Trainer, TrainerCallback, TrainingArguments
+    from transformers import Gemma2ForCausalLM, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
     steps = STEPS[arguments.size]
     batches = [synthetic_batch(arguments.size, step) for step in range(steps + 1)]
@@ -128,6 +128,7 @@ def trainer(arguments: Namespace, folder: Path) -> None:
         dataloader_pin_memory=arguments.device == "cuda",
     )
     run = InOrder(model=model, args=options, train_dataset=rows, callbacks=[Clock()])
+    run.remove_callback(PrinterCallback)
     run.train()
     losses = [line["loss"] for line in run.state.log_history if "loss" in line]
     scored = sum(batch.scored_tokens for batch in batches[1:])

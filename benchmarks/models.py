@@ -19,7 +19,7 @@ CONFIGS: dict[str, dict[str, int]] = {
 }  # fmt: skip
 DTYPE = {"small": "float32", "gemma2-2b": "bfloat16"}
 """Of compute in training; masters are fp32."""
-BATCH = {"small": (2, 128), "gemma2-2b": (1, 4096)}
+BATCH = {"small": (4, 256), "gemma2-2b": (1, 4096)}
 """Sequences of a rank in a step, tokens of each."""
 
 

@@ -21,7 +21,7 @@ from environment import PeakMemory
 from models import BATCH, DTYPE
 from running import alone, quartiles, ratio, rounded, save, say, seconds_of, start, synchronise, take_turns
 
-ROUNDS = {"small": 9, "gemma2-2b": 12}
+ROUNDS = {"small": 7, "gemma2-2b": 12}
 STRENGTH = 1e6
 
 
