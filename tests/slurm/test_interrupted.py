@@ -10,7 +10,7 @@ import pytest
 from tests.slurm.sandbox import wait_for
 from tests.slurm.world import World
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 ONCE = {"train": 1, "evaluate": 1, "report": 1}
 """Submissions of an experiment whose tokens and Fisher are there."""
 

@@ -105,7 +105,9 @@ class World:
         """What `status --json` says of each stage and run, by `stage/run` without the key."""
         done = self.run("status", str(self.root.root), "--json")
         assert done.stdout, done.stderr
-        return {KEY.sub("", f"{row['stage']}/{row['run']}"): row for row in json.loads(done.stdout)["stages"]}
+        return {
+            KEY.sub("", f"{row['stage']}/{row['run']}").rstrip("/"): row for row in json.loads(done.stdout)["stages"]
+        }
 
     def states(self) -> dict[str, str]:
         return {name: str(row["state"]) for name, row in self.status().items()}
@@ -174,26 +176,24 @@ class World:
         """Inside, training stands still after at least so many steps: its ranks are stopped, and go on afterwards."""
         ranks = wait_for(self.ranks, f"{self.name}: ranks", every_s=0.01)
         wait_for(lambda: self.steps() >= step, f"{self.name}: step {step}", every_s=0.01)
-        for pid in ranks:  # at once; looking for them takes as long as some steps
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGSTOP)
-        for pid in (ranks := self.ranks()):
-            os.kill(pid, signal.SIGSTOP)
-        assert not list(self.root.root.glob("train/*/done.json")), "it was too late"
+        tell(ranks, signal.SIGSTOP)  # at once: looking for them takes as long as some steps
+        tell(ranks := self.ranks(), signal.SIGSTOP)
         try:
+            assert ranks, "no rank was found"
+            assert not list(self.root.root.glob("train/*/done.json")), "it was too late"
             yield ranks
         finally:
-            for pid in ranks:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGCONT)
+            tell(ranks, signal.SIGCONT)
 
     @contextmanager
     def held_with_checkpoint(self) -> Iterator[list[int]]:
         """Inside, training stands still somewhere behind a checkpoint that was made in time, as one is every second."""
-        with self.held(2):
+        with self.held(2) as ranks:
             time.sleep(1.2)  # so that the next step is followed by a checkpoint
-        wait_for(lambda: self.newest_checkpoint() > 0, "a checkpoint", every_s=0.01)
-        with self.held(self.newest_checkpoint()) as ranks:
+            tell(ranks, signal.SIGCONT)
+            wait_for(lambda: self.newest_checkpoint() > 0, "a checkpoint", every_s=0.01)
+            tell(ranks, signal.SIGSTOP)
+            assert not list(self.root.root.glob("train/*/done.json")), "it was too late"
             yield ranks
 
     def newest_checkpoint(self) -> int:
@@ -230,6 +230,13 @@ class World:
     def leftovers(self) -> list[Path]:
         """Files that were being written when something died; `.metadata` is a checkpoint's own."""
         return [path for path in self.root.root.glob("*/*/**/.*") if path.is_file() and path.name != ".metadata"]
+
+
+def tell(pids: list[int], number: signal.Signals) -> None:
+    """A signal to those of them that still live."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def _is_rank(command: bytes, stage: str, root: str) -> bool:
