@@ -92,7 +92,7 @@ class History:
         """The jobs of one intent: one, or the elements of an array."""
         if token in self.jobs:
             return [self.jobs[token]]
-        found = []
+        found: list[Job] = []
         while (job := self.jobs.get(_name(token, len(found)))) is not None:
             found.append(job)
         if not found:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from hpc_ewc.errors import StageError
 from hpc_ewc.launch import rendezvous
 from hpc_ewc.launch.slurm_job import SlurmAttempt, SlurmTask
+from hpc_ewc.launch.slurm_node import in_container, node_folder
 from hpc_ewc.launch.torchrun import POLL_S, WorkerProcess
 
 PROBE = "hpc_ewc.worker.probe"
@@ -38,17 +39,20 @@ class ProbeAttempt(SlurmAttempt):
             StageError: one of them failed here.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        environment = self._environment(self._make_scratch())
-        arguments = ("-m", PROBE, "look", "--out", self.task.folder, "--nonce", self.nonce)
-        self._run_to_end("look", self._in_container(arguments), environment)
-        if self.task.nodes * self.task.nproc_per_node > 1:
-            with rendezvous.meet(self.here, self.folder, self.task.host_suffix) as meeting:
-                self._run_to_end("all-reduce", self._all_reduce(meeting), environment)
+        with node_folder(self.task.scratch, f"{self.here.job_id}.{self.here.restart}") as scratch:
+            environment = self._environment(scratch)
+            arguments = ("-m", PROBE, "look", "--out", self.task.folder, "--nonce", self.nonce)
+            self._run_to_end("look", in_container(self.task, arguments), environment)
+            if self.task.nodes * self.task.nproc_per_node > 1:
+                with rendezvous.meet(self.here, self.folder, self.task.host_suffix) as meeting:
+                    if meeting is not None:
+                        self._run_to_end("all-reduce", self._all_reduce(meeting), environment)
         return "finished"
 
     def _all_reduce(self, meeting: Sequence[str]) -> tuple[str, ...]:
         torchrun = ("-m", "torch.distributed.run", *meeting, f"--nproc-per-node={self.task.nproc_per_node}")
-        return self._in_container((*torchrun, "--max-restarts=0", "-m", PROBE, "all-reduce", "--out", self.task.folder))
+        probe = ("-m", PROBE, "all-reduce", "--out", self.task.folder)
+        return in_container(self.task, (*torchrun, "--max-restarts=0", *probe))
 
     def _run_to_end(self, name: str, command: Sequence[str], environment: dict[str, str]) -> None:
         logs = self._logs() / name / "0"

@@ -111,8 +111,8 @@ class SlurmConfig:
 class ContainerConfig:
     """[container]: what torchrun and the workers run in; submitit and the launcher stay on the host."""
 
-    runtime: str = option("", choices=("", "apptainer", "pyxis"))
-    """Absent: no container."""
+    runtime: str = option("", choices=("", "apptainer", "singularity", "pyxis"))
+    """Absent: no container. singularity: where apptainer goes by its old name."""
     image: str = option("")
     """Path of the image."""
     binds: tuple[str, ...] = option(())
@@ -120,7 +120,7 @@ class ContainerConfig:
     python: str = option("python3")
     """Inside the image."""
     args: tuple[str, ...] = option(())
-    """Further arguments, such as "--rocm"; absent: apptainer gets --nv in jobs with GPUs."""
+    """Further arguments, such as "--rocm"; absent: apptainer and singularity get --nv in jobs with GPUs."""
 
 
 @dataclass(frozen=True)
@@ -239,12 +239,33 @@ def _check_together(profile: Profile, table: Mapping[str, Any], where: str) -> N
     for name in profile.env:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             raise ConfigError(f"{where}: env.{name!r}: not a name of an environment variable")
+        if name in SECRETS or re.search(r"TOKEN$|PASSWORD|SECRET|API_KEY", name):
+            raise ConfigError(
+                f"{where}: env.{name}: jobs work offline and get no tokens, since scripts and logs are read by others; "
+                "take it out"
+            )
     if bool(profile.container.runtime) != bool(profile.container.image):
         raise ConfigError(f"{where}: container.runtime and container.image go together; set both or neither")
     if profile.executor == "slurm":
         _check_slurm(profile, where)
         for stage, resources in profile.resources.items():
             check_time(stage, resources.time_min, profile, where)
+
+
+FILL_IN = "FILL IN"
+"""Stands in the shipped profiles where only the user knows the value."""
+
+
+def check_filled_in(profile: Profile) -> None:
+    """Raise ConfigError while a value of a shipped profile still waits for the user's own."""
+    values = {f"slurm.{f.name}": getattr(profile.slurm, f.name) for f in dataclasses.fields(SlurmConfig)}
+    values |= {f"container.{f.name}": getattr(profile.container, f.name) for f in dataclasses.fields(ContainerConfig)}
+    values |= {"runs": profile.runs, "python": profile.python, "env": profile.env}
+    waiting = [key for key, value in values.items() if FILL_IN in str(value)]
+    if waiting:
+        raise ConfigError(
+            f"{profile.where}: {', '.join(waiting)}: still to be filled in; the comments there say with what"
+        )
 
 
 OURS = {
@@ -293,12 +314,6 @@ def _check_slurm(profile: Profile, where: str) -> None:
                     f"{where}: {label}.{key} = {value!r}: quotes, backslash, backquote, $ and # have no place in a "
                     "value of sbatch; take them out"
                 )
-    for name in profile.env:
-        if name in SECRETS or re.search(r"TOKEN$|PASSWORD|SECRET|API_KEY", name):
-            raise ConfigError(
-                f"{where}: env.{name}: jobs work offline and get no tokens, since scripts and logs are read by others; "
-                "take it out"
-            )
 
 
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACEHUB_API_TOKEN", "WANDB_API_KEY")

@@ -61,10 +61,10 @@ def in_container(task: SlurmTask, arguments: tuple[str, ...]) -> tuple[str, ...]
     cache = task.environment.get("HPC_EWC_CACHE")
     shown = [str(Path(task.jobs).parent), *([cache] if cache else []), *box.binds]
     python = (box.python, "-c", DEAF, *arguments)
-    if box.runtime == "apptainer":
+    if box.runtime in ("apptainer", "singularity"):
         gpu = ("--nv",) if task.gpus_per_node and not box.args else ()
         binds = [part for folder in shown for part in ("--bind", folder)]
-        return ("apptainer", "exec", *gpu, *box.args, *binds, box.image, *python)
+        return (box.runtime, "exec", *gpu, *box.args, *binds, box.image, *python)
     # pyxis is a plugin of srun: a step inside the job, on this node alone, beside the launcher's own
     mounts = ",".join(folder if ":" in folder else f"{folder}:{folder}" for folder in shown)
     step = ["srun", "--overlap", "--nodes=1", "--ntasks=1", f"--nodelist={os.environ.get('SLURMD_NODENAME', '')}"]

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from hpc_ewc.errors import StageError
 from hpc_ewc.stage import Stage
 
 TEMPLATE = """
@@ -88,6 +89,8 @@ def work(orders: Path, stage_name: str, folder: Path) -> int:
 def obey(stage: Stage, what: str) -> int:
     if what == "raise":
         raise ValueError("as it was told")
+    if what == "lose":
+        raise StageError("another rank of this job ended (Connection closed by peer)")
     if what == "leave":  # exit 0 says nothing
         return 0
     if what == "die":

@@ -80,11 +80,11 @@ def test_every_slurm_key_is_taken() -> None:
         ({"executor": "slurm", "slurm": {"sbatch": {"-x": "y"}}}, "not a long flag of sbatch"),
         (
             {"executor": "slurm", "slurm": {"sbatch": {"partition": "y"}}},
-            "slurm.sbatch.partition: not free, slurm.parti",
+            "sbatch.partition: not free, slurm.partition",
         ),
         (
             {"executor": "slurm", "slurm": {"sbatch": {"comment": "y"}}},
-            "not free, it carries the key by which a submit",
+            "not free, it carries the key by which",
         ),
         ({"executor": "slurm", "slurm": {"sbatch": {"export": "ALL,HF_TOKEN"}}}, "the environment of jobs is a list"),
         ({"executor": "slurm", "slurm": {"stage": {"trian": {}}}}, "unknown table 'slurm.stage.trian'; did you mean"),
@@ -98,10 +98,10 @@ def test_every_slurm_key_is_taken() -> None:
         ({"executor": "slurm", "slurm": {"account": "$(id)"}}, "slurm.account = '$(id)': quotes, backslash"),
         (
             {"executor": "slurm", "slurm": {"sbatch": {"mail-user": "a`id`"}}},
-            "slurm.sbatch.mail-user = 'a`id`': quotes",
+            "sbatch.mail-user = 'a`id`': quotes",
         ),
         ({"executor": "slurm", "env": {"HF_TOKEN": "x"}}, "env.HF_TOKEN: jobs work offline and get no tokens"),
-        ({"executor": "slurm", "env": {"MY_API_KEY": "x"}}, "env.MY_API_KEY: jobs work offline and get no tokens"),
+        ({"env": {"MY_API_KEY": "x"}}, "env.MY_API_KEY: jobs work offline and get no tokens"),
         ({"executor": "slurm", "slurm": {"continuation": "hope"}}, "allowed are requeue, chain"),
         ({"executor": "slurm", "resources": {"train": {"time_min": 4}}}, "resources.train.time_min = 4: allowed is at"),
         ({"resources": {"trian": {}}}, "unknown table 'resources.trian'; did you mean 'train'?"),

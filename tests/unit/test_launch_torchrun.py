@@ -1,0 +1,459 @@
+"""The launcher inside a job of Slurm, on this machine: how attempts end, what node 0 tells others, where they meet."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hpc_ewc import records, rundir
+from hpc_ewc.errors import StageError
+from hpc_ewc.launch import outcome, rendezvous, scheduler, slurm_job
+from hpc_ewc.launch.graph import Element
+from hpc_ewc.launch.profile import ContainerConfig
+from hpc_ewc.launch.slurm_job import SlurmTask, StoppedError, progress_mark, read_outcome
+from hpc_ewc.launch.slurm_node import in_container, node_caches, node_folder, plain_command, torchrun_command
+from hpc_ewc.rundir import RunDir, StageDir
+from tests.unit.launch_world import order, read_events, write_experiment
+
+WORLD = Path(__file__).with_name("launch_world.py")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> StageDir:
+    """A fisher stage made ready, its worker the fake one."""
+    write_experiment(tmp_path)
+    stage = RunDir(tmp_path / "runs").fisher("0123456789ab")
+    facts = {"schema": records.SCHEMA, "stage": "tokens", "run": "0123456789ab", "key": "0123456789ab"}
+    records.write_json(stage.stage_json, facts | {"inputs": {}, "coordinates": {}, "expected": []})
+    text = (tmp_path / "small.toml").read_text()
+    records.write_text(stage.config_toml, text.partition("[grid]")[0])
+    return stage
+
+
+@pytest.fixture
+def task(tmp_path: Path, folder: StageDir, monkeypatch: pytest.MonkeyPatch) -> SlurmTask:
+    """A job of one node whose Python runs the fake worker."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nshift 2\nexec {sys.executable} {WORLD} {tmp_path / "orders"} "$@"\n')
+    python.chmod(0o755)
+    (tmp_path / "orders").mkdir()
+    for name, value in {"SLURM_JOB_ID": "7", "SLURM_NODEID": "0", "SLURM_JOB_NODELIST": "n1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    monkeypatch.setattr(slurm_job, "KILL_WAIT_S", 2.0)
+    return SlurmTask(
+        name="small/tokens/0123456789ab",
+        stage="tokens",
+        folder=str(folder.path),
+        jobs=str(tmp_path / "runs" / "jobs"),
+        token="t",
+        elements=((Element("0"),),),
+        python=str(python),
+        environment={"PYTHONPATH": str(WORLD.parents[2])},
+        grace_time_s=0,
+    )
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGUSR2, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def job(task: SlurmTask) -> Path:
+    return Path(task.jobs) / "7"
+
+
+def when_it_waits(tmp_path: Path, then: Any) -> threading.Thread:
+    """Call `then` once the worker has begun."""
+
+    def watch() -> None:
+        while not any(event["what"] == "begin" for event in read_events(tmp_path / "orders")):
+            time.sleep(0.05)
+        time.sleep(0.5)  # its handlers are up
+        then()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return thread
+
+
+# ---------------------------------------------------------------------------------------------- how attempts end
+
+
+def test_what_is_made_is_finished(task: SlurmTask) -> None:
+    assert task() == "finished"
+    assert read_outcome(rundir.exit_file(job(task), 0)) == "finished"
+    assert outcome.read_exit(job(task)).status == 0
+
+
+def test_an_error_fails_the_job_with_its_traceback_first(
+    task: SlurmTask, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    order(tmp_path / "orders", "raise", "tokens")
+    with pytest.raises(StageError, match="ValueError: as it was told") as caught:
+        task()
+    assert str(caught.value).startswith("Traceback (most recent call last)")
+    assert capfd.readouterr().err.strip().startswith("Traceback (most recent call last)")
+    assert read_outcome(rundir.exit_file(job(task), 0)) == "failed"
+
+
+def test_an_exit_of_zero_is_no_success(task: SlurmTask, tmp_path: Path, folder: StageDir) -> None:
+    order(tmp_path / "orders", "leave", "tokens")
+    with pytest.raises(StageError, match="the worker ended with status 0, not done"):
+        task()
+    assert records.read_json(folder.failed)["job_id"] == "7"
+
+
+def test_a_killed_worker_says_by_what(task: SlurmTask, tmp_path: Path) -> None:
+    order(tmp_path / "orders", "die", "tokens")
+    with pytest.raises(StageError, match="was killed by signal 9"):
+        task()
+
+
+def test_usr2_saves_requeues_and_never_returns(
+    task: SlurmTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An exit before Slurm ends the job would make it COMPLETED or FAILED."""
+    told: list[tuple[str, ...]] = []
+    monkeypatch.setattr(scheduler, "tell", lambda *words: told.append(words) or "")
+    order(tmp_path / "orders", "wait", "tokens")
+    when_it_waits(tmp_path, lambda: os.kill(os.getpid(), signal.SIGUSR2))
+    with pytest.raises(StoppedError, match=r"stopped \(SIGUSR2\) and saved; the next submit goes on"):
+        task()
+    assert told == [("requeue", "7")]
+    assert rundir.stop_file(job(task), 0).read_text() == "SIGUSR2"
+    assert read_outcome(rundir.exit_file(job(task), 0)) == "stopped"
+    assert [event["what"] for event in read_events(tmp_path / "orders")] == ["begin", "end"], "it left by itself"
+
+
+def test_a_requeue_that_is_refused_is_asked_for_again(
+    task: SlurmTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, ...]] = []
+
+    def silent(*words: str) -> str:
+        told.append(words)
+        raise scheduler.SchedulerError("no answer", "silent")
+
+    monkeypatch.setattr(scheduler, "tell", silent)
+    monkeypatch.setattr(slurm_job, "REQUEUE_EVERY_S", 0.5)
+    order(tmp_path / "orders", "wait", "tokens")
+    when_it_waits(tmp_path, lambda: os.kill(os.getpid(), signal.SIGUSR2))
+    with pytest.raises(StoppedError):
+        task()
+    assert len(told) > 1
+
+
+def test_term_waits_and_asks_for_nothing(task: SlurmTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Preemption, scancel, requeue: Slurm knows already what becomes of the job."""
+    monkeypatch.setattr(scheduler, "tell", lambda *words: pytest.fail(str(words)))
+    order(tmp_path / "orders", "wait", "tokens")
+    when_it_waits(tmp_path, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    began = time.monotonic()
+    with pytest.raises(StoppedError, match=r"stopped \(SIGTERM\)"):
+        task()
+    assert time.monotonic() - began >= slurm_job.KILL_WAIT_S
+
+
+def test_a_stop_file_of_a_person_ends_the_job_at_once(
+    task: SlurmTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slurm_job, "KILL_WAIT_S", 600.0)
+    order(tmp_path / "orders", "wait", "tokens")
+    when_it_waits(tmp_path, rundir.stop_file(job(task), 0).touch)
+    with pytest.raises(StoppedError, match=r"stopped \(on request\)"):
+        task()
+
+
+def test_a_chain_leaves_for_its_successor(task: SlurmTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "tell", lambda *words: pytest.fail(str(words)))
+    monkeypatch.setattr(slurm_job, "KILL_WAIT_S", 600.0)
+    order(tmp_path / "orders", "wait", "tokens")
+    when_it_waits(tmp_path, lambda: os.kill(os.getpid(), signal.SIGUSR2))
+    with pytest.raises(StoppedError):
+        replace(task, requeue=False)()
+
+
+def test_a_successor_with_nothing_to_do_leaves_at_once(
+    task: SlurmTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task()
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    assert replace(task, link=1)() == "finished"
+    assert len([event for event in read_events(tmp_path / "orders") if event["what"] == "begin"]) == 1
+
+
+def test_a_successor_of_a_failure_does_not_try_again(
+    task: SlurmTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order(tmp_path / "orders", "raise", "tokens")
+    with pytest.raises(StageError):
+        task()
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    with pytest.raises(StageError, match="job 7, which came before in the chain, failed"):
+        replace(task, link=1)()
+
+
+def test_three_restarts_without_progress_give_up(
+    task: SlurmTask, tmp_path: Path, folder: StageDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order(tmp_path / "orders", "leave", "tokens")
+    for restart in range(3):
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(restart))
+        with pytest.raises(StageError, match="ended with status 0"):
+            task()
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
+    with pytest.raises(StageError, match=r"3 restarts without progress: still at nothing\. Give it more .*time_min"):
+        task()
+    assert "3 restarts without progress" in records.read_json(folder.failed)["error"]
+    assert len(read_events(tmp_path / "orders")) == 6, "the fourth attempt started no worker"
+
+
+def test_progress_starts_the_count_again(
+    task: SlurmTask, tmp_path: Path, folder: StageDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order(tmp_path / "orders", "leave", "tokens")
+    for restart in range(5):
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(restart))
+        records.write_json(folder.parts / f"{restart}.json", {})
+        with pytest.raises(StageError, match="ended with status 0"):
+            task()
+
+
+def test_an_error_pickle_of_an_earlier_attempt_is_removed(task: SlurmTask) -> None:
+    records.write_bytes(job(task) / "7_0_result.pkl", b"error")
+    task()
+    assert not (job(task) / "7_0_result.pkl").exists()
+
+
+@pytest.mark.parametrize(
+    ("stage", "path", "mark"),
+    [
+        ("train", "checkpoints/00000120/x", "step 00000120"),
+        ("train", "exports/00000200/x", "step 00000200"),
+        ("train", "checkpoints/.00000130.7.0/x", ""),
+        ("fisher", "partial/00000064/x", "example 00000064"),
+        ("tokens", "parts/0.json", "1 parts"),
+        ("evaluate", "00000200/mmlu.en.json", "1 cells"),
+        ("evaluate", "00000200/mmlu.lt.json", ""),
+    ],
+)
+def test_progress_is_what_a_restart_begins_with(tmp_path: Path, stage: str, path: str, mark: str) -> None:
+    records.write_text(tmp_path / path, "")
+    assert progress_mark(StageDir(tmp_path), stage, [Element("0", (), ("1.0:mmlu.en",))]) == mark
+
+
+# ---------------------------------------------------------------------------------------------- several nodes
+
+
+def second_node(task: SlurmTask, monkeypatch: pytest.MonkeyPatch) -> SlurmTask:
+    monkeypatch.setenv("SLURM_NODEID", "1")
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "n[1-2]")
+    return task
+
+
+@pytest.mark.parametrize(("wrote", "error"), [("finished", None), ("failed", StageError), ("stopped", StoppedError)])
+def test_other_nodes_end_as_node_0_says(
+    task: SlurmTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrote: str, error: type[Exception] | None
+) -> None:
+    order(tmp_path / "orders", "leave", "tokens")
+    task = second_node(task, monkeypatch)
+    facts = {"status": 0, "outcome": wrote}
+    writer = threading.Timer(1.5, lambda: records.write_json(rundir.exit_file(job(task), 0), facts))
+    writer.start()
+    if error is None:
+        assert task() == "finished"
+    else:
+        with pytest.raises(error):
+            task()
+    writer.join()
+
+
+def test_a_node_that_is_gone_requeues_the_job(
+    task: SlurmTask, tmp_path: Path, folder: StageDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its ranks lost a peer, and no other node says why: the machine failed, not the run."""
+    told: list[tuple[str, ...]] = []
+    monkeypatch.setattr(scheduler, "tell", lambda *words: told.append(words) or "")
+    monkeypatch.setattr(slurm_job, "CAUSE_S", 0.5)
+    order(tmp_path / "orders", "lose", "tokens")
+    with pytest.raises(StoppedError):
+        second_node(task, monkeypatch)()
+    assert told == [("requeue", "7")]
+
+
+def test_the_cause_on_another_node_is_what_fails(
+    task: SlurmTask, tmp_path: Path, folder: StageDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "tell", lambda *words: pytest.fail(str(words)))
+    order(tmp_path / "orders", "lose", "tokens")
+    task = second_node(task, monkeypatch)
+
+    def other_node() -> None:
+        facts = {"schema": records.SCHEMA, "error": "rank 1: Signal 9 (SIGKILL) received by PID 5", "traceback": ""}
+        records.write_json(folder.failed, facts | {"rank": 1, "job_id": "7", "restart": 0})
+        records.write_json(rundir.exit_file(job(task), 0), {"status": -9, "outcome": "failed"})
+
+    writer = threading.Timer(2.0, other_node)
+    writer.start()
+    with pytest.raises(StageError, match="Signal 9"):
+        task()
+    writer.join()
+
+
+def test_the_published_port_is_kept_for_the_one_who_listens(tmp_path: Path) -> None:
+    here = slurm_job.Here("7", "7", 0, 0, 0, ("n1", "n2"))
+    with rendezvous.meet(here, tmp_path, "i") as arguments:
+        assert arguments is not None
+        port = int(rundir.port_file(tmp_path, 0).read_text())
+        assert f"--rdzv-endpoint=n1i:{port}" in arguments
+        assert {"--rdzv-id=7.0", "--local-addr=n1i", "--nnodes=2"} <= set(arguments)
+        with socket.socket() as other, pytest.raises(OSError):
+            other.bind(("", port))
+        with socket.socket() as server:  # as torch's store does
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            server.bind(("", port))
+            server.listen()
+            with rendezvous.meet(replace(here, node=1), tmp_path) as others:
+                assert others is not None and f"--rdzv-endpoint=n1:{port}" in others
+
+
+def test_a_node_does_not_wait_for_the_port_of_an_attempt_that_is_over(tmp_path: Path) -> None:
+    here = slurm_job.Here("7", "7", 0, 0, 1, ("n1", "n2"))
+    with rendezvous.meet(here, tmp_path, over=lambda: True) as arguments:
+        assert arguments is None
+
+
+def test_a_port_that_never_comes_says_what_to_look_at(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="node 0 published no port in 0.1 s: did its task start"):
+        rendezvous.read_port(tmp_path / "port.0", timeout_s=0.1)
+
+
+# ---------------------------------------------------------------------------------------------- several elements
+
+
+def test_a_whole_node_runs_a_worker_on_each_gpu(task: SlurmTask, tmp_path: Path) -> None:
+    """Four elements, two GPUs: never more than two at once, each seeing one."""
+    script = tmp_path / "python"
+    script.write_text(f'#!/bin/sh\necho "$CUDA_VISIBLE_DEVICES" >> {tmp_path}/seen; sleep 0.5\n')
+    elements = tuple(Element(str(i), ("--part", f"{i}/4")) for i in range(4))
+    whole = replace(task, elements=(elements,), slots=2, gpus_per_node=2, cpus_per_task=8)
+    assert whole() == "finished"
+    assert sorted((tmp_path / "seen").read_text().split()) == ["0", "0", "1", "1"]
+    logs = rundir.rank_logs(job(task)) / "restart_0" / "node_0"
+    assert sorted(path.name for path in logs.iterdir()) == ["0", "1", "2", "3"]
+
+
+# ---------------------------------------------------------------------------------------------- command lines, caches
+
+
+def test_torchrun_meets_and_logs_by_node(task: SlurmTask, tmp_path: Path) -> None:
+    train = replace(task, stage="train", nproc_per_node=4)
+    command = torchrun_command(train, Element("0"), ("--nnodes=2",), tmp_path / "logs")
+    assert command[:3] == (task.python, "-m", "torch.distributed.run")
+    assert {"--nnodes=2", "--nproc-per-node=4", "--max-restarts=0", f"--log-dir={tmp_path}/logs"} <= set(command)
+    assert command[-4:] == ("-m", "hpc_ewc.worker", "train", task.folder)
+
+
+def test_apptainer_holds_torchrun_alone(task: SlurmTask) -> None:
+    box = ContainerConfig(runtime="apptainer", image="/proj/x.sif", binds=("/scratch",))
+    command = plain_command(replace(task, container=box, gpus_per_node=1), Element("0"))
+    assert command[:3] == ("apptainer", "exec", "--nv")
+    assert command[command.index("/proj/x.sif") + 1] == "python3"
+    assert "/scratch" in command and str(Path(task.jobs).parent) in command
+    assert command[-4:] == ("-m", "hpc_ewc.worker", "tokens", task.folder)
+    rocm = ContainerConfig(runtime="singularity", image="/proj/x.sif", args=("--rocm",))
+    assert plain_command(replace(task, container=rocm, gpus_per_node=1), Element("0"))[:3] == (
+        "singularity",
+        "exec",
+        "--rocm",
+    )
+
+
+def test_pyxis_is_a_step_on_this_node(task: SlurmTask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURMD_NODENAME", "n1")
+    box = ContainerConfig(runtime="pyxis", image="/proj/x.sqsh", binds=("/scratch",))
+    command = in_container(replace(task, container=box), ("-m", "x"))
+    assert command[0] == "srun" and {"--overlap", "--nodelist=n1", "--container-image=/proj/x.sqsh"} <= set(command)
+    mounts = next(word for word in command if word.startswith("--container-mounts="))
+    assert "/scratch:/scratch" in mounts
+
+
+def test_caches_lie_on_the_node_and_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NODE_DISK", str(tmp_path / "node"))
+    shared = tmp_path / "datasets" / "a"
+    records.write_text(shared / "a.arrow", "rows")
+    records.write_text(shared / "a.lock", "")
+    with node_folder("$NODE_DISK", "7_1.0") as place:
+        assert place is not None
+        found = node_caches(place, "evaluate", {"HF_DATASETS_CACHE": str(shared.parent)})
+        assert Path(found["TRITON_CACHE_DIR"]).is_dir()
+        mirrored = Path(found["HF_DATASETS_CACHE"]) / "a"
+        assert (mirrored / "a.arrow").read_text() == "rows" and not (mirrored / "a.lock").exists()
+        (mirrored / "cache-1.arrow").write_text("derived")
+    assert not place.exists()
+    assert sorted(path.name for path in shared.iterdir()) == ["a.arrow", "a.lock"]
+
+
+def test_a_scratch_that_is_not_there_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(StageError, match=r"slurm\.scratch = .*name a folder that every node has"),
+        node_folder(str(tmp_path / "file" / "x"), "7.0"),
+    ):
+        pass
+
+
+# ---------------------------------------------------------------------------------------------- what went wrong
+
+
+TORCHRUN_SAYS = """\
+============================================================
+hpc_ewc.worker FAILED
+------------------------------------------------------------
+Failures:
+  <NO_OTHER_FAILURES>
+------------------------------------------------------------
+Root Cause (first observed failure):
+[0]:
+  time      : 2026-11-21_08:49:25
+  host      : n2
+  rank      : 3 (local_rank: 1)
+  exitcode  : -9 (pid: 512)
+  error_file: <N/A>
+  traceback : Signal 9 (SIGKILL) received by PID 512
+============================================================
+"""
+
+
+def test_the_rank_that_was_killed_is_named(tmp_path: Path) -> None:
+    records.write_text(tmp_path / "7_1_log.err", TORCHRUN_SAYS)
+    assert outcome.killed_rank(tmp_path) == ("rank 3: Signal 9 (SIGKILL) received by PID 512", 3)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        ("StageError: another rank of this job ended (Connection closed by peer [127.0.1.1]:12689)", True),
+        ("RuntimeError: [gloo/transport/tcp/pair.cc:553] Connection closed by peer", True),
+        ("torch.distributed.elastic.rendezvous.api.RendezvousConnectionError: The connection to the C10d store", True),
+        ("ValueError: loss is nan at step 12", False),
+        ("rank 1: Signal 9 (SIGKILL) received by PID 512", False),
+    ],
+)
+def test_a_lost_peer_is_no_cause(error: str, expected: bool) -> None:
+    assert outcome.is_consequence(error) == expected
