@@ -113,6 +113,7 @@ def prefetch(
     profile: OptionalPath = None,
     dry_run: bool = False,
     update: bool = False,
+    as_job: Annotated[str | None, tyro.conf.arg(metavar="PARTITION")] = None,
 ) -> int:
     """Fetch everything that an experiment names, then prove that it loads without a network. Again: goes on.
 
@@ -123,10 +124,11 @@ def prefetch(
         profile: Whose Python loads things for the proof; absent: this one.
         dry_run: Show what there is to fetch, and how much.
         update: Look for newer commits of what is there; the records of before are then of other data.
+        as_job: Do it in a job of this partition, which has a network; the profile says the account.
     """
     from hpc_ewc.launch.prefetch import prefetch
 
-    return prefetch(sweep, profile, dry_run, update)
+    return prefetch(sweep, profile, dry_run, update, as_job)
 
 
 def status(

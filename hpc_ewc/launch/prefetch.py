@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -20,19 +21,22 @@ from typing import Any
 
 from hpc_ewc import hub, records, suites
 from hpc_ewc.config import Experiment, load_experiment, render_toml
-from hpc_ewc.errors import HpcEwcError, InputError
+from hpc_ewc.errors import HpcEwcError, InputError, SubmitError
 from hpc_ewc.launch.download import Repository, check_space, fetch, look, merge, size, wanted_files, wanted_model
 from hpc_ewc.launch.graph import with_absolute_paths
 from hpc_ewc.launch.model_folder import check_model
 from hpc_ewc.launch.process import die_with_parent
-from hpc_ewc.launch.profile import Profile, load_profile
+from hpc_ewc.launch.profile import Profile, check_filled_in, load_profile
 from hpc_ewc.launch.resolve import MINIATURE, Resolver, is_hub_id, local_path, prepare_miniature, uses_miniature
+from hpc_ewc.launch.slurm_script import inherited_environment
 from hpc_ewc.launch.torchrun import OFFLINE, SECRETS
 from hpc_ewc.launch.view import columns
 from hpc_ewc.sweep import expand
 
 NOWHERE = "http://127.0.0.1:9"
 """Nothing answers there: what asks the hub in spite of everything fails at once."""
+JOB_MIN = 240
+"""Time limit of `--as-job`; the next one goes on."""
 BENCHMARK_BYTES = 300_000_000
 """Of the rows of both languages, and of the files that they are made from."""
 
@@ -46,7 +50,7 @@ class Line:
     detail: str
 
 
-def prefetch(sweep: Path, profile: Path | None, dry_run: bool, update: bool) -> int:
+def prefetch(sweep: Path, profile: Path | None, dry_run: bool, update: bool, as_job: str | None = None) -> int:
     """Fetch what an experiment names; see `hpc-ewc prefetch --help`. Exit status: 0 all is there, 1 something is not.
 
     Raises:
@@ -54,6 +58,8 @@ def prefetch(sweep: Path, profile: Path | None, dry_run: bool, update: bool) -> 
     """
     loaded = load_profile(profile)
     experiment = load_experiment(sweep)
+    if as_job is not None:
+        return _submit(sweep, loaded, as_job, update=update)
     points = _points(experiment)
     repositories, cells = wanted(points), benchmark_cells(points)
     _check_shell(repositories, cells)
@@ -79,6 +85,45 @@ def prefetch(sweep: Path, profile: Path | None, dry_run: bool, update: bool) -> 
     lines += _seal(cells, points, loaded, update=update)
     lines += prove(sweep, points, loaded)
     return _conclude(sweep, lines)
+
+
+# ---------------------------------------------------------------------------------------------- as a job
+
+
+def _submit(sweep: Path, profile: Profile, partition: str, *, update: bool) -> int:
+    """The same command as a job in a partition with a network; 0 when it is in the queue.
+
+    A token comes from `hf auth login`, whose file the job reads: no environment of a job holds one.
+
+    Raises:
+        SubmitError: the profile is no cluster's, there is no sbatch, or it says no.
+    """
+    if profile.executor != "slurm":
+        raise SubmitError(
+            f"--as-job {partition}: {profile.where} is not the profile of a cluster; name one by --profile"
+        )
+    check_filled_in(profile)
+    command = [profile.interpreter, "-m", "hpc_ewc", "prefetch", str(sweep.absolute())]
+    command += ["--update"] if update else []
+    log = Path.cwd() / f"prefetch-{sweep.stem}.log"
+    flags = {"job-name": f"prefetch-{sweep.stem}", "partition": partition, "account": profile.slurm.account}
+    flags |= {"time": str(JOB_MIN), "cpus-per-task": "2", "mem": "8G", "output": str(log), "open-mode": "append"}
+    flags |= {"chdir": str(Path.cwd()), "qos": profile.slurm.of("tokens").qos}
+    asked = ["sbatch", "--parsable", *(f"--{name}={value}" for name, value in flags.items() if value)]
+    script = "\n".join([*profile.slurm.setup, f"exec {shlex.join(command)}"])
+    environment = inherited_environment(os.environ) | {"PYTHONPATH": str(Path(hub.__file__).parents[1])}
+    environment |= {name: value for name, value in os.environ.items() if name.lower().endswith("_proxy")}
+    try:
+        done = subprocess.run(
+            [*asked, f"--wrap={script}"], env=environment, capture_output=True, text=True, timeout=60, check=False
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise SubmitError(f"--as-job {partition}: sbatch could not be called: {error}") from None
+    if done.returncode != 0:
+        words = " ".join(done.stderr.split())
+        raise SubmitError(f"--as-job {partition}: sbatch refused (exit {done.returncode}): {words}")
+    _say(f"job {done.stdout.strip().partition(';')[0]} in {partition}; what it says goes to {log}")
+    return 0
 
 
 # ---------------------------------------------------------------------------------------------- what

@@ -19,7 +19,7 @@ from hpc_ewc.launch.artefacts import Found, find, make_ready
 from hpc_ewc.launch.graph import REPORT, Graph, build_graph, elements, gpu_hours
 from hpc_ewc.launch.ledger import History, Ledger, submit_lock
 from hpc_ewc.launch.outcome import report_fingerprint
-from hpc_ewc.launch.profile import Profile, check_time, load_profile, slots
+from hpc_ewc.launch.profile import Profile, check_filled_in, check_time, load_profile, slots
 from hpc_ewc.launch.resolve import Resolver, local_path, prepare_miniature, uses_miniature
 from hpc_ewc.launch.view import Display
 from hpc_ewc.rundir import RunDir, rank_logs
@@ -121,6 +121,7 @@ def carry_out(
     plan = make_plan(request, profile, root, out, display)
     if not plan.jobs:
         return nothing_to_do(plan)
+    check_filled_in(profile)
     if profile.executor == "slurm":
         with submit_lock(root):
             return run_on_slurm(plan, display, yes)

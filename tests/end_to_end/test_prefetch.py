@@ -227,6 +227,29 @@ def test_nothing_is_begun_where_it_cannot_end(login: Login) -> None:
     assert not (login.folder / "hf" / "hub").exists()
 
 
+def test_as_a_job_it_asks_the_scheduler_without_a_token(login: Login) -> None:
+    seen = login.folder / "seen"
+    sbatch = login.folder / "bin" / "sbatch"
+    sbatch.parent.mkdir()
+    sbatch.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {seen}\nenv >> {seen}\necho "4711;cluster"\n')
+    sbatch.chmod(0o755)
+    profile = login.folder / "p.toml"
+    profile.write_text('executor = "slurm"\n[slurm]\naccount = "me"\nsetup = ["module load x"]\n')
+    path = {"PATH": f"{sbatch.parent}:{os.environ['PATH']}"}
+    done = login.prefetch("--profile", "p.toml", "--as-job", "serial", HF_TOKEN="hf_secret", **path)
+    assert (done.returncode, "job 4711 in serial; what it says goes to" in done.stderr) == (0, True), done.stderr
+    text = seen.read_text()
+    for word in ("--partition=serial", "--account=me", "--wrap=module load x", "-m hpc_ewc prefetch", "small.toml"):
+        assert word in text
+    assert "hf_secret" not in text and "HF_HOME=" in text
+    refused = login.prefetch("--as-job", "serial")
+    assert refused.returncode == 2
+    assert "is not the profile of a cluster; name one by --profile" in refused.stderr
+    sbatch.write_text("#!/bin/sh\necho 'Invalid partition' >&2\nexit 1\n")
+    wrong = login.prefetch("--profile", "p.toml", "--as-job", "nowhere", **path)
+    assert "SubmitError: --as-job nowhere: sbatch refused (exit 1): Invalid partition" in wrong.stderr
+
+
 def test_a_dry_run_needs_no_torch(login: Login) -> None:
     program = (
         "import sys; from hpc_ewc.cli import main; main(['prefetch', 'small.toml', '--dry-run']); print(*sys.modules)"

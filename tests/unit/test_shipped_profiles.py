@@ -1,0 +1,116 @@
+"""Every profile of slurm/: it loads, says what it waits for, and becomes scripts; docs/cluster.md explains each key."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from hpc_ewc.config import Resources, build_experiment, option_docs
+from hpc_ewc.errors import ConfigError
+from hpc_ewc.launch.profile import (
+    ContainerConfig,
+    LocalConfig,
+    Profile,
+    SlurmConfig,
+    build_profile,
+    check_filled_in,
+    job_resources,
+    load_profile,
+)
+from hpc_ewc.launch.slurm_script import build_script
+from hpc_ewc.rundir import RunDir
+
+REPOSITORY = Path(__file__).parents[2]
+PROFILES = sorted(path.name for path in (REPOSITORY / "slurm").glob("*.toml"))
+SITES = ("juwels-booster.toml", "leonardo.toml", "lumi.toml")
+STAGES = ("tokens", "fisher", "train", "evaluate", "report")
+MINIATURE = build_experiment({"model": {"path": "miniature"}, "data": {"source": "miniature"}}, "x.toml")
+
+
+def test_the_sites_are_there() -> None:
+    assert set(SITES) <= set(PROFILES)
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_every_profile_becomes_scripts(name: str, tmp_path: Path) -> None:
+    profile = load_profile(REPOSITORY / "slurm" / name)
+    if profile.executor == "local":
+        return
+    for stage in STAGES:
+        resources = job_resources(stage, MINIATURE, profile)
+        script = build_script(
+            root=RunDir(tmp_path / "paper"),
+            stage=stage,
+            run="r",
+            token="t-1",
+            resources=resources,
+            profile=profile,
+            code=tmp_path,
+            array=3 if stage == "evaluate" else None,
+            dependency="",
+        ).render()
+        slurm = profile.slurm.of(stage)
+        lines = [line for line in script.splitlines() if line.startswith("#SBATCH")]
+        assert f"#SBATCH --partition={slurm.partition}" in lines
+        assert not any("None" in line for line in lines)
+        assert all(line in script for line in slurm.setup)
+        asked = [line for line in lines if "gpu" in line and "--job-name" not in line]
+        assert bool(asked) == bool(resources.gpus_per_node)
+        assert f"--cpus-per-task={resources.cpus_per_task}" in script
+
+
+@pytest.mark.parametrize("name", SITES)
+def test_a_site_names_its_sources_and_what_only_the_user_knows(name: str) -> None:
+    path = REPOSITORY / "slurm" / name
+    text = path.read_text(encoding="utf-8")
+    assert "Not yet run there" in text and "https://" in text
+    cited = ", ".join(re.findall(r"\[(\d(?:, \d)*)\]", text.split("executor = ")[1]))
+    assert set(cited.split(", ")) == set(re.findall(r"^# \[(\d)\]", text, re.MULTILINE))
+    with pytest.raises(ConfigError, match=rf"{name}: slurm\.account, .*runs, python: still to be filled in"):
+        check_filled_in(load_profile(path))
+
+
+def test_a_profile_without_gaps_is_taken() -> None:
+    for name in ("local.toml", "sandbox.toml"):
+        check_filled_in(load_profile(REPOSITORY / "slurm" / name))
+
+
+def test_singularity_is_apptainer_by_its_old_name() -> None:
+    for runtime in ("apptainer", "singularity"):
+        table = {"executor": "slurm", "container": {"runtime": runtime, "image": "/x.sif"}}
+        assert build_profile(table, "p.toml").container.runtime == runtime
+
+
+# ---------------------------------------------------------------------------------------------- docs/cluster.md
+
+
+def key_tables() -> dict[str, str]:
+    """The tables of docs/cluster.md, from the dataclasses that read the TOML: heading → Markdown."""
+    parts: dict[str, type] = {"(top)": Profile, "[local]": LocalConfig, "[slurm]": SlurmConfig}
+    parts |= {"[container]": ContainerConfig, "[resources.STAGE]": Resources}
+    tables = {}
+    for heading, cls in parts.items():
+        docs = option_docs(cls)
+        rows = ["| key | default | is |", "|---|---|---|"]
+        for field in dataclasses.fields(cls):
+            if field.metadata:
+                value = field.default if field.default is not dataclasses.MISSING else field.default_factory()  # type: ignore[misc]
+                shown = (
+                    "absent"
+                    if value in (None, "", (), {})
+                    else f"`{str(value).lower() if value in (True, False) else value}`"
+                )
+                choices = ", ".join(f"`{choice}`" for choice in field.metadata.get("choices", ()) if choice)
+                text = " ".join(docs[field.name].split()) + (f" One of {choices}." if choices else "")
+                rows.append(f"| `{field.name}` | {shown} | {text.replace('|', chr(92) + '|')} |")
+        tables[heading] = "\n".join(rows)
+    return tables
+
+
+def test_the_page_on_clusters_explains_every_key() -> None:
+    page = (REPOSITORY / "docs" / "cluster.md").read_text(encoding="utf-8")
+    for heading, table in key_tables().items():
+        assert table in page, f"docs/cluster.md lacks the table of {heading} as it is now:\n{table}"
