@@ -17,5 +17,6 @@ def test_the_papers_settings_are_an_experiment_of_six_strengths(repository: Path
     assert [run.experiment.ewc.strength for run in expand(experiment)] == [0.0, 1e2, 1e3, 1e6, 1e9, 1e12]
     train = experiment.train
     assert (train.learning_rate, train.weight_decay, train.warmup_ratio, train.schedule) == (2e-4, 0.01, 0.05, "cosine")
-    assert (experiment.data.fraction, experiment.data.sequence_length, experiment.data.packing) == (0.1, 512, "truncate")
+    data = experiment.data
+    assert (data.fraction, data.sequence_length, data.packing) == (0.1, 512, "truncate")
     assert (experiment.ewc.mode, experiment.ewc.clip) == ("gradient", "total")
