@@ -134,7 +134,7 @@ def submit_array(bench: Bench) -> dict[str, Any]:
 
 
 def status_of_many(bench: Bench) -> dict[str, Any]:
-    """A run folder whose ledger has ten thousand jobs on Slurm, in all states, and what squeue and sacct say of them."""
+    """A run folder whose ledger has ten thousand jobs on Slurm, and what squeue and sacct say of them."""
     from hpc_ewc import records
     from hpc_ewc.launch.ledger import Ledger
     from hpc_ewc.rundir import RunDir

@@ -174,7 +174,9 @@ class Standing:
         return "failed" if failed and not at_work else "waiting" if at_work else "missing", "", ""
 
     def _ended_report(self, known: SlurmJob | None) -> tuple[str, str, str]:
-        return ("failed", describe_end(known), "") if known is not None else ("missing", "", "")
+        if known is None:
+            return "missing", "", ""
+        return "stopped" if known.state in INTERRUPTED else "failed", describe_end(known), ""
 
     # ------------------------------------------------------------------------------------------ details
 
@@ -189,15 +191,15 @@ class Standing:
         return (known is not None and not known.ended) or (known is None and self._is_fresh(job))
 
     def _is_fresh(self, job: Job) -> bool:
-        """Its progress file was written a moment ago."""
+        """It wrote how far it is a moment ago, or has only just begun."""
         if not job.job_id or job.outcome:
             return False
         for path in self.folder.progress_dir.glob("*.json"):
             with suppress(OSError, ArtefactError):
-                young = time.time() - path.stat().st_mtime < FRESH_S
-                if young and records.read_json(path).get("job_id") == job.job_id:
+                if _is_young(path) and records.read_json(path).get("job_id") == job.job_id:
                     return True
-        return False
+        place = self.root.job(job.job_id)  # made when the job starts
+        return _is_young(place) and not any(place.glob("exit.*"))
 
     def _was_stopped(self) -> bool:
         """The last attempt of one of its jobs was asked to stop, and did."""
@@ -256,6 +258,14 @@ def _attempt(path: Path) -> int:
     """3 of `exit.3`."""
     suffix = path.suffix[1:]
     return int(suffix) if suffix.isdigit() else -1
+
+
+def _is_young(path: Path) -> bool:
+    """Changed a moment ago."""
+    try:
+        return time.time() - path.stat().st_mtime < FRESH_S
+    except OSError:
+        return False
 
 
 def is_done(folder: StageDir) -> bool:

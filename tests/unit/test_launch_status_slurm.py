@@ -226,6 +226,8 @@ def test_the_report_is_a_job_too(root: RunDir, slurm: Slurm) -> None:
     assert rows(root)["report"].state == "running"
     slurm.says("13", "FAILED", exit_code="1:0")
     assert rows(root)["report"].note == "FAILED 1:0"
+    slurm.says("13", "CANCELLED")
+    assert rows(root)["report"].state == "stopped"
     slurm.says("13", "COMPLETED")
     assert (rows(root)["report"].state, rows(root)["report"].note) == ("done", "/results/x")
     slurm.jobs.clear()
@@ -251,6 +253,10 @@ def test_files_alone_where_slurm_does_not_answer(
     assert found["evaluate"].note == "not known: Slurm did not answer"
     os.utime(path, (0, 0))
     assert rows(root)["train"].state == "waiting", "an old progress file says nothing"
+    root.job("11").mkdir(parents=True)
+    assert rows(root)["train"].state == "running", "it has begun"
+    records.write_json(rundir.exit_file(root.job("11"), 0), {"status": 0, "outcome": "stopped"})
+    assert rows(root)["train"].state == "waiting"
     finish(root, "train", TRAIN)
     assert rows(root)["train"].state == "done"
 
