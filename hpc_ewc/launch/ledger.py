@@ -6,7 +6,7 @@ without an id, which the next submit looks up before it submits anything again.
     graph      the stages of a submit: what `status` shows
     intent     token, stage, run, element; of Slurm `scheduler`, and `elements`, what each index of the array covers
     submitted  token, job_id, host, pid, started; of Slurm job_id (of the whole array), dependencies
-    ended      token (of an array with `index`), outcome (finished, stopped, failed; lost: it never reached Slurm)
+    ended      token, outcome (finished, stopped, failed; lost: it never reached Slurm), of an array `outcomes` by index
     cancelled  run, stage: not to be started by the submit that is at work
 """
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -131,8 +131,19 @@ class Ledger:
         """After sbatch, or where an intent was found again in the queue."""
         self.write("submitted", token=token, scheduler="slurm", job_id=job_id, dependencies=dependencies)
 
-    def ended(self, token: str, outcome: str, index: int | None = None) -> None:
-        self.write("ended", token=token, outcome=outcome, **({} if index is None else {"index": index}))
+    def ended(self, token: str, outcome: str) -> None:
+        self.write("ended", token=token, outcome=outcome)
+
+    def elements_ended(self, outcomes: Iterable[tuple[Job, str]]) -> None:
+        """How elements of arrays ended, one line a submission: a thousand lines would be a thousand flushes."""
+        by_token: dict[str, dict[str, str]] = {}
+        for job, outcome in outcomes:
+            if job.index is None:
+                self.ended(job.token, outcome)
+            else:
+                by_token.setdefault(job.token, {})[str(job.index)] = outcome
+        for token, found in by_token.items():
+            self.write("ended", token=token, outcomes=found)
 
     def cancelled(self, node: str) -> None:
         self.write("cancelled", node=node)
@@ -173,8 +184,11 @@ def _apply(history: History, line: dict[str, Any]) -> None:
             job = history.jobs[line["token"]]
             job.job_id = line["job_id"]
             job.process = Process(line["host"], int(line["pid"]), line["started"])
+        case "ended" if "outcomes" in line:
+            for index, outcome in line["outcomes"].items():
+                history.jobs[_name(line["token"], int(index))].outcome = outcome
         case "ended":
-            history.jobs[_name(line["token"], line.get("index"))].outcome = line["outcome"]
+            history.jobs[line["token"]].outcome = line["outcome"]
         case "cancelled":
             history.cancelled.add(line["node"])
         case "reported":

@@ -18,7 +18,8 @@ from hpc_ewc.launch.slurm_job import read_outcome
 from hpc_ewc.launch.slurm_output import SlurmJob
 from hpc_ewc.rundir import RunDir
 
-NEVER = ("DependencyNeverSatisfied", "JobHeldAdmin")
+NEVER = ("DependencyNeverSatisfied",)
+"""Why a job waits that will not run: --kill-on-invalid-dep ends it in a moment."""
 WELL = ("COMPLETED",)
 INTERRUPTED = ("CANCELLED", "TIMEOUT", "PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "DEADLINE", "REVOKED", "")
 """Ends that say nothing against the work: the next submit goes on with it."""
@@ -53,9 +54,9 @@ def reconcile(root: RunDir) -> Live:
     gone = [job for job in waiting if job.job_id not in live]
     known = scheduler.look_up({job.main_id for job in gone}, since=min((job.at for job in gone), default=0.0) - 86400)
     told = {job.job_id: job for jobs in known.values() for job in jobs}
-    for job in gone:
-        outcome = settle(root, job, told.get(job.job_id))
-        ledger.ended(job.token, outcome, job.index)
+    settled = [(job, settle(root, job, told.get(job.job_id))) for job in gone]
+    ledger.elements_ended(settled)
+    for job, outcome in settled:
         if job.stage == REPORT and outcome == "finished":
             _note_report(root, ledger, job)
     partitions: dict[str, int] = {}
@@ -87,8 +88,8 @@ def _adopt(ledger: Ledger, history: History, queue: Sequence[SlurmJob]) -> None:
             for job in jobs:
                 job.job_id = found[token] if job.index is None else f"{found[token]}_{job.index}"
         else:
+            ledger.elements_ended((job, "lost") for job in jobs)
             for job in jobs:
-                ledger.ended(token, "lost", job.index)
                 job.outcome = "lost"
 
 
@@ -145,19 +146,22 @@ def batch_log(root: RunDir, job: Job) -> str:
     return "\n".join(filter(None, (last_lines(path, 30) for path in files)))
 
 
-def other_executor_lives(history: History, executor: str) -> None:
+def other_executor_lives(root: RunDir, executor: str) -> None:
     """A run folder belongs to one scheduler while its jobs live.
 
     Raises:
-        SubmitError: local jobs live and a submit to Slurm is asked for, or the other way round.
+        SubmitError: local jobs live and a submit to Slurm is asked for, or the other way round, or Slurm cannot be
+            asked whether its jobs do.
     """
+    history = Ledger(root).read()
     if executor == "slurm" and history.live():
         raise SubmitError(
-            f"{len(history.live())} local jobs of this run folder still run; wait for them, or end them "
-            "by hpc-ewc cancel"
+            f"{len(history.live())} local jobs of {root.root} still run; wait for them, or end them by hpc-ewc cancel"
         )
     if executor == "local" and history.open():
-        raise SubmitError(
-            f"{len(history.open())} jobs of this run folder were given to Slurm and may still run there; submit with "
-            "the Slurm profile, or end them by hpc-ewc cancel"
-        )
+        alive = reconcile(root).jobs
+        if alive:
+            raise SubmitError(
+                f"{len(alive)} jobs of {root.root} wait or run on Slurm; submit with the Slurm profile, or end them by "
+                "hpc-ewc cancel"
+            )

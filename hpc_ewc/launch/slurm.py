@@ -149,7 +149,7 @@ class SlurmSubmit:
             return
         for job in self.live.of(node.id):
             scheduler.cancel([job.job_id])
-            self.ledger.ended(job.token, "stopped")
+            self.ledger.elements_ended([(job, "stopped")])
         if not self.room.has(node, 1):
             self._leave(node.id)
             return
@@ -221,8 +221,7 @@ class SlurmSubmit:
 
     def _forget(self, script: Script) -> None:
         """A submission that Slurm refused has no jobs."""
-        for job in self.ledger.read().submission(script.token):
-            self.ledger.ended(script.token, "lost", job.index)
+        self.ledger.elements_ended((job, "lost") for job in self.ledger.read().submission(script.token))
 
     def _find_again(self, token: str) -> str:
         for pause in FOUND_AGAIN_S:

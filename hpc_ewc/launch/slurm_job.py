@@ -15,8 +15,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -29,7 +29,7 @@ from hpc_ewc.launch.artefacts import failure as last_failure
 from hpc_ewc.launch.graph import REPORT, Element, Node
 from hpc_ewc.launch.outcome import Exit, Outcome, decide, explain, is_consequence, report_fingerprint, stored_node
 from hpc_ewc.launch.process import kill_tree
-from hpc_ewc.launch.profile import ContainerConfig
+from hpc_ewc.launch.profile import SECRETS, ContainerConfig
 from hpc_ewc.launch.slurm_node import node_caches, node_folder, plain_command, torchrun_command
 from hpc_ewc.launch.torchrun import POLL_S, WorkerProcess, uses_torchrun
 from hpc_ewc.rundir import RunDir, StageDir
@@ -181,21 +181,24 @@ class SlurmAttempt:
                 f"each attempt printed is in {rundir.rank_logs(self.folder)}"
             )
         now = {"job_id": self.here.job_id, "restart": self.here.restart, "mark": mark, "at": time.time()}
-        records.write_json(path, {"schema": records.SCHEMA, "attempts": [*past[-20:], now]})
+        with _unless_full(path):
+            records.write_json(path, {"schema": records.SCHEMA, "attempts": [*past[-20:], now]})
 
     def _give_up(self, reason: str) -> None:
         if self.task.stage != REPORT:
             facts = {"schema": records.SCHEMA, "error": reason, "traceback": "", "rank": 0, "samples": None}
             facts |= {"element": self.elements[0].name, "node": socket.gethostname()}
             facts |= {"job_id": self.here.job_id, "restart": self.here.restart}
-            records.write_json(StageDir(Path(self.task.folder)).failed, facts)
+            with _unless_full(Path(self.task.folder)):
+                records.write_json(StageDir(Path(self.task.folder)).failed, facts)
         self._end("failed")
         raise StageError(f"{self.task.name}: {reason}")
 
     def _environment(self, scratch: Path | None) -> dict[str, str]:
         """Of the workers: this process's, which sbatch was given as a list, and what the task adds."""
         named = {"HPC_EWC_JOB_ID": self.here.job_id, "HPC_EWC_STOP_FILE": str(self.stop_file)}
-        environment = os.environ | named | self.task.environment
+        inherited = {name: value for name, value in os.environ.items() if name not in SECRETS}
+        environment = inherited | named | self.task.environment
         return environment if scratch is None else environment | node_caches(scratch, self.task.stage, environment)
 
     # ------------------------------------------------------------------------------------------ while it works
@@ -314,7 +317,8 @@ class SlurmAttempt:
 
     def _lost_another(self, ended: Exit) -> bool:
         node = self._node()
-        explain(node, self.elements[0], self.folder, self.here.restart, ended)
+        with _unless_full(node.folder.failed):
+            explain(node, self.elements[0], self.folder, self.here.restart, ended)
         return is_consequence(str(last_failure(node.folder).get("error", "")))
 
     def _wait_for_cause(self, ended: Exit) -> str:
@@ -367,7 +371,8 @@ class SlurmAttempt:
         facts |= {"stopped": self.stop_file.exists(), "why": sorted(self._reason()), "ended_at": time.time()}
         facts |= {"node": socket.gethostname()}
         facts |= {"reported": self.reported, "out": self.task.out} if self.reported else {}
-        records.write_json(self.exit_file, facts)
+        with _unless_full(self.exit_file):
+            records.write_json(self.exit_file, facts)
         return outcome
 
     def _failure(self, ended: Exit) -> StageError:
@@ -375,7 +380,8 @@ class SlurmAttempt:
         if self.task.stage == REPORT:
             return StageError(f"{self.task.name}: the report {ended.words}")
         node = self._node()
-        explain(node, self.elements[0], self.folder, self.here.restart, ended)
+        with _unless_full(node.folder.failed):
+            explain(node, self.elements[0], self.folder, self.here.restart, ended)
         failed = last_failure(node.folder)
         trace, error = str(failed.get("traceback", "")).strip(), str(failed.get("error", ""))
         where = f"rank {failed.get('rank', 0)} on {failed.get('node', socket.gethostname())}"
@@ -435,6 +441,15 @@ class SlurmAttempt:
 
 
 # ---------------------------------------------------------------------------------------------- what files tell
+
+
+@contextmanager
+def _unless_full(path: Path) -> Iterator[None]:
+    """What cannot be written, on a full disk say, must not hide what it is about."""
+    try:
+        yield
+    except OSError as error:
+        sys.stderr.write(f"{path}: cannot be written: {error}\n")
 
 
 def read_outcome(path: Path) -> str | None:

@@ -147,9 +147,8 @@ def run_here(plan: Plan, display: Display) -> int:
     from hpc_ewc.launch.local import LocalRun, wait_for_lost
     from hpc_ewc.launch.reconcile import other_executor_lives
 
-    history = Ledger(root).read()
-    other_executor_lives(history, "local")
-    lost = history.live()
+    other_executor_lives(root, "local")
+    lost = Ledger(root).read().live()
     wait_for_lost([(job.process, root.job(job.job_id)) for job in lost if job.process], display)
     plan = make_plan(plan.request, profile, root, plan.out, display)
     ledger = write_down(plan)
@@ -173,7 +172,7 @@ def run_on_slurm(plan: Plan, display: Display, yes: bool) -> int:
     root, profile = plan.graph.root, plan.profile
     check_paths(root)
     check_times(plan)
-    other_executor_lives(plan.history, "slurm")
+    other_executor_lives(root, "slurm")
     if uses_miniature(plan.request.experiment):
         prepare_miniature(profile.interpreter, display.say)
     live = reconcile(root)

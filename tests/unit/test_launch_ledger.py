@@ -163,3 +163,20 @@ def test_the_lock_is_given_back_after_an_error(root: RunDir) -> None:
     with pytest.raises(ZeroDivisionError), submit_lock(root):
         raise ZeroDivisionError
     assert not root.lock.exists()
+
+
+def test_an_array_is_told_element_by_element(root: RunDir) -> None:
+    ledger = Ledger(root)
+    ledger.slurm_intent("t", "evaluate", "a", [{"name": "0", "covers": ["1.0:x"]}, {"name": "1", "covers": []}], 0)
+    ledger.slurm_intent("u", "train", "a", [{"name": "0", "covers": ["0"]}], 2)
+    assert [job.job_id for job in ledger.read().open()] == ["", "", ""], "an intent is open: Slurm may have it"
+    ledger.slurm_submitted("t", "12", "afterok:11")
+    ledger.slurm_submitted("u", "13", "")
+    history = ledger.read()
+    assert [job.job_id for job in history.jobs.values()] == ["12_0", "12_1", "13"]
+    assert [job.main_id for job in history.submission("t")] == ["12", "12"]
+    assert history.submission("t")[0].covers == ("1.0:x",) and history.submission("u")[0].link == 2
+    assert not history.live(), "no process of this machine"
+    ledger.elements_ended([(history.submission("t")[1], "finished"), (history.submission("u")[0], "stopped")])
+    assert [job.outcome for job in ledger.read().jobs.values()] == ["", "finished", "stopped"]
+    assert [job.job_id for job in ledger.read().open()] == ["12_0"]

@@ -18,8 +18,9 @@ from hpc_ewc.errors import ConfigError, SubmitError
 from hpc_ewc.launch import slurm
 from hpc_ewc.launch.graph import Element
 from hpc_ewc.launch.ledger import Job, Ledger
+from hpc_ewc.launch.process import this_process
 from hpc_ewc.launch.profile import JobResources, Profile, SlurmConfig, build_profile
-from hpc_ewc.launch.reconcile import settle
+from hpc_ewc.launch.reconcile import other_executor_lives, settle
 from hpc_ewc.launch.scheduler import SchedulerError
 from hpc_ewc.launch.slurm_output import SlurmJob
 from hpc_ewc.launch.slurm_refusal import explain_refusal
@@ -277,8 +278,18 @@ def test_a_partition_s_own_limit_counts(cluster: Path, tmp_path: Path) -> None:
 
 def test_local_jobs_and_slurm_s_do_not_mix(cluster: Path, tmp_path: Path) -> None:
     give(tmp_path)
-    with pytest.raises(SubmitError, match="were given to Slurm and may still run there"):
+    with pytest.raises(SubmitError, match=r"8 jobs of \S+ wait or run on Slurm; submit with the Slurm profile"):
         submit(tmp_path / "small.toml", None, tmp_path / "runs", tmp_path / "out", dry_run=False, yes=True)
+    fake_slurm.set_states(cluster, "CANCELLED")
+    other_executor_lives(RunDir(tmp_path / "runs" / "small"), "local")  # and once they are gone it may
+
+
+def test_a_local_job_that_runs_keeps_slurm_away(cluster: Path, tmp_path: Path) -> None:
+    root = RunDir(tmp_path / "runs" / "small")
+    Ledger(root).intent("t", "train", "a", "0")
+    Ledger(root).submitted("t", "t", this_process())
+    with pytest.raises(SubmitError, match=r"1 local jobs of \S+ still run; wait for them"):
+        give(tmp_path)
 
 
 def test_a_chain_hangs_dependants_on_its_last(cluster: Path, tmp_path: Path) -> None:
