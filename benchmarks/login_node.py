@@ -1,6 +1,6 @@
 """How fast the login node's commands answer: help, dry run, submit of a large array, status of ten thousand jobs.
 
-    python benchmarks/login_node.py [--out benchmarks/login_node.json]
+    python benchmarks/login_node.py [--out benchmarks/results/login_node.json]
 
 Each figure is the wall time of whole processes, interpreter start included; `python -c pass` and
 `python -c 'import torch'` in the same run say what this machine, as busy as it was, needs for either. No Slurm is
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+RESULTS = REPOSITORY / "benchmarks" / "results" / "login_node.json"
 BARS = {
     "help": {"seconds": 0.5},
     "dry run of 1,000 runs": {"seconds": 2.0},
@@ -207,7 +208,7 @@ OURS = [sys.executable, "-m", "hpc_ewc"]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
+    parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--repeats", type=int, default=7)
     arguments = parser.parse_args()
     sys.path[:0] = [str(REPOSITORY), str(Path(__file__).parent)]
@@ -237,6 +238,7 @@ def main() -> None:
         "figures": figures,
         "environment": environment("cpu") | {package: version(package) for package in ("tyro", "rich", "submitit")},
     }
+    arguments.out.parent.mkdir(exist_ok=True)
     arguments.out.write_text(json.dumps(facts, indent=1) + "\n")
     print(json.dumps(facts, indent=1))
 
