@@ -54,6 +54,15 @@ class Sandbox:
     def ask(self, *command: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60)
 
+    def save_state(self) -> None:
+        """Wait until slurmctld wrote down what it knows, as it does every few seconds.
+
+        One that dies before forgets: a job that ended runs again, one that runs is started twice (and then held).
+        """
+        saved, now = self.state / "ctld" / "job_state", time.time()
+        self.slurm("scancel", self.slurm("sbatch", "--parsable", "--hold", "-o/dev/null", "--wrap=true").strip())
+        wait_for(lambda: saved.exists() and saved.stat().st_mtime > now, "slurmctld saves its state")
+
     def marked(self) -> list[int]:
         """Every process that carries the cluster's mark."""
         mark = f"HPC_EWC_SANDBOX={self.state}".encode()

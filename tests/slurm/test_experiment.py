@@ -83,6 +83,7 @@ def test_slurmctld_is_down(world: World, undisturbed: World) -> None:
     assert world.cluster
     world.must_submit()
     world.job("train")
+    world.cluster.save_state()
     world.cluster.do("kill-daemon", "slurmctld")
     refused = world.submit()
     assert refused.returncode == 2, refused.stdout + refused.stderr
@@ -102,7 +103,8 @@ def test_slurmctld_is_down(world: World, undisturbed: World) -> None:
 def test_slurmctld_goes_down_half_way_through_a_submit(world: World, undisturbed: World) -> None:
     """The part that was taken stays and is valid; the next submit adds what remains, and only that."""
     assert world.cluster
-    after_first = f"{sys.executable} {world.cluster.tool} kill-daemon slurmctld --state {world.cluster.state}"
+    world.cluster.save_state()
+    after_first = f"sleep 6; {sys.executable} {world.cluster.tool} kill-daemon slurmctld --state {world.cluster.state}"
     refused = with_sbatch(world, after_first).submit()
     assert refused.returncode in (1, 2), refused.stdout + refused.stderr
     assert "submit again" in refused.stderr or "stays" in refused.stderr, refused.stderr

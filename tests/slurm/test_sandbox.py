@@ -60,12 +60,7 @@ def test_up_again_changes_nothing_and_mends_what_died(cluster: Sandbox) -> None:
     cluster.do("up")
     assert sorted(cluster.marked()) == before
     first = cluster.nodes[0]
-    # what slurmctld has not written down when it dies it does not know afterwards: a job that ended would run again
-    saved, now = cluster.state / "ctld" / "job_state", time.time()
-    cluster.slurm(
-        "scancel", cluster.slurm("sbatch", "--parsable", "--hold", "--wrap=true").strip()
-    )  # something to save
-    wait_for(lambda: saved.exists() and saved.stat().st_mtime > now, "slurmctld saves its state")
+    cluster.save_state()
     cluster.do("kill-daemon", "slurmctld")
     cluster.do("kill-daemon", "mariadbd")
     cluster.do("kill-slurmd", first)
