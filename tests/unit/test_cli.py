@@ -106,13 +106,16 @@ def test_a_profile_s_mistake_too(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().err == "ConfigError: p.toml: unknown key 'local.cpu'; did you mean 'cpus'?\n"
 
 
-def test_a_cluster_s_profile_is_shown_and_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_cluster_s_profile_is_shown_where_there_is_no_slurm(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
     (tmp_path / "p.toml").write_text('executor = "slurm"\n[resources.train]\ngpus_per_node = 4\nnodes = 2\n')
     sweep = str(write_experiment(tmp_path))
     assert main(["submit", sweep, "--profile", "p.toml", "--dry-run"]) == 0
     assert "up to 16.0 GPU-hours" in capsys.readouterr().out
     assert main(["submit", sweep, "--profile", "p.toml"]) == 2
-    assert "executor = 'slurm'" in capsys.readouterr().err
+    assert "is this a login node of a Slurm cluster" in capsys.readouterr().err
 
 
 def test_many_gpu_hours_want_a_yes(
