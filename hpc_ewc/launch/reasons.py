@@ -22,12 +22,14 @@ REASONS = {
 }
 
 
-def describe_reason(reason: str, job: SlurmJob) -> str:
-    """`Priority (others go first)`; Slurm's own word is what one looks up."""
+def describe_reason(reason: str, job: SlurmJob, link: int = 0) -> str:
+    """`Priority (others go first)`; Slurm's own word is what one looks up. `link`: its place in a chain."""
     word = reason.partition(",")[0]
     meaning = REASONS.get(word, "")
     if word == "BeginTime" and not job.restarts:
         meaning = "its time to start has not come"
+    if word == "Dependency" and link:
+        meaning = "for the job before it in the chain to end"
     return f"{reason} ({meaning})" if meaning else reason or "in the queue"
 
 

@@ -215,8 +215,13 @@ class Answer:
     """What is not in `jobs` is not in the queue either."""
 
 
-def ask(main_ids: Iterable[str], since: float | None = None) -> Answer:
+def ask(main_ids: Iterable[str], since: float | None = None, user: str | None = None) -> Answer:
     """What squeue knows now and what accounting knows of before, at most two calls whatever the number of jobs.
+
+    Args:
+        main_ids: of jobs and arrays.
+        since: seconds since the epoch, when the first of them may have been submitted.
+        user: whose they are; None: one's own.
 
     Raises:
         SchedulerError: neither answered.
@@ -233,7 +238,7 @@ def ask(main_ids: Iterable[str], since: float | None = None) -> Answer:
             errors.append(error)
             return []
 
-    now = attempt(lambda: queue(ended=True))
+    now = attempt(lambda: queue(user, ended=True))
     queue_answered = not errors
     before = attempt(lambda: accounted(job_ids=wanted, since=since))
     if len(errors) == 2:

@@ -64,20 +64,24 @@ class Standing:
         self.jobs = context.jobs.get(self.id, [])
         self.folder = root.stage(self.stage, self.run) if self.run else StageDir(root.root)
         self.slurm = [context.slurm[job.job_id] for job in self.jobs if job.job_id in context.slurm]
+        queued = [job for job in self.jobs if job.job_id in context.slurm and not context.slurm[job.job_id].ended]
+        self.link = min((job.link for job in queued), default=0)
+        """Of a chain, the job whose turn it is: its successors only stand ready."""
+        self.queued = [job for job in queued if job.link == self.link]
+        self.live = [context.slurm[job.job_id] for job in self.queued]
 
     def row(self) -> Row:
         state, note, reason = self._state()
-        working = [job for job in self.jobs if self._works(job)]
+        working = self.queued or [job for job in self.jobs if self._works(job)]
         progress = self._progress(working) if state in ("running", "waiting") else None
-        live = [one for one in self.slurm if not one.ended]
         return Row(
             self.stage,
             self.run,
             state,
             progress,
             note,
-            restarts=max((one.restarts for one in live or self.slurm), default=0),
-            nodes=self._nodes(live, progress),
+            restarts=self.link + max((one.restarts for one in self.live or self.slurm), default=0),
+            nodes=self._nodes(progress),
             gpu_hours=self._gpu_hours(),
             reason=reason,
         )
@@ -104,7 +108,7 @@ class Standing:
 
     def _live_state(self) -> tuple[str, str, str] | None:
         """What Slurm has in its queue of this; None: nothing."""
-        live = [one for one in self.slurm if not one.ended]
+        live = self.live
         if any(one.runs for one in live):
             waits = sum(one.waits for one in live)
             return "running", f"{len(live) - waits} run, {waits} wait" if len(live) > 1 else "", ""
@@ -114,7 +118,7 @@ class Standing:
             if reason.startswith("DependencyNeverSatisfied"):
                 return "blocked", self._lost() or "what it needs did not end well", reason
             waits = f"{len(live)} wait: " if len(live) > 1 else ""
-            return "waiting", f"{waits}{describe_reason(reason, live[0])}", reason
+            return "waiting", f"{waits}{describe_reason(reason, live[0], self.link)}", reason
         unknown = [job for job in self.jobs if job.is_open and job.job_id not in self.context.slurm]
         if any(self._is_fresh(job) for job in unknown):
             return "running", "", ""
@@ -185,10 +189,10 @@ class Standing:
         return f"needs {lost[0]}" if lost and self.stage != REPORT else ""
 
     def _works(self, job: Job) -> bool:
-        known = self.context.slurm.get(job.job_id)
+        """It runs, as far as can be told without Slurm."""
         if job.scheduler != "slurm":
             return job.is_alive()
-        return (known is not None and not known.ended) or (known is None and self._is_fresh(job))
+        return job.job_id not in self.context.slurm and self._is_fresh(job)
 
     def _is_fresh(self, job: Job) -> bool:
         """It wrote how far it is a moment ago, or has only just begun."""
@@ -226,7 +230,7 @@ class Standing:
         if found is None:
             return None
         if expected:
-            waits = {one.job_id for one in self.slurm if one.waits}
+            waits = {one.job_id for one in self.live if one.waits}
             queued = sum(len(job.covers) for job in working if job.job_id in waits)
             found = Progress(max(0.0, found.done - queued), found.total, found.unit, found.fields)
         if self.stage == "train" and found.fields is not None and "tokens_per_s" not in found.fields:
@@ -234,8 +238,8 @@ class Standing:
             found.fields.update({} if speed is None else {"tokens_per_s": speed})
         return found
 
-    def _nodes(self, live: Sequence[SlurmJob], progress: Progress | None) -> str:
-        names = list(dict.fromkeys(one.nodes for one in live if one.nodes))
+    def _nodes(self, progress: Progress | None) -> str:
+        names = list(dict.fromkeys(one.nodes for one in self.live if one.nodes))
         if not names and progress is not None and progress.fields:
             names = [str(progress.fields.get("node", ""))]
         more = f" +{len(names) - LONGEST_NODES}" if len(names) > LONGEST_NODES else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -76,7 +77,8 @@ class Slurm:
         self.queue_answered = True
         self.asked: list[set[str]] = []
 
-    def __call__(self, main_ids: set[str], since: float | None = None) -> Answer:
+    def __call__(self, main_ids: set[str], since: float | None = None, user: str | None = None) -> Answer:
+        assert user == str(os.getuid()), "whose run folder it is"
         self.asked.append(set(main_ids))
         if len(self.unanswered) == 2:
             raise self.unanswered[0]
@@ -120,10 +122,12 @@ def finish(root: RunDir, stage: str, run: str, **summary: float) -> None:
     records.write_json(root.stage(stage, run).done, done)
 
 
-def submit(root: RunDir, job_id: str, stage: str, run: str, elements: list[tuple[str, list[str]]]) -> None:
+def submit(
+    root: RunDir, job_id: str, stage: str, run: str, elements: list[tuple[str, list[str]]], link: int = 0
+) -> None:
     ledger = Ledger(root)
     listed = [{"name": name, "covers": covers} for name, covers in elements]
-    ledger.slurm_intent(f"token-{job_id}", stage, run, listed, 0)
+    ledger.slurm_intent(f"token-{job_id}", stage, run, listed, link)
     if job_id:
         ledger.slurm_submitted(f"token-{job_id}", job_id, "")
 

@@ -102,6 +102,21 @@ def test_an_array_is_as_far_as_its_elements(root: RunDir, slurm: Slurm) -> None:
     assert (row.progress.done, row.progress.total) == (1, 6), "what still waits is not done"
 
 
+def test_successors_in_a_chain_only_stand_ready(root: RunDir, slurm: Slurm) -> None:
+    for link, job_id in enumerate(["21", "22", "23"], 1):
+        submit(root, job_id, "train", TRAIN, [("0", [])], link)
+        slurm.says(job_id, "PENDING", reason="Dependency")
+    slurm.says("11", "RUNNING", nodes="n1")
+    row = rows(root)["train"]
+    assert (row.state, row.note, row.restarts, row.nodes) == ("running", "", 0, "n1")
+    slurm.says("11", "TIMEOUT")
+    row = rows(root)["train"]
+    assert (row.state, row.note) == ("waiting", "Dependency (for the job before it in the chain to end)")
+    slurm.says("21", "RUNNING", nodes="n2")
+    row = rows(root)["train"]
+    assert (row.state, row.restarts, row.nodes) == ("running", 1, "n2")
+
+
 def test_more_nodes_than_fit(root: RunDir, slurm: Slurm) -> None:
     for i in range(3):
         slurm.says(f"12_{i}", "RUNNING", nodes=f"n{i}")
