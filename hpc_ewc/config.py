@@ -207,8 +207,8 @@ class EvaluateConfig:
     """Files of what is answered then, by language, {"question": …} a line; absent: TruthfulQA's questions."""
     judge_tokens: int = option(128, low=1)
     """Length of such an answer, at most."""
-    checkpoints: str = option("final", choices=("final", "all"))
-    """Which of the exports."""
+    checkpoints: str = option("final")
+    """Which of the exports: final, all, or "every 2" (the second, fourth, …, and the last)."""
     base: bool = option(True)
     """Evaluate the untrained model too: differences are to it."""
     shots: dict[str, int] = option({"gsm8k": 5, "mmlu": 5}, low=0, high=100)
@@ -419,6 +419,10 @@ def check_together(experiment: Experiment, where: str) -> None:
     lengths = [name for name in ("steps", "epochs") if getattr(train, name) or f"train.{name}" in experiment.grid]
     if len(lengths) > 1:
         raise ConfigError(f"{where}: train.steps and train.epochs are both set; keep one of the two")
+    if not re.fullmatch(r"final|all|every [1-9][0-9]*", experiment.evaluate.checkpoints):
+        raise ConfigError(
+            f'{where}: evaluate.checkpoints = {experiment.evaluate.checkpoints!r}: allowed are final, all, "every 2"'
+        )
     for exports in (train.export_at, *experiment.grid.get("train.export_at", ())):
         if not exports or exports[-1] != 1.0 or list(exports) != sorted(set(exports)):
             raise ConfigError(f"{where}: train.export_at = {list(exports)}: must rise and end in 1.0")

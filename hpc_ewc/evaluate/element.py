@@ -273,10 +273,19 @@ class Element:
         fields: dict[str, Any] = {}
         if cell is not None:
             fields = {"cell": cell.name, "requests": self.requests}
-        if self.done_cost:
-            elapsed = time.monotonic() - self.started
-            fields["eta_s"] = elapsed / self.done_cost * sum(other.cost for other in todo)
+        left = sum(other.cost for other in todo)
+        share = self._share_of(cell)
+        done = self.done_cost + (share * cell.cost if cell is not None else 0.0)
+        if done:
+            left -= share * cell.cost if cell is not None and cell in todo else 0.0
+            fields["eta_s"] = (time.monotonic() - self.started) / done * left
         self.stage.progress(len(self.cells) - len(todo), len(self.cells), "cell", **fields)
+
+    def _share_of(self, cell: Cell | None) -> float:
+        """How much of the cell at work is done, by its requests."""
+        scorer = None if cell is None else self.scorers.get(cell.kind == "perplexity")
+        expected = getattr(scorer, "expected", 0)
+        return min(1.0, self.requests / expected) if expected else 0.0
 
 
 def finish_if_whole(stage: Stage) -> bool:

@@ -75,6 +75,8 @@ class Scorer(OneBos, HFLM):  # type: ignore[misc]
         self.smallest_batch_size = self.requested
         """Requests at once where memory was shortest."""
         self.truncated = 0
+        self.expected = 0
+        """Requests that the model will see; those that share a context are one to it."""
 
     @property
     def window(self) -> int:
@@ -122,6 +124,7 @@ class Scorer(OneBos, HFLM):  # type: ignore[misc]
     ) -> list[tuple[float, bool]]:
         requests = [self.fitted(request) for request in requests]
         score = super()._loglikelihood_tokens
+        self.expected = len({hash((*context, *scored[:-1])) for _, context, scored in requests})
         by_size: dict[int, list[int]] = {}
         for i, size in enumerate(self._planned([len(context) + len(scored) for _, context, scored in requests])):
             by_size.setdefault(size, []).append(i)
@@ -144,6 +147,7 @@ class Scorer(OneBos, HFLM):  # type: ignore[misc]
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """lm-eval's, halved where memory is short."""
         inner = super().generate_until
+        self.expected = len(requests)
         answers: list[str] = self._halving(lambda: inner(requests, disable_tqdm=True))
         return answers
 

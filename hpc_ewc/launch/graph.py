@@ -199,8 +199,7 @@ class _Builder:
                 **common,
             )
         )
-        exports = experiment.train.export_at
-        fractions = exports if experiment.evaluate.checkpoints == "all" else exports[-1:]
+        fractions = chosen_exports(experiment)
         read = {"train": str(folder.path), "tokens": read["tokens"]}
         self.add_evaluate(run, key, inputs, read, (train,), fractions, **common)
         self.bases.setdefault((inputs.model, tokens), (experiment, inputs, tokens))
@@ -323,6 +322,15 @@ class _Builder:
         order = ("tokens", "fisher", "train", "evaluate", REPORT)
         base_first = sorted(self.nodes.values(), key=lambda node: not node.run.startswith(BASE_RUN))
         return {node.id: node for node in sorted(base_first, key=lambda node: order.index(node.stage))}
+
+
+def chosen_exports(experiment: Experiment) -> tuple[float, ...]:
+    """The fractions of a training that are evaluated; the last one always."""
+    exports, asked = experiment.train.export_at, experiment.evaluate.checkpoints
+    if asked in ("final", "all"):
+        return exports if asked == "all" else exports[-1:]
+    k = int(asked.removeprefix("every "))
+    return tuple(dict.fromkeys([*exports[k - 1 :: k], exports[-1]]))
 
 
 def with_absolute_paths(experiment: Experiment) -> Experiment:

@@ -124,6 +124,26 @@ def test_bos_survives_the_cut_of_a_prompt_that_is_too_long(
     assert max(batch.shape[1] for batch in seen) <= 48
 
 
+@pytest.mark.parametrize("ask", ["questions", "letters", "documents", "answers"])
+def test_how_many_requests_are_to_come_is_known_before_the_first(model: Any, tokenizer: Any, ask: str) -> None:
+    """So that progress has a time left within a cell; choices of one token after one context are one request."""
+    seen: list[tuple[int, int]] = []
+    asked = scorer(model, tokenizer, whole_texts=ask == "documents")
+    asked.on_batch = lambda requests: seen.append((requests, asked.expected))
+    match ask:
+        case "questions":
+            asked.batch_invariance = 0.0  # its probe asks some of them again, and is not counted
+            asked.loglikelihood(choices())
+        case "letters":
+            texts = [f"{TEXT[: 30 + i]}\nAnswer:" for i in range(5)]
+            asked.loglikelihood([Instance("loglikelihood", {}, (text, f" {c}"), 0) for text in texts for c in "ABCD"])
+        case "documents":
+            asked.loglikelihood_rolling(documents(40, 900, 200))
+        case "answers":
+            asked.generate_until(prompts(30, 60, 90, 45, 10))
+    assert sum(requests for requests, _ in seen) == seen[0][1] == seen[-1][1] > 4
+
+
 def test_questions_are_scored_as_lm_eval_scores_them(model: Any, tokenizer: Any) -> None:
     plain = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4, max_length=128)
     ours = scorer(model, tokenizer).loglikelihood(choices())

@@ -108,6 +108,13 @@ def test_all_exports_are_asked_or_the_last(tmp_path: Path) -> None:
     every = next(node for node in graph_of(sweep).of("evaluate") if node.run != "base")
     assert every.expected == ["0.5:arc_easy.en", "0.5:ppl_heldout.lt", "1.0:arc_easy.en", "1.0:ppl_heldout.lt"]
     assert [element.arguments[1] for element in elements(every)] == ["0.5", "1.0"], "a job loads one checkpoint"
+    text = text.replace("export_at = [0.5, 1.0]", "export_at = [0.2, 0.4, 0.6, 0.8, 1.0]")
+    for asked, expected in (("every 2", (0.4, 0.8, 1.0)), ("every 9", (1.0,)), ("every 1", (0.2, 0.4, 0.6, 0.8, 1.0))):
+        sweep.write_text(text.replace("[evaluate]", f'[evaluate]\ncheckpoints = "{asked}"'))
+        assert next(node for node in graph_of(sweep).of("evaluate") if node.run != "base").fractions == expected
+    sweep.write_text(text.replace("[evaluate]", '[evaluate]\ncheckpoints = "every 0"'))
+    with pytest.raises(ConfigError, match=r"evaluate\.checkpoints = 'every 0': allowed are final, all, \"every 2\""):
+        graph_of(sweep)
 
 
 def test_elements_cover_what_is_missing_and_no_more(tmp_path: Path) -> None:
