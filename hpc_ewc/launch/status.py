@@ -36,7 +36,7 @@ def status(folder: Path, watch: bool, as_json: bool) -> int:
     if as_json:
         sys.stdout.write(json.dumps(_as_json(root, found), ensure_ascii=False, indent=1) + "\n")
     else:
-        table = render_table(found.rows) if console.is_terminal else render_text(found.rows)
+        table = render_table(found.rows, console.width) if console.is_terminal else render_text(found.rows)
         console.print(table, markup=False, soft_wrap=True)
         console.print(*_notes(found), summary(root, found), sep="\n", markup=False, soft_wrap=True)
     while watch and not as_json and exit_status(found.rows) == 3:  # no terminal: a line a change
@@ -52,7 +52,7 @@ def _watch(root: RunDir, surveyor: Surveyor, console: Console) -> int:
     found = surveyor.look()
     with Live(console=console, auto_refresh=False) as live:
         while True:
-            live.update(_screen(root, found, console.size.height), refresh=True)
+            live.update(_screen(root, found, console), refresh=True)
             if exit_status(found.rows) != 3:
                 break
             time.sleep(WATCH_S)
@@ -60,9 +60,9 @@ def _watch(root: RunDir, surveyor: Surveyor, console: Console) -> int:
     return exit_status(found.rows)
 
 
-def _screen(root: RunDir, found: Survey, height: int) -> RenderableType:
+def _screen(root: RunDir, found: Survey, console: Console) -> RenderableType:
     notes = [Text(note, style="yellow") for note in _notes(found)]
-    table = render_table(found.rows, limit=max(8, height - 4 - len(notes)))
+    table = render_table(found.rows, console.width, limit=max(8, console.height * 2 // 3 - len(notes)))
     return Group(table, *notes, Text(summary(root, found)))
 
 

@@ -18,7 +18,7 @@ from hpc_ewc.launch.process import this_process
 from hpc_ewc.launch.scheduler import SchedulerError
 from hpc_ewc.launch.status import exit_status, status, summary
 from hpc_ewc.launch.survey import Surveyor, survey
-from hpc_ewc.launch.view import Row
+from hpc_ewc.launch.view import Progress, Row
 from hpc_ewc.rundir import RunDir
 from tests.unit.run_folders import AWAY, EVALUATE, TRAIN, Slurm, at_work, finish, slurm_folder, submit
 
@@ -352,11 +352,41 @@ def test_columns_that_say_nothing_are_left_out() -> None:
     assert text.splitlines()[1].split() == ["train", "a", "failed", "3", "12.0", "two", "lines"]
 
 
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_a_terminal_of_any_width_shows_what_matters(width: int) -> None:
+    fields = {"tokens_per_s": 61204.2, "loss": 2.117, "eta_s": 7500.0}
+    name = "strength=1e+06,seed=0-d05b095a51ca"
+    listed = [
+        Row(
+            "train",
+            name,
+            "running",
+            Progress(4810, 9000, "step", fields),
+            restarts=2,
+            nodes="nid[005-006]",
+            gpu_hours=5,
+        ),
+        Row("train", "b", "failed", note="ValueError: a loss of NaN at step 12; stopped before the optimizer"),
+        Row("report", "", "waiting", note="Priority"),
+    ]
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(render_table(listed, width))
+    lines = console.export_text().splitlines()
+    assert all(len(line) <= width for line in lines)
+    assert "running" in lines[1]
+    assert "strength=1e+06,seed=0" in lines[1]
+    for wide, words in ((80, "4810/9000 step"), (200, "█████·····"), (200, "nid[005-006]"), (200, name)):
+        assert width < wide or words in lines[1]
+    told = " ".join(line.strip() for line in lines)
+    assert "ValueError: a loss of NaN at step 12; stopped before the optimizer" in told
+    assert "Priority" in told
+
+
 def test_a_long_table_keeps_what_matters_and_says_for_what_the_rest_waits(root: RunDir, slurm: Slurm) -> None:
     listed = [Row("train", f"r{i}", "waiting", reason="Priority") for i in range(100)]
     listed[50] = Row("train", "r50", "running", nodes="n1")
     console = Console(width=100, record=True, file=io.StringIO())
-    console.print(render_table(listed, limit=10))
+    console.print(render_table(listed, 100, limit=10))
     text = console.export_text()
     assert "train: 1 running, 99 waiting" in text
     assert "r50" in text
