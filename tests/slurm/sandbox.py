@@ -82,7 +82,7 @@ def read(pid: int, name: str) -> bytes:
 
 
 def wait_for(
-    look: Callable[[], Found], what: str, timeout_s: float = 120.0, every_s: float = 0.2, context: str = ""
+    look: Callable[[], Found], what: str, timeout_s: float = 300.0, every_s: float = 0.2, context: str = ""
 ) -> Found:
     """Poll until the answer is true, and return it."""
     until = time.monotonic() + timeout_s

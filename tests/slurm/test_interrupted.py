@@ -73,7 +73,7 @@ def test_preempted_from(world: World, undisturbed: World, partition: str) -> Non
     with world.held(3):
         world.cluster.slurm("sbatch", *urgent)
         wait_for(world.stop_is_asked, "the launcher hears it")
-    world.job("train", "PENDING", timeout_s=60)
+    world.job("train", "PENDING", timeout_s=120)
     world.finish()
     assert_resumed(world)
     assert_done(world, undisturbed)
@@ -89,10 +89,11 @@ def test_time_limits(world: World, undisturbed: World) -> None:
     for restart in range(limits):
         with world.held(3 + 5 * restart):
             job = world.job("train").job_id
-            # the limit is a whole number of minutes: nearer by moving the end, which Slurm looks at every 30 s
+            # a limit is a whole number of minutes: nearer by moving the end, which Slurm looks at every 30 s
             world.cluster.slurm("scontrol", "update", f"JobId={job}", "EndTime=now+50")
             wait_for(lambda restart=restart: world.stop_is_asked(restart), "USR2 is heard")
-        world.job("train", "PENDING", timeout_s=60)
+        world.job("train", "PENDING")
+        world.cluster.slurm("scontrol", "update", f"JobId={job}", "TimeLimit=20")  # it had become the nearer one
         world.hurry()
     world.finish()
     assert_resumed(world, limits)

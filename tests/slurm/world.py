@@ -83,7 +83,7 @@ class World:
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, "-m", "hpc_ewc", *arguments]
 
-    def run(self, *arguments: str, timeout_s: float = 240.0) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, timeout_s: float = 600.0) -> subprocess.CompletedProcess[str]:
         command, place = self.command(*arguments), self.folder
         return subprocess.run(
             command, cwd=place, env=self.environment, capture_output=True, text=True, timeout=timeout_s
@@ -126,7 +126,7 @@ class World:
                 found.append(SlurmJob(job_id, rest.partition("/")[0], state, reason, nodes))
         return found
 
-    def job(self, stage: str, state: str = "RUNNING", timeout_s: float = 120.0) -> SlurmJob:
+    def job(self, stage: str, state: str = "RUNNING", timeout_s: float = 300.0) -> SlurmJob:
         """The job of a stage, as soon as it is in a state."""
 
         def look() -> SlurmJob | None:
@@ -136,7 +136,7 @@ class World:
         assert found is not None
         return found
 
-    def finish(self, timeout_s: float = 240.0) -> None:
+    def finish(self, timeout_s: float = 600.0) -> None:
         """Wait until nothing of it waits or runs."""
         wait_for(lambda: not self.hurry(), f"{self.name} ends", timeout_s, every_s=0.3)
 
