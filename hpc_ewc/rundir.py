@@ -189,6 +189,11 @@ def task_file(submission: Path) -> Path:
     return submission / "task.pkl"
 
 
+def torchrun_log(logs: Path) -> Path:
+    """What torchrun itself says on one node of an attempt."""
+    return logs / "torchrun.log"
+
+
 def rank_logs(job: Path) -> Path:
     """Where torchrun puts what its ranks print."""
     return job / "ranks"

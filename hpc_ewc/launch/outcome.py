@@ -142,7 +142,7 @@ def explain(node: Node, element: Element, job: Path, restart: int, ended: Exit) 
         return
     error, trace, rank = first_error(job, restart)
     if not error or is_consequence(error):
-        killed = killed_rank(job)
+        killed = killed_rank(job, restart)
         error, trace, rank = (*killed[:1], "", killed[1]) if killed[0] else (error, trace, rank)
     if this_attempt and (not error or is_consequence(error)):
         return
@@ -181,9 +181,9 @@ def first_error(job: Path, restart: int = 0) -> tuple[str, str, int]:
     return str(message["message"]), str(message["extraInfo"].get("py_callstack", "")), rank
 
 
-def killed_rank(job: Path) -> tuple[str, int]:
+def killed_rank(job: Path, restart: int = 0) -> tuple[str, int]:
     """What torchrun says of the rank that it saw die first, such as of SIGKILL; "" where it says nothing."""
-    for path in sorted(job.glob("*_log.err")):
+    for path in [*torchrun_logs(job, restart), *sorted(job.glob("*_log.err"))]:
         found = ROOT_CAUSE.findall(last_lines(path, 200))
         if found:
             rank, words = found[-1]
@@ -199,11 +199,16 @@ def last_exception(text: str) -> str:
 
 def tail(job: Path, lines: int = TAIL_LINES) -> str:
     """The last lines that the ranks, or else submitit's task, wrote to stderr."""
-    for files in (error_logs(job), sorted(job.glob("*_log.err"))):
+    for files in (error_logs(job), torchrun_logs(job), sorted(job.glob("*_log.err"))):
         texts = [text for path in files if (text := last_lines(path, lines))]
         if texts:
             return "\n".join(texts)
     return ""
+
+
+def torchrun_logs(job: Path, restart: int | None = None) -> Sequence[Path]:
+    """What torchrun itself said on each node, of one attempt or of all."""
+    return sorted(rundir.rank_logs(job).glob(f"restart_{'*' if restart is None else restart}/node_*/torchrun.log"))
 
 
 def error_logs(job: Path) -> Sequence[Path]:

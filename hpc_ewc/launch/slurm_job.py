@@ -10,6 +10,7 @@ submitit calls a `SlurmTask` on every node, as the one task there. Node 0 decide
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
@@ -28,7 +29,7 @@ from hpc_ewc.launch import rendezvous, scheduler
 from hpc_ewc.launch.artefacts import failure as last_failure
 from hpc_ewc.launch.graph import REPORT, Element, Node
 from hpc_ewc.launch.outcome import Exit, Outcome, decide, explain, is_consequence, report_fingerprint, stored_node
-from hpc_ewc.launch.process import kill_tree
+from hpc_ewc.launch.process import children, kill_tree
 from hpc_ewc.launch.profile import SECRETS, ContainerConfig
 from hpc_ewc.launch.slurm_node import node_caches, node_folder, plain_command, torchrun_command
 from hpc_ewc.launch.torchrun import POLL_S, WorkerProcess, uses_torchrun
@@ -39,6 +40,8 @@ TRIES = 3
 KILL_WAIT_S = 90.0
 """Slurm's KillWait (30 s) and a minute, on top of the grace time."""
 REQUEUE_EVERY_S = 10.0
+IDLE_S = 10.0
+"""How long torchrun may be without ranks after a stop."""
 CAUSE_S = 60.0
 """What a node that failed gets to say why, before it is taken to be gone."""
 
@@ -129,6 +132,7 @@ class SlurmAttempt:
         self.exit_file = rundir.exit_file(self.folder, self.here.restart)
         self.signals: set[int] = set()
         self.statuses: list[int] = []
+        self.idle_since = math.inf
         self.reported = ""
         """Fingerprint of what a report is about to read."""
 
@@ -175,10 +179,13 @@ class SlurmAttempt:
         mark = progress_mark(StageDir(Path(self.task.folder)), self.task.stage, self.elements)
         tries = [entry["mark"] for entry in past[-TRIES:]]
         if len(tries) == TRIES and set(tries) == {mark}:
+            error = last_failure(StageDir(Path(self.task.folder))).get("error")
+            said = f". The last one: {error}" if error else ""
             self._give_up(
                 f"{TRIES} restarts without progress: still at {mark or 'nothing'}. Give it more time before it is "
                 f"stopped (resources.{self.task.stage}.time_min), or save more often (train.checkpoint_every_s); what "
                 f"each attempt printed is in {rundir.rank_logs(self.folder)}"
+                + (f". The last one: {said}" if said else "")
             )
         now = {"job_id": self.here.job_id, "restart": self.here.restart, "mark": mark, "at": time.time()}
         with _unless_full(path):
@@ -210,7 +217,9 @@ class SlurmAttempt:
             with rendezvous.meet(self.here, self.folder, self.task.host_suffix, self._is_over) as arguments:
                 if arguments is not None:
                     command = torchrun_command(self.task, self.elements[0], arguments, self._logs())
-                    self._watch([WorkerProcess(command, environment, None, self._sees_ranks)])
+                    # torchrun's own words aside: the first thing in the job's log is to be the rank's own traceback
+                    own = rundir.torchrun_log(self._logs())
+                    self._watch([WorkerProcess(command, environment, own, self._sees_ranks)])
             return
         if len(waiting) == 1:
             self._watch([self._start(waiting[0], environment, 0)])
@@ -267,9 +276,20 @@ class SlurmAttempt:
         if self.signals and read_outcome(self.exit_file) == "failed":
             for worker in workers:
                 kill_tree(worker.process.pid)
-        elif self.stop_file.exists() and self._sees_ranks:
+        elif self.stop_file.exists():
             for worker in workers:
-                worker.tell()
+                if self._sees_ranks:
+                    worker.tell()
+                if worker.torchrun and self._is_idle(worker):
+                    kill_tree(worker.process.pid)
+
+    def _is_idle(self, worker: WorkerProcess) -> bool:
+        """Torchrun waits for nodes that left, before it started its ranks or after they ended: minutes, for nothing."""
+        if children(worker.process.pid):
+            self.idle_since = math.inf
+        elif self.idle_since == math.inf:
+            self.idle_since = time.monotonic()
+        return time.monotonic() - self.idle_since > IDLE_S
 
     # ------------------------------------------------------------------------------------------ signals
 
@@ -331,8 +351,10 @@ class SlurmAttempt:
         give_up = time.monotonic() + CAUSE_S
         while time.monotonic() < give_up and not self.signals:
             if read_outcome(self.exit_file) == "failed":
-                raise self._failure(ended)
+                break
             time.sleep(POLL_S)
+        if read_outcome(self.exit_file) == "failed":
+            raise self._failure(ended)
         if not self.task.requeue:
             self._end("stopped", ended)
             raise self._failure(ended)

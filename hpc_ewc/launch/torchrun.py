@@ -104,7 +104,7 @@ class WorkerProcess:
     Args:
         command: its command line.
         environment: all of it.
-        logs: folder for what it prints; None: to where this process prints, as torchrun's own words.
+        logs: folder for what it prints, or a file for both; None: to where this process prints.
         torchrun: the children are the ranks.
     """
 
@@ -134,11 +134,16 @@ class WorkerProcess:
 
 
 @contextmanager
-def _open_logs(folder: Path | None) -> Iterator[tuple[IO[bytes] | None, IO[bytes] | None]]:
-    if folder is None:
+def _open_logs(place: Path | None) -> Iterator[tuple[IO[bytes] | None, IO[bytes] | None]]:
+    if place is None:
         yield None, None
         return
+    folder = place.parent if place.suffix == ".log" else place
     folder.mkdir(parents=True, exist_ok=True)
+    if place.suffix == ".log":
+        with place.open("ab") as both:
+            yield both, both
+        return
     with (folder / "stdout.log").open("ab") as out, (folder / "stderr.log").open("ab") as err:
         yield out, err
 

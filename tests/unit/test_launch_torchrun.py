@@ -218,7 +218,10 @@ def test_three_restarts_without_progress_give_up(
     monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
     with pytest.raises(StageError, match=r"3 restarts without progress: still at nothing\. Give it more .*time_min"):
         task()
-    assert "3 restarts without progress" in records.read_json(folder.failed)["error"]
+    said = records.read_json(folder.failed)["error"]
+    assert "3 restarts without progress" in said and said.endswith(
+        "The last one: the worker ended with status 0, not done"
+    )
     assert len(read_events(tmp_path / "orders")) == 6, "the fourth attempt started no worker"
 
 
@@ -313,6 +316,27 @@ def test_the_cause_on_another_node_is_what_fails(
     with pytest.raises(StageError, match="Signal 9"):
         task()
     writer.join()
+
+
+def test_a_torchrun_that_waits_for_nobody_is_ended(
+    task: SlurmTask, tmp_path: Path, folder: StageDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told to stop while the nodes still meet: the others do not come any more."""
+    monkeypatch.setattr(slurm_job, "IDLE_S", 0.5)
+    monkeypatch.setattr(slurm_job, "uses_torchrun", lambda stage: True)
+    monkeypatch.setattr(scheduler, "tell", lambda *words: "")
+    (tmp_path / "python").write_text(f"#!/bin/sh\ntouch {tmp_path}/meeting; exec sleep 600\n")
+
+    def stop() -> None:
+        while not (tmp_path / "meeting").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGUSR2)
+
+    thread = threading.Thread(target=stop, daemon=True)
+    thread.start()
+    with pytest.raises(StoppedError):
+        task()
+    thread.join()
 
 
 def test_the_published_port_is_kept_for_the_one_who_listens(tmp_path: Path) -> None:
@@ -441,8 +465,11 @@ Root Cause (first observed failure):
 
 
 def test_the_rank_that_was_killed_is_named(tmp_path: Path) -> None:
-    records.write_text(tmp_path / "7_1_log.err", TORCHRUN_SAYS)
-    assert outcome.killed_rank(tmp_path) == ("rank 3: Signal 9 (SIGKILL) received by PID 512", 3)
+    for restart, text in enumerate(("", TORCHRUN_SAYS)):
+        logs = rundir.rank_logs(tmp_path) / f"restart_{restart}" / "node_1"
+        records.write_text(rundir.torchrun_log(logs), text)
+    assert outcome.killed_rank(tmp_path, 0) == ("", 0), "of another attempt"
+    assert outcome.killed_rank(tmp_path, 1) == ("rank 3: Signal 9 (SIGKILL) received by PID 512", 3)
 
 
 @pytest.mark.parametrize(
