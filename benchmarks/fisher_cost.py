@@ -198,18 +198,20 @@ def vmap(model: Any) -> Way:
     parameters = {name: p.detach() for name, p in model.named_parameters()}
     sums: dict[str, Any] = {}
 
-    def loss(parameters: dict[str, Any], ids: Any, mask: Any) -> Any:
+    def loss(parameters: dict[str, Any], ids: Any, masks: dict[str, Any]) -> Any:
         tied = parameters | {"lm_head.weight": parameters["model.embed_tokens.weight"]}
-        masks = {"full_attention": mask, "sliding_attention": mask}  # vmap cannot build them; all rows are this long
         arguments = {"input_ids": ids[None], "attention_mask": masks, "logits_to_keep": 2, "use_cache": False}
         out = torch.func.functional_call(model, tied, (), arguments)
         return F.cross_entropy(out.logits[0, :1].float(), ids[-1:], reduction="sum")
 
     def run(batch: dict[str, Any]) -> None:
         ids = batch["input_ids"]
-        length = ids.shape[1]
-        mask = torch.full((length, length), torch.finfo(torch.float32).min, device=ids.device).triu(1)[None, None]
-        gradients = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, None))(parameters, ids, mask)
+        length, window = ids.shape[1], model.config.sliding_window
+        hidden = torch.full((length, length), torch.finfo(torch.float32).min, device=ids.device)
+        causal, behind = hidden.triu(1), hidden.tril(-window)
+        # vmap cannot build the masks; all rows are this long
+        masks = {"full_attention": causal[None, None], "sliding_attention": (causal + behind)[None, None]}
+        gradients = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, None))(parameters, ids, masks)
         for name in list(gradients):
             sums[name] = gradients.pop(name).square_().sum(0)
 
