@@ -146,7 +146,7 @@ def explain(node: Node, element: Element, job: Path, restart: int, ended: Exit) 
         error, trace, rank = (*killed[:1], "", killed[1]) if killed[0] else (error, trace, rank)
     if this_attempt and (not error or is_consequence(error)):
         return
-    printed = tail(job)
+    printed = tail(job, restart=restart)
     error = error or last_exception(printed) or f"the worker {ended.words}" + ("" if ended.status else ", not done")
     facts = {
         "schema": records.SCHEMA,
@@ -197,9 +197,9 @@ def last_exception(text: str) -> str:
     return last if re.match(r"[\w.]+(Error|Exception|Interrupt)\b", last) else ""
 
 
-def tail(job: Path, lines: int = TAIL_LINES) -> str:
-    """The last lines that the ranks, or else submitit's task, wrote to stderr."""
-    for files in (error_logs(job), torchrun_logs(job), sorted(job.glob("*_log.err"))):
+def tail(job: Path, lines: int = TAIL_LINES, restart: int | None = None) -> str:
+    """The last lines that the ranks, or else torchrun or submitit's task, wrote to stderr; of one attempt or of all."""
+    for files in (error_logs(job, restart), torchrun_logs(job, restart), sorted(job.glob("*_log.err"))):
         texts = [text for path in files if (text := last_lines(path, lines))]
         if texts:
             return "\n".join(texts)
@@ -211,8 +211,10 @@ def torchrun_logs(job: Path, restart: int | None = None) -> Sequence[Path]:
     return sorted(rundir.rank_logs(job).glob(f"restart_{'*' if restart is None else restart}/node_*/torchrun.log"))
 
 
-def error_logs(job: Path) -> Sequence[Path]:
-    return sorted(rundir.rank_logs(job).rglob("stderr.log"))
+def error_logs(job: Path, restart: int | None = None) -> Sequence[Path]:
+    """What ranks wrote to stderr. A job that was never on Slurm has one attempt, and no folder for it."""
+    own = rundir.rank_logs(job) / f"restart_{restart}"
+    return sorted((own if own.is_dir() else rundir.rank_logs(job)).rglob("stderr.log"))
 
 
 def last_lines(path: Path, lines: int) -> str:
