@@ -80,7 +80,11 @@ class Judge:
 def judge_samples(judge: Judge, samples: Sequence[dict[str, Any]], prompts: Sequence[str]) -> list[dict[str, Any]]:
     """Results of a cell from its answers; each sample gets what the judge says of it.
 
-    Perplexities are of the answers that are not empty; `empty` is the share of those that are.
+    nats_per_token      mean over the answers of −log p / tokens: what two checkpoints are compared by, question by
+                        question, since their answers are different texts
+    perplexity, …       of all answers as one text, and of each (fluency.py)
+    repetition, length  share of repeated 4-grams, and words, of every answer
+    empty               share of answers without a word; they have no perplexity, and their rows another filter
 
     Raises:
         StageError: every answer is empty.
@@ -93,11 +97,14 @@ def judge_samples(judge: Judge, samples: Sequence[dict[str, Any]], prompts: Sequ
         samples[i]["loglikelihoods"] = [-document.nats]
         samples[i] |= {"tokens": document.tokens, "words": document.words, "bytes": document.bytes}
         samples[i]["metrics"] |= {"perplexity": document.perplexity, "bits_per_byte": document.bits_per_byte}
+        samples[i]["metrics"]["nats_per_token"] = document.nats / document.tokens
     for i, sample in enumerate(samples):
+        sample["filter"] = sample["filter"] if i in set(said) else "empty"
         words = sample["response"].split()
         sample["metrics"] |= {"empty": float(i not in set(said)), "repetition": repetition(words), "length": len(words)}
     beside = [_mean(name, [float(sample["metrics"][name]) for sample in samples]) for name in BESIDE]
-    return [*summarise(documents), *beside]
+    each = _mean("nats_per_token", [document.nats / document.tokens for document in documents])
+    return [each, *summarise(documents), *beside]
 
 
 BESIDE = ("repetition", "length", "empty")

@@ -11,7 +11,7 @@ from hpc_ewc.report.criterion import criterion_table
 from hpc_ewc.report.lines import Lines
 from hpc_ewc.report.study import Study
 from hpc_ewc.report.subsets import subset_tables
-from hpc_ewc.report.tables import Builder, Table, differences, fluency, knowledge, summary
+from hpc_ewc.report.tables import Builder, Table, differences, fluency, judged, knowledge, summary
 from hpc_ewc.report.tradeoff import tradeoff
 from hpc_ewc.report.training import cost_table, held_table
 
@@ -68,6 +68,7 @@ def _tables(build: Builder, choice: Choice | None, subsets: Sequence[str]) -> li
     tables += [knowledge(build, language) for language in build.languages]
     tables += [differences(build, language) for language in build.languages]
     tables += [fluency(build, column) for column in build.study.columns if column.kind == "perplexity"]
+    tables += [judged(build, column) for column in build.study.columns if column.kind == "judged"]
     tables += [held_table(build), cost_table(build)]
     tables += [table for kind in subsets for table in subset_tables(build, kind)]
     return [table for table in tables if table is not None]

@@ -61,7 +61,7 @@ class Column:
     """Values of SETTINGS."""
     higher_is_better: bool = field(compare=False)
     kind: str = field(compare=False)
-    """share: in [0, 1], enters the means; perplexity; number: anything else."""
+    """share: in [0, 1], enters the means; perplexity, of one text; judged: of each run's own answers; number: else."""
     chance: float | None = field(compare=False)
     cloze: bool = field(compare=False)
     label: str = field(compare=False, default="")
@@ -247,7 +247,15 @@ def _column(record: Mapping[str, Any], target: str) -> Column:
     assert result is not None
     known = suites.TASKS.get(record["task"])
     metric = result["metric"]
-    kind = "share" if metric in SHARES else "perplexity" if metric in (*PERPLEXITIES, "bits_per_byte") else "number"
+    kind = (
+        "judged"
+        if record["task"] == suites.JUDGED
+        else "share"
+        if metric in SHARES
+        else "perplexity"
+        if metric in (*PERPLEXITIES, "bits_per_byte")
+        else "number"
+    )
     language = record["language"]
     first = [SOURCE_LANGUAGE, target]
     rank = first.index(language) if language in first else len(first)

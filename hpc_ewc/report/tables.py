@@ -153,7 +153,7 @@ def bits_column(build: Builder, language: str) -> Column | None:
 
 def knowledge(build: Builder, language: str) -> Table | None:
     """Accuracy of each task of a language."""
-    columns = [c for c in build.study.columns if c.language == language and c.kind != "perplexity"]
+    columns = [c for c in build.study.columns if c.language == language and c.kind in ("share", "number")]
     if not columns:
         return None
     shown = [mean for mean in build.analysis.means if mean.language == language]
@@ -177,7 +177,7 @@ def knowledge(build: Builder, language: str) -> Table | None:
 
 def differences(build: Builder, language: str) -> Table | None:
     """Accuracy against the base, task by task."""
-    columns = [c for c in build.study.columns if c.language == language and c.kind != "perplexity"]
+    columns = [c for c in build.study.columns if c.language == language and c.kind in ("share", "number")]
     rows = [line for line in build.lines.lines if any(build.lines.difference(line, c) for c in columns)]
     if not rows:
         return None
@@ -218,6 +218,28 @@ def fluency(build: Builder, column: Column) -> Table:
         "Lower is better. ppl: exp(ΣNLL/Σtokens). mean, median: of each document's own perplexity; the mean is the "
         "paper's, and a few documents decide it. bits/byte: ΣNLL/Σbytes/ln 2, free of the tokenizer. "
         "Δ against the base, paired by document; *: p < .05 after Holm's correction."
+    )
+    table.notes += settings_notes(build, [column])
+    return table
+
+
+def judged(build: Builder, column: Column) -> Table:
+    """Answers that another model reads: how likely it finds them, and whether they say anything."""
+    lines, language = build.lines, language_name(column.language)
+    table = build.table(f"judged.{column.language}", f"{language}: {plain_name(column)} by another model")
+    table.heads += [Head(part) for part in ("ppl", "mean ppl", "repeated %", "words", "empty %", "Δ nats/token")]
+    for line in lines.lines:
+        row = build.labelled(line)
+        row += [value_cell(lines.value(line, column, metric), number) for metric in ("perplexity", "perplexity_mean")]
+        row.append(value_cell(lines.value(line, column, "repetition"), percent))
+        row.append(value_cell(lines.value(line, column, "length"), number))
+        row.append(value_cell(lines.value(line, column, "empty"), percent))
+        row.append(difference_cell(lines.difference(line, column), number))
+        table.rows.append(row)
+    table.legend.append(
+        "ppl: of all answers under the judging model; mean: of each one's own. A ppl near 1 is repetition: repeated, "
+        "the share of 4-grams of words that came before in the answer. Δ: mean over the questions of −log p a token, "
+        "against the base, paired by question; below 0 the judge finds the answers likelier, not better."
     )
     table.notes += settings_notes(build, [column])
     return table

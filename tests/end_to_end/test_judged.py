@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +52,7 @@ def test_the_judge_s_perplexity_is_its_own_and_follows_what_is_said(world: Path,
     assert record["status"] == "ok", record["error"]
     values = {result["metric"]: result["value"] for result in record["results"]}
     (primary,) = (result for result in record["results"] if result["primary"])
-    assert primary["metric"] == "perplexity" and not primary["higher_is_better"]
+    assert primary["metric"] == "nats_per_token" and not primary["higher_is_better"]
     assert values["length"] <= 12 and 0 <= values["repetition"] <= 1 and values["empty"] < 1
 
     model = AutoModelForCausalLM.from_pretrained(str(judge), dtype=torch.float32, attn_implementation="eager").eval()
@@ -67,8 +70,16 @@ def test_the_judge_s_perplexity_is_its_own_and_follows_what_is_said(world: Path,
     train = noised(world / "model", tmp_path / "train" / "r", 1.0)
     bad = prepare(tmp_path / "paper", world, cells, run="r", train=train, judge="miniature", judge_tokens=12)
     run(with_judge(bad, judge))
-    (worse,) = (r for r in records.read_json(bad.cell(10, cells[0]))["results"] if r["primary"])
+    (worse,) = (r for r in records.read_json(bad.cell(10, cells[0]))["results"] if r["metric"] == "perplexity")
     assert worse["value"] > 2 * values["perplexity"]
+    shown = subprocess.run(
+        [sys.executable, "-m", "hpc_ewc.report", str(tmp_path / "paper"), "--out", str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"COLUMNS": "160"},
+    )
+    assert "English: answers, judged by another model" in shown.stdout, shown.stdout + shown.stderr
+    assert "Not taken" not in shown.stdout, shown.stdout
 
 
 def test_who_judges_and_what_is_asked_are_part_of_a_cell(tmp_path: Path) -> None:
@@ -118,9 +129,13 @@ class Deaf:
 
 
 def test_an_empty_answer_is_counted_and_not_judged() -> None:
-    samples: list[dict[str, Any]] = [{"response": text, "metrics": {}} for text in ("yes", " ", "no no")]
+    samples: list[dict[str, Any]] = [
+        {"response": text, "metrics": {}, "filter": "none"} for text in ("yes", " ", "no no")
+    ]
     results = {result["metric"]: result for result in judge_samples(Deaf(), samples, ["q"] * 3)}  # type: ignore[arg-type]
     assert (results["perplexity"]["n"], results["empty"]["value"]) == (2, pytest.approx(1 / 3))
     assert [sample["metrics"]["empty"] for sample in samples] == [0, 1, 0]
+    assert [sample["filter"] for sample in samples] == ["none", "empty", "none"]
+    assert (results["nats_per_token"]["value"], results["nats_per_token"]["n"]) == (1.0, 2)
     with pytest.raises(StageError, match=r"all 1 answers are empty: the model says nothing"):
-        judge_samples(Deaf(), [{"response": "", "metrics": {}}], ["q"])  # type: ignore[arg-type]
+        judge_samples(Deaf(), [{"response": "", "metrics": {}, "filter": "none"}], ["q"])  # type: ignore[arg-type]
