@@ -15,20 +15,8 @@ import pytest
 from hpc_ewc import records
 from hpc_ewc.config import build_experiment
 from hpc_ewc.errors import ConfigError
-from hpc_ewc.launch import cluster, machine, scheduler
-from hpc_ewc.launch.cluster import (
-    check_accounting,
-    check_all_reduce,
-    check_clocks,
-    check_limits,
-    check_shared,
-    describe,
-    job_log,
-    node_resources,
-    requests,
-    scratch_run,
-    wait,
-)
+from hpc_ewc.launch import machine, node_check, scheduler
+from hpc_ewc.launch.cluster import check_accounting, check_limits, node_resources, requests
 from hpc_ewc.launch.doctor import doctor, render
 from hpc_ewc.launch.findings import Finding, look, ok, wrong
 from hpc_ewc.launch.machine import (
@@ -43,6 +31,16 @@ from hpc_ewc.launch.machine import (
     parse_quota,
     room,
     write_trouble,
+)
+from hpc_ewc.launch.node_check import (
+    check_all_reduce,
+    check_clocks,
+    check_nodes,
+    check_shared,
+    describe,
+    job_log,
+    scratch_run,
+    wait,
 )
 from hpc_ewc.launch.profile import JobResources, Profile, build_profile
 from hpc_ewc.launch.scheduler import SchedulerError, SlurmJob
@@ -277,7 +275,7 @@ def test_all_reduce(tmp_path: Path) -> None:
 
 
 def test_the_job_is_waited_for_and_then_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster.time, "sleep", lambda s: None)
+    monkeypatch.setattr(node_check.time, "sleep", lambda s: None)
     answers = [
         {},
         {"7": [SlurmJob("7", "7", reason="Priority")]},
@@ -287,9 +285,36 @@ def test_the_job_is_waited_for_and_then_not(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(scheduler, "look_up", lambda ids: answers.pop(0))
     assert wait("7")[0] == "FAILED 1:0 on n1"
     clock = iter(range(0, 10**6, 200))
-    monkeypatch.setattr(cluster.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(node_check.time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(scheduler, "look_up", lambda ids: {"7": [SlurmJob("7", "7", reason="Priority")]})
     assert wait("7")[0] == "not over after 10 min, taken back (still PENDING: Priority)"
+
+
+def test_a_job_whose_words_do_not_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    resources = JobResources(1, 1, 0, 1, None, 10, 1)
+    root = RunDir(tmp_path)
+    taken_back: list[str] = []
+    monkeypatch.setattr(node_check, "LATE_S", 0.0)
+    monkeypatch.setattr(node_check, "start", lambda *_: "7")
+    monkeypatch.setattr(node_check, "take_back", taken_back.append)
+    monkeypatch.setattr(node_check, "wait", lambda job_id: ("", 3.0))
+    found = only(check_nodes(root, profile(), ("train", resources)))
+    assert (found.check, found.state) == ("shared folder", "wrong")
+    monkeypatch.setattr(node_check, "wait", lambda job_id: ("NODE_FAIL  on n1", 3.0))
+    found = only(check_nodes(root, profile(), ("train", resources)))
+    assert (found.check, found.text) == ("nodes", "job 7, 1 node, 1 core, 10 min: NODE_FAIL  on n1")
+    records.write_json(root.root / "found" / "look-n1.json", NODE)
+    (root.root / "found" / "look-n2.json").write_text("{half")
+    monkeypatch.setattr(node_check, "wait", lambda job_id: ("", 3.0))
+    names = [finding.check for finding in check_nodes(root, profile(), ("train", resources))]
+    assert names == ["nodes", "shared folder", "python", "torch", "clocks"]
+    assert taken_back == ["7"] * 3
+
+    def refused(*_: Any) -> str:
+        raise SchedulerError("no", "refused")
+
+    monkeypatch.setattr(node_check, "start", refused)
+    assert only(check_nodes(root, profile(), ("train", resources))).text == "no"
 
 
 def test_the_telling_lines_of_a_log(tmp_path: Path) -> None:
