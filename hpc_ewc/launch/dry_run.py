@@ -91,7 +91,8 @@ def render_scripts(plan: Plan, every: bool) -> Iterator[str]:
             continue
         shown.add(node.stage)
         wanted = elements(node, plan.found[name].missing or None)
-        for chunk in bundles(node, wanted, plan.profile):
+        every_bundle, size = bundles(node, wanted, plan.profile), plan.profile.slurm.max_array_size
+        for chunk in (every_bundle[i : i + size] for i in range(0, len(every_bundle), size)):
             script = build_script(
                 root=plan.graph.root,
                 stage=node.stage,

@@ -26,6 +26,7 @@ from hpc_ewc.launch.slurm_script import Script, build_script, clean_environment
 from hpc_ewc.launch.torchrun import uses_torchrun, worker_environment
 
 SBATCH_LIMIT_S = 120.0
+NO_LIMIT = 10**9
 FOUND_AGAIN_S = (1.0, 3.0, 10.0)
 """When to look for a job whose sbatch gave no answer."""
 
@@ -128,11 +129,14 @@ class SlurmSubmit:
         if not wanted:
             return
         make_ready(node)
-        for chunk in bundles(node, wanted, self.profile):
-            if not self.room.has(node, len(chunk) * self._links(node)):
+        waiting = bundles(node, wanted, self.profile)
+        while waiting:
+            size = min(self.profile.slurm.max_array_size, self.room.free(node) // self._links(node))
+            if size < 1:
                 self._leave(node.id)
                 return
-            self._submit_chain(node, chunk)
+            self._submit_chain(node, waiting[:size])
+            waiting = waiting[size:]
 
     def _missing(self, node: Node, covered: set[str]) -> list[Element]:
         if node.stage == "evaluate":
@@ -150,7 +154,7 @@ class SlurmSubmit:
         for job in self.live.of(node.id):
             scheduler.cancel([job.job_id])
             self.ledger.elements_ended([(job, "stopped")])
-        if not self.room.has(node, 1):
+        if self.room.free(node) < 1:
             self._leave(node.id)
             return
         self._submit_chain(node, [Bundle((Element("0"),))])
@@ -244,14 +248,15 @@ class Room:
         self.taken = live.queued
         self.taken_in = dict(live.queued_in)
 
-    def has(self, node: Node, jobs: int) -> bool:
-        """Whether so many more fit, a place for the report kept."""
+    def free(self, node: Node) -> int:
+        """How many more jobs of this node fit, a place for the report kept."""
         slurm, partition = self.profile.slurm, self._partition(node)
-        kept = 0 if node.stage == REPORT else 1
-        if slurm.max_submitted is not None and self.taken + jobs + kept > slurm.max_submitted:
-            return False
-        limit = slurm.max_submitted_in.get(partition)
-        return limit is None or self.taken_in.get(partition, 0) + jobs <= limit
+        free = NO_LIMIT
+        if slurm.max_submitted is not None:
+            free = slurm.max_submitted - self.taken - (node.stage != REPORT)
+        if partition in slurm.max_submitted_in:
+            free = min(free, slurm.max_submitted_in[partition] - self.taken_in.get(partition, 0))
+        return free
 
     def take(self, node: Node, jobs: int) -> None:
         partition = self._partition(node)
@@ -295,11 +300,10 @@ def dependency(node: Node, graph: Graph, found: dict[str, Found], ids: dict[str,
     return f"{kind}:{':'.join(unique)}" if unique else ""
 
 
-def bundles(node: Node, wanted: Sequence[Element], profile: Profile) -> list[list[Bundle]]:
-    """Arrays, none longer than the cluster allows, of what one job each does."""
-    side, size = slots(node.stage, node.resources, profile), profile.slurm.max_array_size
-    found = [Bundle(tuple(wanted[i : i + side])) for i in range(0, len(wanted), side)]
-    return [found[i : i + size] for i in range(0, len(found), size)]
+def bundles(node: Node, wanted: Sequence[Element], profile: Profile) -> list[Bundle]:
+    """What one job each does."""
+    side = slots(node.stage, node.resources, profile)
+    return [Bundle(tuple(wanted[i : i + side])) for i in range(0, len(wanted), side)]
 
 
 def build_task(

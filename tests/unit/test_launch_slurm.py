@@ -271,6 +271,15 @@ def test_a_site_s_limit_leaves_whole_runs_and_the_next_submit_adds_the_rest(
     assert names(cluster)[4:].count("small/report") == 1
 
 
+def test_an_array_longer_than_the_limit_is_given_in_parts(cluster: Path, tmp_path: Path) -> None:
+    """The first elements that fit; as they leave the queue, the next."""
+    assert give(tmp_path, "max_submitted = 3\n", elements=2, strengths=[0.0]) == UNFINISHED
+    assert [(job["name"].split("/")[1], job["elements"]) for job in fake_slurm.load(cluster)["jobs"]] == [
+        ("tokens", 0),
+        ("evaluate", 0),  # one of two
+    ]
+
+
 def test_a_partition_s_own_limit_counts(cluster: Path, tmp_path: Path) -> None:
     assert give(tmp_path, "max_submitted_in = { main = 2 }\n") == UNFINISHED
     assert len(names(cluster)) == 2
