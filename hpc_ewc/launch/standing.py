@@ -117,8 +117,8 @@ class Standing:
             reason = reasons.most_common(1)[0][0]
             if reason.startswith("DependencyNeverSatisfied"):
                 return "blocked", self._lost() or "what it needs did not end well", reason
-            waits = f"{len(live)} wait: " if len(live) > 1 else ""
-            return "waiting", f"{waits}{describe_reason(reason, live[0], self.link)}", reason
+            many = f"{len(live)} wait: " if len(live) > 1 else ""
+            return "waiting", f"{many}{describe_reason(reason, live[0], self.link)}", reason
         unknown = [job for job in self.jobs if job.is_open and job.job_id not in self.context.slurm]
         if any(self._is_fresh(job) for job in unknown):
             return "running", "", ""
