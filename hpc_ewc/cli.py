@@ -72,7 +72,7 @@ def evaluate(
     dry_run: bool = False,
     yes: Annotated[bool, tyro.conf.arg(aliases=["-y"])] = False,
 ) -> int:
-    """Ask any checkpoints the questions of the suites, as one array. Again: only what is missing.
+    """Ask any checkpoints the questions of the suites, each as an array. Again: only what is missing.
 
     Exit status: as of submit.
 

@@ -1,7 +1,8 @@
 """`hpc-ewc evaluate CHECKPOINT…`: any checkpoints, asked what an experiment's own are asked, in a run folder of theirs.
 
 A checkpoint that this project exported explains itself by its `hpc_ewc.json`: run, step, λ, base. Any other is a run
-of its own, named by its folder and a key of its path. All of them make one array; what is there is not asked again.
+of its own, named by its folder and a key of its path. Each is an array of bundles of cells, none waits for another;
+what is there is not asked again.
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ from hpc_ewc.launch.resolve import MINIATURE, Resolver, is_hub_id, local_path, p
 from hpc_ewc.launch.slurm_script import inherited_environment
 from hpc_ewc.launch.torchrun import OFFLINE, SECRETS
 from hpc_ewc.launch.view import columns
+from hpc_ewc.rundir import cache_dir
 from hpc_ewc.sweep import expand
 
 NOWHERE = "http://127.0.0.1:9"
@@ -261,7 +262,7 @@ def _worker(
     with tempfile.TemporaryDirectory(prefix="hpc_ewc-prefetch-") as folder:
         for number, point in enumerate(points):
             Path(folder, f"{number}.toml").write_text(render_toml(point), encoding="utf-8")
-        command = [profile.interpreter, "-m", "hpc_ewc.worker", "prefetch", folder, *arguments]
+        command = [*worker_python(profile, folder), "-m", "hpc_ewc.worker", "prefetch", folder, *arguments]
         process = subprocess.Popen(
             command, env=environment, stdout=subprocess.PIPE, text=True, preexec_fn=die_with_parent
         )
@@ -282,6 +283,18 @@ def _worker(
                 Line(False, " ".join(command[:5]), f"ended with status {process.returncode}; its words are above")
             )
     return lines
+
+
+def worker_python(profile: Profile, folder: str) -> list[str]:
+    """The Python of the jobs: in the image where that can be started from here, since the host's may lack the rest."""
+    box = profile.container
+    if box.runtime not in ("apptainer", "singularity"):
+        return [profile.interpreter]
+    shown = [folder, str(hub.cache()), str(cache_dir()), str(Path(hub.__file__).parents[1])]
+    for place in shown[1:3]:
+        Path(place).mkdir(parents=True, exist_ok=True)
+    binds = [part for place in [*shown, *box.binds] for part in ("--bind", place)]
+    return [box.runtime, "exec", *binds, box.image, box.python]
 
 
 # ---------------------------------------------------------------------------------------------- end

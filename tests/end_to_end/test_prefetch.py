@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import subprocess
@@ -16,6 +17,8 @@ import pyarrow.parquet
 import pytest
 
 from hpc_ewc import miniature, records
+from hpc_ewc.launch.prefetch import worker_python
+from hpc_ewc.launch.profile import build_profile
 from tests.end_to_end.fake_hub import FakeHub, Repo, serve
 
 EXPERIMENT = """
@@ -248,6 +251,18 @@ def test_as_a_job_it_asks_the_scheduler_without_a_token(login: Login) -> None:
     sbatch.write_text("#!/bin/sh\necho 'Invalid partition' >&2\nexit 1\n")
     wrong = login.prefetch("--profile", "p.toml", "--as-job", "nowhere", **path)
     assert "SubmitError: --as-job nowhere: sbatch refused (exit 1): Invalid partition" in wrong.stderr
+
+
+def test_in_a_container_the_heavy_part_runs_in_the_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HPC_EWC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    table = {"executor": "slurm", "python": "/host/python"}
+    assert worker_python(build_profile(table, "p.toml"), "/t") == ["/host/python"]
+    box = {"runtime": "singularity", "image": "/x.sif", "binds": ["/scratch"], "python": "python3"}
+    command = worker_python(build_profile(table | {"container": box}, "p.toml"), "/t")
+    assert (command[:2], command[-2:]) == (["singularity", "exec"], ["/x.sif", "python3"])
+    shown = [place for flag, place in itertools.pairwise(command) if flag == "--bind"]
+    assert {"/t", f"{tmp_path}/cache", f"{tmp_path}/hf/hub", "/scratch"} <= set(shown)
 
 
 def test_a_dry_run_needs_no_torch(login: Login) -> None:
