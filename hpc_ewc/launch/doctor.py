@@ -14,7 +14,7 @@ from typing import TextIO
 
 from hpc_ewc import records
 from hpc_ewc.config import load_experiment
-from hpc_ewc.launch.findings import Finding, not_tried, ok, wrong
+from hpc_ewc.launch.findings import Finding
 from hpc_ewc.launch.machine import check_folders, check_inputs, check_machine
 from hpc_ewc.launch.profile import load_profile
 from hpc_ewc.launch.resolve import local_path
@@ -78,6 +78,3 @@ def render(finding: Finding) -> str:
     lines = [f"{start}  {finding.text}"]
     lines += [f"{'':<{len(start)}}  → {finding.fix}"] if finding.fix else []
     return "\n".join(lines) + "\n"
-
-
-__all__ = ["Finding", "doctor", "not_tried", "ok", "render", "wrong"]
