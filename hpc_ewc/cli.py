@@ -62,6 +62,7 @@ def evaluate(
     max_length: int = 2048,
     dtype: str = "bfloat16",
     backend: str = "hf",
+    questions: OptionalPath = None,
     judge: Annotated[str | None, tyro.conf.arg(metavar="MODEL")] = None,
     judge_questions: OptionalName = None,
     base: Annotated[str | None, tyro.conf.arg(metavar="CHECKPOINT")] = None,
@@ -88,6 +89,7 @@ def evaluate(
         max_length: Tokens of context.
         dtype: Of the model as it is scored: bfloat16 or float32.
         backend: hf or vllm.
+        questions: Folder of rows to ask instead of the hub's: <language>/<task>/<split>.jsonl.
         judge: Model whose perplexity of the answers is judged_answers; absent: no such cell.
         judge_questions: What is answered then, by language, such as lt=asked.jsonl; absent: TruthfulQA's questions.
         base: What they were trained from: the report's differences are to it.
@@ -101,7 +103,18 @@ def evaluate(
     from hpc_ewc.launch.foreign import Options, evaluate, read_settings
 
     settings = read_settings(
-        suites, shots, prompts, heldout, include, limit, batch_size, max_length, backend, judge, judge_questions
+        suites,
+        shots,
+        prompts,
+        heldout,
+        include,
+        limit,
+        batch_size,
+        max_length,
+        backend,
+        judge,
+        judge_questions,
+        questions,
     )
     options = Options(base, name, dtype, settings)
     return evaluate(checkpoints, options, profile, runs, out, dry_run, yes)

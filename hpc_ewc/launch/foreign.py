@@ -111,6 +111,7 @@ def read_settings(
     backend: str,
     judge: str | None = None,
     judge_questions: str | None = None,
+    questions: Path | None = None,
 ) -> dict[str, Any]:
     """Keys of [evaluate] from the words of a command line.
 
@@ -128,6 +129,7 @@ def read_settings(
         settings["shots"] = {task: int(n) for task, n in given.items()}
     settings |= {"judge_questions": _pairs(judge_questions, "--judge-questions", "lt=asked.jsonl")}
     settings |= {"judge": judge} if judge is not None else {}
+    settings |= {"questions": str(local_path(str(questions)))} if questions is not None else {}
     return settings | ({"limit": limit} if limit is not None else {})
 
 

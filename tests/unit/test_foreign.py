@@ -192,6 +192,16 @@ def test_a_hub_model_that_is_not_here_is_told() -> None:
         ask("org/tiny")
 
 
+def test_rows_of_one_s_own_are_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint(tmp_path / "model")
+    with pytest.raises(ConfigError, match=r"evaluate\.questions = '.*/mine': no <language>/<task>/<split>\.jsonl"):
+        ask("model", questions=Path("mine"))
+    (tmp_path / "mine" / "en" / "arc_easy").mkdir(parents=True)
+    (tmp_path / "mine" / "en" / "arc_easy" / "test.jsonl").write_text("{}\n")
+    assert ask("model", questions=Path("mine")) == 0
+    assert "evaluate 0 of 1 done" in capsys.readouterr().out
+
+
 def test_exports_of_one_training_are_one_run_and_others_runs_of_their_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
