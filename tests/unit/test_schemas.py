@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from hpc_ewc import records
+from hpc_ewc.launch.ledger import Ledger
+from hpc_ewc.launch.slurm_job import read_outcome
+from hpc_ewc.rundir import RunDir
 
 
 @pytest.fixture
@@ -74,6 +77,18 @@ def test_records_become_rows_of_the_report(schemas: Path, tmp_path: Path) -> Non
 def test_the_ledger_says_intent_before_submitted(schemas: Path) -> None:
     events = [line["event"] for line in records.read_lines(schemas / "jobs.jsonl")]
     assert events.index("intent") < events.index("submitted")
+
+
+def test_the_ledger_of_slurm_tells_of_each_element(schemas: Path, tmp_path: Path) -> None:
+    root = RunDir(tmp_path)
+    root.ledger.write_bytes((schemas / "jobs.slurm.jsonl").read_bytes())
+    jobs = Ledger(root).read().jobs.values()
+    assert [(job.job_id, job.outcome) for job in jobs] == [
+        ("4711", "finished"),
+        ("4712_0", "finished"),
+        ("4712_1", "stopped"),
+    ]
+    assert read_outcome(schemas / "exit.slurm.json") == "stopped"
 
 
 def test_every_example_is_listed_and_every_listed_one_is_there(schemas: Path) -> None:
