@@ -10,9 +10,11 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -90,14 +92,7 @@ def call(
     # BITSTR_LEN: a pending array's list of elements whole; TIME_FORMAT: as sacct's own -S takes it
     own |= {"LC_ALL": "C", "SLURM_BITSTR_LEN": "0", "SLURM_TIME_FORMAT": "standard", **(environment or {})}
     try:
-        done = subprocess.run(
-            command,
-            env=own,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=time_limit_s,
-            start_new_session=True,  # Ctrl-C at a terminal reaches us, who decide what becomes of it
-        )
+        status, out, err = _run(command, own, time_limit_s)
     except subprocess.TimeoutExpired:
         raise SchedulerError(
             f"`{said}`: no answer in {time_limit_s:g} s; the scheduler is busy or down: try again in a minute "
@@ -110,10 +105,26 @@ def call(
             "PATH (module load slurm)?",
             "missing",
         ) from None
-    out, err = done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
-    if done.returncode != 0:
-        raise _refusal(said, done.returncode, err or out)
+    if status != 0:
+        raise _refusal(said, status, err or out)
     return out + err if errors_too else out
+
+
+def _run(command: Sequence[str], environment: Mapping[str, str], time_limit_s: float) -> tuple[int, str, str]:
+    """Exit status, stdout and stderr. In a session of its own: Ctrl-C at a terminal reaches us, who decide what becomes
+    of it; and at the limit what a site's wrapper script started goes with it, or its pipes would keep us waiting.
+    """
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, start_new_session=True
+    ) as process:
+        try:
+            out, err = process.communicate(timeout=time_limit_s)
+        except BaseException:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return process.returncode, out.decode(errors="replace"), err.decode(errors="replace")
 
 
 def _refusal(said: str, status: int, text: str) -> SchedulerError:

@@ -350,7 +350,7 @@ def test_where_nobody_answers(commands: Path) -> None:
 
 
 def test_no_answer_in_time(commands: Path) -> None:
-    fake(commands, "squeue", "exec sleep 60")
+    fake(commands, "squeue", "sleep 60; echo")  # a wrapper script: what it started holds the pipes
     with pytest.raises(
         SchedulerError, match=r"`sleeper .*`: no answer in 0.2 s; the scheduler is busy or down"
     ) as caught:
