@@ -173,13 +173,13 @@ class Standing:
                 (known is not None and known.state == "COMPLETED") or self._exit(last).get("status") == 0
             ):
                 return "done", str(history.graph.get("out", "")), ""
-            return self._live_state() or self._ended_report(known)
+            return self._live_state() or self._ended_report(last, known)
         failed = bool(self.jobs) and self.jobs[-1].outcome == "failed"
         return "failed" if failed and not at_work else "waiting" if at_work else "missing", "", ""
 
-    def _ended_report(self, known: SlurmJob | None) -> tuple[str, str, str]:
+    def _ended_report(self, last: Job, known: SlurmJob | None) -> tuple[str, str, str]:
         if known is None:
-            return "missing", "", ""
+            return last.outcome if last.outcome in ("failed", "stopped") else "missing", "", ""
         return "stopped" if known.state in INTERRUPTED else "failed", describe_end(known), ""
 
     # ------------------------------------------------------------------------------------------ details

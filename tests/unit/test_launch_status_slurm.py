@@ -250,6 +250,9 @@ def test_the_report_is_a_job_too(root: RunDir, slurm: Slurm) -> None:
     root.job("13").mkdir(parents=True)
     records.write_json(rundir.exit_file(root.job("13"), 0), {"status": 0})
     assert rows(root)["report"].state == "done", "Slurm forgot it, its launcher did not"
+    records.write_json(rundir.exit_file(root.job("13"), 0), {"status": 1})
+    Ledger(root).ended("token-13", "failed")
+    assert rows(root)["report"].state == "failed", "a later submit wrote down how it ended"
 
 
 # ---------------------------------------------------------------------------------------------- Slurm is away
