@@ -229,7 +229,7 @@ def test_a_data_set_that_is_not_in_the_cache_says_which_command_fetches_it(
     with pytest.raises(InputError) as caught:
         load_tasks(cell, tmp_path, (), seed=0)
     assert "arc_easy.lt: neurotechnology/lt_arc is not in this machine's cache" in str(caught.value)
-    assert "--repo-type dataset` on the login node" in str(caught.value)
+    assert "run `hpc-ewc prefetch SWEEP.toml` on the login node" in str(caught.value)
     assert "https://huggingface.co/datasets/neurotechnology/lt_arc and log in with `hf auth login`" in str(caught.value)
 
 
