@@ -23,6 +23,7 @@ from hpc_ewc.launch.profile import JobResources, Profile, SlurmConfig, build_pro
 from hpc_ewc.launch.reconcile import other_executor_lives, settle
 from hpc_ewc.launch.scheduler import SchedulerError
 from hpc_ewc.launch.slurm_output import SlurmJob
+from hpc_ewc.launch.slurm_plan import covers
 from hpc_ewc.launch.slurm_refusal import explain_refusal
 from hpc_ewc.launch.slurm_script import Script, build_script, check_paths, gpu_request, inherited_environment
 from hpc_ewc.launch.submit import DONE, UNFINISHED, submit
@@ -211,6 +212,22 @@ def test_a_refusal_half_way_is_topped_up(cluster: Path, tmp_path: Path) -> None:
     fake_slurm.change(cluster, refuse_after=100)
     give(tmp_path)
     assert len(names(cluster)) == len(set(names(cluster))) == 8
+
+
+def test_what_waits_behind_a_failure_is_given_again_with_it(cluster: Path, tmp_path: Path) -> None:
+    """Slurm has not looked at the queue since the training failed: its evaluation still seems to wait."""
+    give(tmp_path)
+    fake_slurm.set_states(cluster, "FAILED", "train/strength=0")
+    give(tmp_path)
+    jobs = fake_slurm.load(cluster)["jobs"]
+    assert [job["name"].split("-")[0] for job in jobs[8:]] == [
+        "small/train/strength=0",
+        "small/evaluate/strength=0",
+        "small/report",
+    ]
+    assert jobs[9]["dependency"] == f"afterok:{jobs[8]['id']}"
+    old = [job["state"] for job in jobs[:8] if job["name"].startswith("small/evaluate/strength=0")]
+    assert old == ["CANCELLED"]
 
 
 def test_a_lost_answer_is_no_lost_job(cluster: Path, tmp_path: Path) -> None:
@@ -419,6 +436,6 @@ def test_memory_that_ran_out_names_the_key(tmp_path: Path) -> None:
 
 
 def test_what_an_element_covers_does_not_depend_on_the_deal() -> None:
-    assert slurm.covers(Element("1", ("--checkpoint", "1.0"), ("1.0:a.en", "1.0:b.en"))) == ("1.0:a.en", "1.0:b.en")
-    assert slurm.covers(Element("1", ("--part", "1/4"))) == ("1/4",)
-    assert slurm.covers(Element("0")) == ("0",)
+    assert covers(Element("1", ("--checkpoint", "1.0"), ("1.0:a.en", "1.0:b.en"))) == ("1.0:a.en", "1.0:b.en")
+    assert covers(Element("1", ("--part", "1/4"))) == ("1/4",)
+    assert covers(Element("0")) == ("0",)
