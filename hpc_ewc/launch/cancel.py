@@ -21,7 +21,7 @@ from hpc_ewc.launch.ledger import Job, Ledger, lock_holder
 from hpc_ewc.launch.pick import pick
 from hpc_ewc.launch.process import send
 from hpc_ewc.launch.scheduler import SlurmJob
-from hpc_ewc.launch.slurm_job import read_outcome
+from hpc_ewc.launch.slurm_history import read_outcome
 from hpc_ewc.launch.survey import Survey, open_run, survey
 from hpc_ewc.launch.view import Row
 from hpc_ewc.rundir import RunDir

@@ -80,7 +80,7 @@ def render_scripts(plan: Plan, every: bool) -> Iterator[str]:
     """The batch scripts as they would be submitted, each under where it would lie. Ids that sbatch gives, and the
     token of the submission, stand as words: `<train/strength=0-…>`, TOKEN.
     """
-    from hpc_ewc.launch.slurm import bundles, dependency
+    from hpc_ewc.launch.slurm_plan import bundles, dependency
     from hpc_ewc.launch.slurm_script import build_script
 
     ids = {name: [f"<{name}>"] for name in plan.graph.nodes}

@@ -17,7 +17,7 @@ from hpc_ewc.launch.graph import REPORT
 from hpc_ewc.launch.ledger import Job
 from hpc_ewc.launch.outcome import last_lines
 from hpc_ewc.launch.pick import pick
-from hpc_ewc.launch.slurm_job import read_outcome
+from hpc_ewc.launch.slurm_history import read_outcome
 from hpc_ewc.launch.slurm_output import expand_hosts
 from hpc_ewc.launch.survey import Survey, Surveyor, open_run
 from hpc_ewc.launch.view import Row

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from hpc_ewc.errors import StageError
 from hpc_ewc.launch import rendezvous
-from hpc_ewc.launch.slurm_job import SlurmAttempt, SlurmTask
+from hpc_ewc.launch.slurm_job import SlurmAttempt
 from hpc_ewc.launch.slurm_node import in_container, node_folder
+from hpc_ewc.launch.slurm_task import SlurmTask
 from hpc_ewc.launch.torchrun import POLL_S, WorkerProcess
 
 PROBE = "hpc_ewc.worker.probe"

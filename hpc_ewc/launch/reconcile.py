@@ -14,7 +14,7 @@ from hpc_ewc.launch.artefacts import failure
 from hpc_ewc.launch.graph import REPORT
 from hpc_ewc.launch.ledger import History, Job, Ledger
 from hpc_ewc.launch.outcome import last_lines
-from hpc_ewc.launch.slurm_job import read_outcome
+from hpc_ewc.launch.slurm_history import read_outcome
 from hpc_ewc.launch.slurm_output import SlurmJob
 from hpc_ewc.rundir import RunDir
 
@@ -30,6 +30,8 @@ class Live:
     """What waits or runs."""
 
     jobs: tuple[Job, ...] = ()
+    waiting: frozenset[str] = frozenset()
+    """Ids of those that have not started."""
     queued: int = 0
     """All jobs of this user, array elements counted."""
     queued_in: dict[str, int] = field(default_factory=dict)
@@ -62,7 +64,9 @@ def reconcile(root: RunDir) -> Live:
     partitions: dict[str, int] = {}
     for entry in queue:
         partitions[entry.partition] = partitions.get(entry.partition, 0) + 1
-    return Live(tuple(job for job in waiting if job.job_id in live), len(queue), partitions)
+    alive = tuple(job for job in waiting if job.job_id in live)
+    pending = frozenset(name for name, entry in live.items() if entry.waits)
+    return Live(alive, pending, len(queue), partitions)
 
 
 def _adopt(ledger: Ledger, history: History, queue: Sequence[SlurmJob]) -> None:

@@ -7,10 +7,9 @@ leaves whole runs, each behind its own inputs; the next submit adds the rest.
 
 from __future__ import annotations
 
-import dataclasses
 import secrets
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,32 +17,16 @@ from hpc_ewc.errors import SubmitError
 from hpc_ewc.launch import reconcile, scheduler
 from hpc_ewc.launch.artefacts import Found, make_ready
 from hpc_ewc.launch.graph import REPORT, Element, Graph, Node, elements
-from hpc_ewc.launch.ledger import Ledger
-from hpc_ewc.launch.profile import Profile, slots
-from hpc_ewc.launch.slurm_job import SlurmTask
+from hpc_ewc.launch.ledger import Job, Ledger
+from hpc_ewc.launch.profile import Profile
+from hpc_ewc.launch.slurm_plan import Bundle, Room, build_task, bundles, covers, dependency, depth_first
 from hpc_ewc.launch.slurm_refusal import explain_refusal
 from hpc_ewc.launch.slurm_script import Script, build_script, clean_environment
-from hpc_ewc.launch.torchrun import uses_torchrun, worker_environment
 
 SBATCH_LIMIT_S = 120.0
-NO_LIMIT = 10**9
+SAY_EVERY = 100
 FOUND_AGAIN_S = (1.0, 3.0, 10.0)
 """When to look for a job whose sbatch gave no answer."""
-
-
-@dataclass(frozen=True)
-class Bundle:
-    """The elements of one array index: one, or where whole nodes are billed as many as it has GPUs."""
-
-    elements: tuple[Element, ...]
-
-    @property
-    def name(self) -> str:
-        return "+".join(element.name for element in self.elements)
-
-    @property
-    def covers(self) -> list[str]:
-        return [name for element in self.elements for name in covers(element)]
 
 
 @dataclass
@@ -69,9 +52,8 @@ class SlurmSubmit:
         ledger: where every submission is written down.
         code: folder of the package for the jobs.
         out: folder of the tables.
-        live: what is queued or running of this experiment, by node (reconcile.py).
-        queued: jobs of this user in the queue, of all experiments; by partition too.
-        say: for progress.
+        live: what is queued or running, of this experiment and of the user (reconcile.py).
+        say: for progress, where there is much to submit.
     """
 
     def __init__(
@@ -91,6 +73,8 @@ class SlurmSubmit:
         self.ids: dict[str, list[str]] = {}
         """By node, the main ids that a dependant waits for."""
         self.lost: set[str] = set()
+        self.fresh: set[str] = set()
+        """Nodes that this submit gave jobs."""
         self.tally = Tally()
         self.count = 0
         self.stamp = time.strftime("%Y%m%d-%H%M%S")
@@ -117,7 +101,7 @@ class SlurmSubmit:
 
     def _submit(self, node: Node) -> None:
         """What is missing of a node and not under way."""
-        alive = self.live.of(node.id)
+        alive = self._still_good(node)
         self.tally.kept += len(alive)
         last = {job.covers: job for job in sorted(alive, key=lambda job: job.link)}  # of each chain
         self.ids[node.id] = list(dict.fromkeys(job.main_id for job in last.values()))
@@ -137,6 +121,20 @@ class SlurmSubmit:
                 return
             self._submit_chain(node, waiting[:size])
             waiting = waiting[size:]
+
+    def _still_good(self, node: Node) -> list[Job]:
+        """Its live jobs; those that wait behind a job that failed, whose place a new one takes, are taken back.
+
+        Slurm itself ends them (--kill-on-invalid-dep), at its next look at the queue; until then they look alive.
+        """
+        alive = self.live.of(node.id)
+        stale = [job for job in alive if job.job_id in self.live.waiting and self.fresh & set(node.depends)]
+        if node.stage == REPORT or not stale:
+            return alive
+        scheduler.cancel([job.job_id for job in stale])
+        self.ledger.elements_ended((job, "stopped") for job in stale)
+        self.room.give_back(node, len(stale))
+        return [job for job in alive if job not in stale]
 
     def _missing(self, node: Node, covered: set[str]) -> list[Element]:
         if node.stage == "evaluate":
@@ -182,6 +180,9 @@ class SlurmSubmit:
             self.room.take(node, len(chunk))
             self.tally.submitted += len(chunk)
             self.tally.batches += 1
+            if self.tally.batches % SAY_EVERY == 0:
+                self.say(f"{self.tally.batches} submissions, {self.tally.submitted} jobs")
+        self.fresh.add(node.id)
         self.ids[node.id].append(main)
 
     def _script(self, node: Node, token: str, chunk: Sequence[Bundle], behind: str) -> Script:
@@ -238,104 +239,3 @@ class SlurmSubmit:
             except scheduler.SchedulerError:
                 continue
         return ""
-
-
-class Room:
-    """How many more jobs the site lets this user submit."""
-
-    def __init__(self, profile: Profile, live: reconcile.Live) -> None:
-        self.profile = profile
-        self.taken = live.queued
-        self.taken_in = dict(live.queued_in)
-
-    def free(self, node: Node) -> int:
-        """How many more jobs of this node fit, a place for the report kept."""
-        slurm, partition = self.profile.slurm, self._partition(node)
-        free = NO_LIMIT
-        if slurm.max_submitted is not None:
-            free = slurm.max_submitted - self.taken - (node.stage != REPORT)
-        if partition in slurm.max_submitted_in:
-            free = min(free, slurm.max_submitted_in[partition] - self.taken_in.get(partition, 0))
-        return free
-
-    def take(self, node: Node, jobs: int) -> None:
-        partition = self._partition(node)
-        self.taken += jobs
-        self.taken_in[partition] = self.taken_in.get(partition, 0) + jobs
-
-    def _partition(self, node: Node) -> str:
-        return self.profile.slurm.of(node.stage).partition
-
-
-# ---------------------------------------------------------------------------------------------- pure
-
-
-def covers(element: Element) -> tuple[str, ...]:
-    """What an element makes, by names that another deal of the same cells keeps."""
-    return element.expected or (element.arguments[-1] if element.arguments else element.name,)
-
-
-def depth_first(graph: Graph) -> list[str]:
-    """Each node right before what reads it, so that what comes first is whole runs; the report last."""
-    order: list[str] = []
-
-    def visit(name: str) -> None:
-        if name not in order_set:
-            for above in graph.nodes[name].depends:
-                visit(above)
-            order_set.add(name)
-            order.append(name)
-
-    order_set: set[str] = set()
-    for node in [*graph.of("evaluate"), *graph.nodes.values()]:
-        visit(node.id)
-    return [name for name in order if name != REPORT] + [name for name in order if name == REPORT]
-
-
-def dependency(node: Node, graph: Graph, found: dict[str, Found], ids: dict[str, list[str]]) -> str:
-    """Of sbatch: all that it reads ended well; for the report, all that it tells of ended."""
-    waited = [main for name in node.depends if not found[name].done for main in ids.get(name, [])]
-    unique = list(dict.fromkeys(waited))
-    kind = "afterany" if node.stage == REPORT else "afterok"
-    return f"{kind}:{':'.join(unique)}" if unique else ""
-
-
-def bundles(node: Node, wanted: Sequence[Element], profile: Profile) -> list[Bundle]:
-    """What one job each does."""
-    side = slots(node.stage, node.resources, profile)
-    return [Bundle(tuple(wanted[i : i + side])) for i in range(0, len(wanted), side)]
-
-
-def build_task(
-    graph: Graph, node: Node, chunk: Iterable[Bundle], profile: Profile, code: Path, out: Path, token: str, link: int
-) -> SlurmTask:
-    """What the jobs of one submission run."""
-    resources, slurm = node.resources, profile.slurm
-    side = slots(node.stage, node.resources, profile)
-    ranks = resources.nproc_per_node if uses_torchrun(node.stage) else side
-    environment = worker_environment(
-        code, profile.env, max(1, resources.cpus_per_task // ranks), one_node=resources.nodes == 1
-    )
-    return SlurmTask(
-        name="/".join(filter(None, (graph.root.name, node.stage, node.run))),
-        stage=node.stage,
-        folder=str(graph.root.root if node.stage == REPORT else node.folder.path),
-        jobs=str(graph.root.jobs),
-        token=token,
-        elements=tuple(bundle.elements for bundle in chunk),
-        python=profile.interpreter,
-        environment=environment,
-        nodes=resources.nodes,
-        nproc_per_node=resources.nproc_per_node,
-        slots=side,
-        gpus_per_node=resources.gpus_per_node,
-        cpus_per_task=resources.cpus_per_task,
-        out=str(out),
-        runs=tuple(other.run for other in graph.of("evaluate")) if node.stage == REPORT else (),
-        host_suffix=slurm.host_suffix,
-        requeue=slurm.continuation == "requeue",
-        link=link,
-        grace_time_s=slurm.grace_time_s,
-        scratch=slurm.scratch,
-        container=dataclasses.replace(profile.container),
-    )

@@ -16,27 +16,26 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from hpc_ewc import records, rundir
-from hpc_ewc.errors import ArtefactError, StageError
+from hpc_ewc.errors import StageError
 from hpc_ewc.launch import rendezvous, scheduler
 from hpc_ewc.launch.artefacts import failure as last_failure
 from hpc_ewc.launch.graph import REPORT, Element, Node
 from hpc_ewc.launch.outcome import Exit, Outcome, decide, explain, is_consequence, report_fingerprint, stored_node
 from hpc_ewc.launch.process import children, kill_tree
-from hpc_ewc.launch.profile import SECRETS, ContainerConfig
+from hpc_ewc.launch.profile import SECRETS
+from hpc_ewc.launch.slurm_history import begin_attempt, read_outcome, unless_full
 from hpc_ewc.launch.slurm_node import node_caches, node_folder, plain_command, torchrun_command
+from hpc_ewc.launch.slurm_task import Here, SlurmTask
 from hpc_ewc.launch.torchrun import POLL_S, WorkerProcess, uses_torchrun
 from hpc_ewc.rundir import RunDir, StageDir
 
-TRIES = 3
-"""Restarts without progress, after which a job gives up."""
 KILL_WAIT_S = 90.0
 """Slurm's KillWait (30 s) and a minute, on top of the grace time."""
 REQUEUE_EVERY_S = 10.0
@@ -48,76 +47,6 @@ CAUSE_S = 60.0
 
 class StoppedError(StageError):
     """An attempt was stopped, its artefact is not there, and nothing goes on with it by itself."""
-
-
-@dataclass(frozen=True)
-class SlurmTask:
-    """What submitit calls; only plain values, so that its pickle says the same on any node, and no secret is in it."""
-
-    name: str
-    """NAME/stage/run, for messages."""
-    stage: str
-    folder: str
-    """Of the artefact; of the report: the run folder."""
-    jobs: str
-    """runs/NAME/jobs."""
-    token: str
-    """Of the submission; of a chain, its first."""
-    elements: tuple[tuple[Element, ...], ...]
-    """By array index; several run side by side, one on each GPU."""
-    python: str
-    environment: dict[str, str]
-    nodes: int = 1
-    nproc_per_node: int = 1
-    slots: int = 1
-    """Workers side by side, where a job has several elements."""
-    gpus_per_node: int = 0
-    cpus_per_task: int = 1
-    out: str = ""
-    """Of the report: where its tables go."""
-    runs: tuple[str, ...] = ()
-    """Of the report: the evaluations it tells of."""
-    host_suffix: str = ""
-    requeue: bool = True
-    link: int = 0
-    """Place in a chain of successors."""
-    grace_time_s: int = 300
-    scratch: str = ""
-    container: ContainerConfig = field(default_factory=ContainerConfig)
-
-    def __call__(self) -> str:
-        """Run this node's part of the attempt to its end."""
-        return SlurmAttempt(self).run()
-
-    def checkpoint(self) -> Any:
-        """Submitit asks this if USR2 comes before our own handler is there: the same again."""
-        from submitit.helpers import DelayedSubmission
-
-        return DelayedSubmission(self)
-
-
-@dataclass(frozen=True)
-class Here:
-    """Where this process is, as Slurm says it."""
-
-    job_id: str
-    """`123`, or `123_4`."""
-    raw_id: str
-    """Of scontrol: an element has a number of its own."""
-    index: int
-    restart: int
-    node: int
-    hosts: tuple[str, ...]
-
-    @staticmethod
-    def read() -> Here:
-        """From the environment of a task."""
-        from submitit import JobEnvironment
-
-        env = JobEnvironment()
-        index = int(env.array_task_id or 0)
-        restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-        return Here(env.job_id, env.raw_job_id, index, restart, env.node, tuple(env.hostnames))
 
 
 class SlurmAttempt:
@@ -163,40 +92,21 @@ class SlurmAttempt:
     # ------------------------------------------------------------------------------------------ before
 
     def _check_history(self) -> None:
-        """Give up after three restarts that made nothing, and where the job before in a chain failed.
+        """Begin an attempt, or give up.
 
         Raises:
-            StageError: one of the two.
+            StageError: three restarts made nothing, or the job before in a chain failed.
         """
-        path = rundir.attempts_file(Path(self.task.jobs) / self.task.token, self.here.index)
-        past: list[dict[str, Any]] = []
-        with suppress(FileNotFoundError, ArtefactError):
-            past = list(records.read_json(path)["attempts"])
-        if self.task.link and past and past[-1]["job_id"] != self.here.job_id:
-            before = Path(self.task.jobs) / str(past[-1]["job_id"])
-            if read_outcome(rundir.exit_file(before, int(past[-1]["restart"]))) == "failed":
-                self._give_up(f"job {past[-1]['job_id']}, which came before in the chain, failed: see failed.json")
-        mark = progress_mark(StageDir(Path(self.task.folder)), self.task.stage, self.elements)
-        tries = [entry["mark"] for entry in past[-TRIES:]]
-        if len(tries) == TRIES and set(tries) == {mark}:
-            error = last_failure(StageDir(Path(self.task.folder))).get("error")
-            said = f". The last one: {error}" if error else ""
-            self._give_up(
-                f"{TRIES} restarts without progress: still at {mark or 'nothing'}. Give it more time before it is "
-                f"stopped (resources.{self.task.stage}.time_min), or save more often (train.checkpoint_every_s); what "
-                f"each attempt printed is in {rundir.rank_logs(self.folder)}"
-                + (f". The last one: {said}" if said else "")
-            )
-        now = {"job_id": self.here.job_id, "restart": self.here.restart, "mark": mark, "at": time.time()}
-        with _unless_full(path):
-            records.write_json(path, {"schema": records.SCHEMA, "attempts": [*past[-20:], now]})
+        reason = begin_attempt(self.task, self.here, self.elements)
+        if reason:
+            self._give_up(reason)
 
     def _give_up(self, reason: str) -> None:
         if self.task.stage != REPORT:
             facts = {"schema": records.SCHEMA, "error": reason, "traceback": "", "rank": 0, "samples": None}
             facts |= {"element": self.elements[0].name, "node": socket.gethostname()}
             facts |= {"job_id": self.here.job_id, "restart": self.here.restart}
-            with _unless_full(Path(self.task.folder)):
+            with unless_full(Path(self.task.folder)):
                 records.write_json(StageDir(Path(self.task.folder)).failed, facts)
         self._end("failed")
         raise StageError(f"{self.task.name}: {reason}")
@@ -337,7 +247,7 @@ class SlurmAttempt:
 
     def _lost_another(self, ended: Exit) -> bool:
         node = self._node()
-        with _unless_full(node.folder.failed):
+        with unless_full(node.folder.failed):
             explain(node, self.elements[0], self.folder, self.here.restart, ended)
         return is_consequence(str(last_failure(node.folder).get("error", "")))
 
@@ -393,7 +303,7 @@ class SlurmAttempt:
         facts |= {"stopped": self.stop_file.exists(), "why": sorted(self._reason()), "ended_at": time.time()}
         facts |= {"node": socket.gethostname()}
         facts |= {"reported": self.reported, "out": self.task.out} if self.reported else {}
-        with _unless_full(self.exit_file):
+        with unless_full(self.exit_file):
             records.write_json(self.exit_file, facts)
         return outcome
 
@@ -402,7 +312,7 @@ class SlurmAttempt:
         if self.task.stage == REPORT:
             return StageError(f"{self.task.name}: the report {ended.words}")
         node = self._node()
-        with _unless_full(node.folder.failed):
+        with unless_full(node.folder.failed):
             explain(node, self.elements[0], self.folder, self.here.restart, ended)
         failed = last_failure(node.folder)
         trace, error = str(failed.get("traceback", "")).strip(), str(failed.get("error", ""))
@@ -460,46 +370,3 @@ class SlurmAttempt:
     def _stopped(self) -> StoppedError:
         why = ", ".join(sorted(self._reason())) or "on request"
         return StoppedError(f"{self.task.name}: stopped ({why}) and saved; the next submit goes on with it")
-
-
-# ---------------------------------------------------------------------------------------------- what files tell
-
-
-@contextmanager
-def _unless_full(path: Path) -> Iterator[None]:
-    """What cannot be written, on a full disk say, must not hide what it is about."""
-    try:
-        yield
-    except OSError as error:
-        sys.stderr.write(f"{path}: cannot be written: {error}\n")
-
-
-def read_outcome(path: Path) -> str | None:
-    """How an attempt ended, as its launcher wrote it; None while it has not."""
-    with suppress(FileNotFoundError, ArtefactError, OSError):
-        found = records.read_json(path).get("outcome")
-        return str(found) if found else None
-    return None
-
-
-def progress_mark(folder: StageDir, stage: str, elements: Sequence[Element]) -> str:
-    """How far an artefact is, as a text that changes whenever a restart would begin further on."""
-
-    def newest(place: Path) -> str:
-        names = [path.name for path in place.iterdir() if path.name.isdigit()] if place.is_dir() else []
-        return max(names, default="")
-
-    if stage == "train":
-        steps = [newest(folder.checkpoints), newest(folder.exports)]
-        return f"step {max(steps)}" if any(steps) else ""
-    if stage == "fisher":
-        position = newest(folder.fisher_partial)
-        return f"example {position}" if position else ""
-    if stage == "tokens":
-        parts = len(list(folder.parts.glob("*.json"))) if folder.parts.is_dir() else 0
-        return f"{parts} parts" if parts else ""
-    if stage == "evaluate":
-        wanted = {name.partition(":")[2] for element in elements for name in element.expected}
-        cells = sorted(p.name for p in folder.path.glob("[0-9]*/*.json") if p.name.removesuffix(".json") in wanted)
-        return f"{len(cells)} cells" if cells else ""
-    return ""

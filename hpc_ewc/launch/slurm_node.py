@@ -15,7 +15,7 @@ from hpc_ewc.launch.graph import REPORT, Element
 from hpc_ewc.launch.torchrun import WORKER
 
 if TYPE_CHECKING:
-    from hpc_ewc.launch.slurm_job import SlurmTask
+    from hpc_ewc.launch.slurm_task import SlurmTask
 
 REPORT_MODULE = "hpc_ewc.report"
 CACHES = {"TRITON_CACHE_DIR": "triton", "TORCHINDUCTOR_CACHE_DIR": "inductor", "TMPDIR": "tmp"}

@@ -10,7 +10,7 @@ from hpc_ewc.launch.artefacts import Found
 from hpc_ewc.launch.graph import REPORT, Element, Graph, Node
 from hpc_ewc.launch.profile import Profile, slots
 from hpc_ewc.launch.reconcile import Live
-from hpc_ewc.launch.slurm_job import SlurmTask
+from hpc_ewc.launch.slurm_task import SlurmTask
 from hpc_ewc.launch.torchrun import uses_torchrun, worker_environment
 
 NO_LIMIT = 10**9

@@ -20,8 +20,10 @@ from hpc_ewc.errors import StageError
 from hpc_ewc.launch import outcome, rendezvous, scheduler, slurm_job
 from hpc_ewc.launch.graph import Element
 from hpc_ewc.launch.profile import ContainerConfig
-from hpc_ewc.launch.slurm_job import SlurmTask, StoppedError, progress_mark, read_outcome
+from hpc_ewc.launch.slurm_history import progress_mark, read_outcome
+from hpc_ewc.launch.slurm_job import StoppedError
 from hpc_ewc.launch.slurm_node import in_container, node_caches, node_folder, plain_command, torchrun_command
+from hpc_ewc.launch.slurm_task import Here, SlurmTask
 from hpc_ewc.rundir import RunDir, StageDir
 from tests.unit.launch_world import order, read_events, write_experiment
 
@@ -340,7 +342,7 @@ def test_a_torchrun_that_waits_for_nobody_is_ended(
 
 
 def test_the_published_port_is_kept_for_the_one_who_listens(tmp_path: Path) -> None:
-    here = slurm_job.Here("7", "7", 0, 0, 0, ("n1", "n2"))
+    here = Here("7", "7", 0, 0, 0, ("n1", "n2"))
     with rendezvous.meet(here, tmp_path, "i") as arguments:
         assert arguments is not None
         port = int(rundir.port_file(tmp_path, 0).read_text())
@@ -357,7 +359,7 @@ def test_the_published_port_is_kept_for_the_one_who_listens(tmp_path: Path) -> N
 
 
 def test_a_node_does_not_wait_for_the_port_of_an_attempt_that_is_over(tmp_path: Path) -> None:
-    here = slurm_job.Here("7", "7", 0, 0, 1, ("n1", "n2"))
+    here = Here("7", "7", 0, 0, 1, ("n1", "n2"))
     with rendezvous.meet(here, tmp_path, over=lambda: True) as arguments:
         assert arguments is None
 

@@ -9,7 +9,7 @@ import pytest
 
 from hpc_ewc import records
 from hpc_ewc.launch.ledger import Ledger
-from hpc_ewc.launch.slurm_job import read_outcome
+from hpc_ewc.launch.slurm_history import read_outcome
 from hpc_ewc.rundir import RunDir
 
 
