@@ -18,6 +18,7 @@ from tests.end_to_end.evaluation import noised, stamps
 ASKED = ("--suites", "arc_easy.en,ppl_heldout.lt", "--shots", "arc_easy=1", "--limit", "6", "--dtype", "float32")
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.slow  # seven processes that import everything
 def test_a_glob_of_checkpoints_is_asked_and_compared_with_its_base(
     miniature_cache: Path, repository: Path, tmp_path: Path

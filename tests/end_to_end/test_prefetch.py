@@ -126,6 +126,7 @@ def login(tmp_path: Path, hub: FakeHub, repository: Path) -> Login:
     return Login(tmp_path, hub, repository)
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.slow  # six processes that import everything
 def test_everything_is_fetched_once_loads_offline_and_is_scored_without_a_network(login: Login, hub: FakeHub) -> None:
     refused = login.prefetch()

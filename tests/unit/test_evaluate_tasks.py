@@ -195,9 +195,7 @@ def test_held_out_text_without_text_is_refused(tmp_path: Path) -> None:
     path.write_text('{"text": " "}\n')
     with pytest.raises(InputError, match="every document is empty"):
         rows.heldout_rows({"test": str(path)})
-    with pytest.raises(
-        InputError, match="no held-out text 'lt'; the corpus gives its own when data.heldout_documents"
-    ):
+    with pytest.raises(InputError, match="no held-out text 'lt'; the corpus gives its own when data.heldout_documents"):
         write_task_files(tmp_path, Cell("ppl_heldout", "lt"), heldout=tmp_path / "none.jsonl")
 
 
