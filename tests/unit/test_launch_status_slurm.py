@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from hpc_ewc import records, rundir
+from hpc_ewc.launch import status as status_module
 from hpc_ewc.launch import survey as survey_module
 from hpc_ewc.launch.ledger import Ledger
 from hpc_ewc.launch.overview import render_table, render_text
@@ -328,6 +329,47 @@ def test_without_slurm_jobs_slurm_is_not_asked(tmp_path: Path, slurm: Slurm) -> 
     Ledger(root).graph([{"stage": "train", "run": "a", "depends": []}])
     assert [row.state for row in survey(root).rows] == ["missing"]
     assert slurm.asked == []
+
+
+def test_watching_on_a_terminal_ends_when_nothing_runs_any_more(
+    root: RunDir, slurm: Slurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, screen = [1000.0], io.StringIO()
+    monkeypatch.setattr(survey_module.time, "monotonic", lambda: now[0])
+    terminal = Console(file=screen, force_terminal=True, width=100, height=30, color_system=None)
+    monkeypatch.setattr(status_module, "Console", lambda **_: terminal)
+    slurm.says("11", "RUNNING", nodes="node7")
+    slurm.unanswered = (SchedulerError("`sacct`: no answer in 20 s", "silent"),)
+
+    def later(seconds: float) -> None:
+        now[0] += 30.0
+        if now[0] > 1100:
+            slurm.says("11", "FAILED", exit_code="1:0")
+
+    monkeypatch.setattr(status_module.time, "sleep", later)
+    assert status(root.root, watch=True, as_json=False) == 1
+    assert "node7" in screen.getvalue()
+    assert "part of what Slurm knows is missing: `sacct`: no answer in 20 s" in screen.getvalue()
+    assert "FAILED 1:0" in screen.getvalue()
+    assert len(slurm.asked) == 3, "once a minute"
+
+
+def test_watching_without_a_terminal_is_a_line_a_change(
+    root: RunDir, slurm: Slurm, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(survey_module.time, "monotonic", lambda: now[0])
+    slurm.says("11", "PENDING", reason="Priority")
+    states = iter(["PENDING", "RUNNING", "FAILED"])
+
+    def later(seconds: float) -> None:
+        now[0] += 60.0
+        slurm.says("11", next(states))
+
+    monkeypatch.setattr(status_module.time, "sleep", later)
+    assert status(root.root, watch=True, as_json=False) == 1
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("x: ")]
+    assert [line.split(",")[0] for line in lines] == ["x: 1 waiting", "x: 1 running", "x: 1 failed"]
 
 
 # ---------------------------------------------------------------------------------------------- shown
