@@ -14,13 +14,23 @@ from typing import TextIO
 
 from hpc_ewc import records
 from hpc_ewc.config import load_experiment
-from hpc_ewc.launch.findings import Finding
+from hpc_ewc.errors import ConfigError
+from hpc_ewc.launch.findings import Finding, wrong
 from hpc_ewc.launch.machine import check_folders, check_inputs, check_machine
-from hpc_ewc.launch.profile import load_profile
+from hpc_ewc.launch.profile import Profile, check_filled_in, load_profile
 from hpc_ewc.launch.resolve import local_path
 
 READY, NOT_READY = 0, 1
 WIDTH = 16
+
+
+def check_gaps(profile: Profile) -> Iterator[Finding]:
+    """A shipped profile has values that only the user knows; until they are there, nothing else can be right."""
+    try:
+        check_filled_in(profile)
+    except ConfigError as error:
+        keys = str(error).removeprefix(f"{profile.where}: ").partition(":")[0]
+        yield wrong("profile", f"{keys}: still to be filled in", f"edit {profile.where}; its comments say with what")
 
 
 def doctor(profile: Path | None, sweep: Path | None, quick: bool, as_json: bool) -> int:
@@ -43,6 +53,7 @@ def doctor(profile: Path | None, sweep: Path | None, quick: bool, as_json: bool)
     runs = local_path(loaded.runs or "runs")
 
     def checks() -> Iterator[Finding]:
+        yield from check_gaps(loaded)
         if loaded.executor == "slurm":
             from hpc_ewc.launch.cluster import check_cluster
 

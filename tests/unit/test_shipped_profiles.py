@@ -10,6 +10,7 @@ import pytest
 
 from hpc_ewc.config import Resources, build_experiment, option_docs
 from hpc_ewc.errors import ConfigError
+from hpc_ewc.launch.doctor import check_gaps
 from hpc_ewc.launch.profile import (
     ContainerConfig,
     LocalConfig,
@@ -71,6 +72,13 @@ def test_a_site_names_its_sources_and_what_only_the_user_knows(name: str) -> Non
     assert set(cited.split(", ")) == set(re.findall(r"^# \[(\d)\]", text, re.MULTILINE))
     with pytest.raises(ConfigError, match=rf"{name}: slurm\.account, .*runs, python: still to be filled in"):
         check_filled_in(load_profile(path))
+
+
+def test_doctor_names_the_gaps_first() -> None:
+    (gap,) = check_gaps(load_profile(REPOSITORY / "slurm" / "leonardo.toml"))
+    assert (gap.state, gap.text) == ("wrong", "slurm.account, runs, python: still to be filled in")
+    assert "leonardo.toml; its comments say with what" in gap.fix
+    assert list(check_gaps(Profile())) == []
 
 
 def test_a_profile_without_gaps_is_taken() -> None:
