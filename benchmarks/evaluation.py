@@ -1,6 +1,6 @@
 """What evaluation costs beside the model: a grid against one lm-eval call a cell, start-up by part, peak memory.
 
-    python benchmarks/evaluation.py [--out benchmarks/evaluation.json]
+    python benchmarks/evaluation.py [--out benchmarks/results/evaluation.json]
 
 Uses the miniature's base model (pretrained into $HPC_EWC_CACHE if it is not there) on the CPU, one thread.
 """
@@ -83,7 +83,7 @@ print(json.dumps({"compiled_each_time_ms": plain, "compiled_once_ms": kept}))
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "evaluation.json")
     out: Path = parser.parse_args().out
     world = miniature.build()
     miniature.pretrain(world)
