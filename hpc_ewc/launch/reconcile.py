@@ -53,10 +53,13 @@ def reconcile(root: RunDir) -> Live:
     _adopt(ledger, history, queue)
     live = {job.job_id: job for job in queue if job.reason not in NEVER}
     waiting = [job for job in history.open() if job.job_id]
-    gone = [job for job in waiting if job.job_id not in live]
+    gone = [job for job in waiting if not _is(job, live.get(job.job_id))]
     known = scheduler.look_up({job.main_id for job in gone}, since=min((job.at for job in gone), default=0.0) - 86400)
     told = {job.job_id: job for jobs in known.values() for job in jobs}
-    settled = [(job, settle(root, job, told.get(job.job_id))) for job in gone]
+    settled = []
+    for job in gone:
+        entry = told.get(job.job_id)
+        settled.append((job, settle(root, job, entry if _is(job, entry) else None)))
     ledger.elements_ended(settled)
     for job, outcome in settled:
         if job.stage == REPORT and outcome == "finished":
@@ -64,9 +67,14 @@ def reconcile(root: RunDir) -> Live:
     partitions: dict[str, int] = {}
     for entry in queue:
         partitions[entry.partition] = partitions.get(entry.partition, 0) + 1
-    alive = tuple(job for job in waiting if job.job_id in live)
+    alive = tuple(job for job in waiting if job not in gone)
     pending = frozenset(name for name, entry in live.items() if entry.waits)
     return Live(alive, pending, len(queue), partitions)
+
+
+def _is(job: Job, entry: SlurmJob | None) -> bool:
+    """Whether Slurm speaks of this job: a cluster that was made anew gives ids again. Not all keep comments."""
+    return entry is not None and entry.comment in ("", job.token)
 
 
 def _adopt(ledger: Ledger, history: History, queue: Sequence[SlurmJob]) -> None:

@@ -169,9 +169,12 @@ def setup_lines(root: RunDir, token: str, code: Path, own: tuple[str, ...]) -> l
     path = shlex.quote(str(code))
     lines += [f"export PYTHONPATH={path}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONSAFEPATH=1"]
     lines += ['ID="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}"']
-    jobs = shlex.quote(str(root.jobs))
+    lines += [f'JOB={shlex.quote(str(root.jobs))}/"$ID"']
     pickle = shlex.quote(str(rundir.task_file(Path("..") / token)))
-    lines += [f'mkdir -p {jobs}/"$ID" && ln -sfn {pickle} {jobs}/"$ID"/"$ID"_submitted.pkl || exit 1']
+    # A cluster that was made anew gives ids again: what another job of this id left is none of this one's.
+    mine = f'[ "$(readlink "$JOB/${{ID}}_submitted.pkl")" = {pickle} ]'
+    lines += [f'{mine} || [ ! -e "$JOB" ] || mv "$JOB" "$JOB.$(date +%s)"']
+    lines += [f'mkdir -p "$JOB" && ln -sfn {pickle} "$JOB/${{ID}}_submitted.pkl" || exit 1']
     return lines
 
 

@@ -30,7 +30,9 @@ type module >/dev/null 2>&1 || . /etc/profile
 module load LUMI
 export PYTHONPATH=/runs/paper/code/0123456789ab${PYTHONPATH:+:$PYTHONPATH} PYTHONSAFEPATH=1
 ID="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}"
-mkdir -p /runs/paper/jobs/"$ID" && ln -sfn ../20260102-030405-0001-abcdef/task.pkl /runs/paper/jobs/"$ID"/"$ID"_submitted.pkl || exit 1
+JOB=/runs/paper/jobs/"$ID"
+[ "$(readlink "$JOB/${ID}_submitted.pkl")" = ../20260102-030405-0001-abcdef/task.pkl ] || [ ! -e "$JOB" ] || mv "$JOB" "$JOB.$(date +%s)"
+mkdir -p "$JOB" && ln -sfn ../20260102-030405-0001-abcdef/task.pkl "$JOB/${ID}_submitted.pkl" || exit 1
 
 # command
 export SUBMITIT_EXECUTOR=slurm

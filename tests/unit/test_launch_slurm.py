@@ -117,6 +117,32 @@ def test_no_name_or_path_breaks_out_of_the_script(tmp_path: Path) -> None:
     assert pickle.loads((root / "jobs" / "7" / "7_submitted.pkl").read_bytes()).function is print
 
 
+def test_what_another_job_of_the_same_id_left_is_put_aside(tmp_path: Path) -> None:
+    """A sandbox that was made anew counts from 1 again, in the run folder that is there."""
+    root = tmp_path / "paper"
+    (root / "jobs" / "7").mkdir(parents=True)
+    (root / "jobs" / "7" / "stop.0").touch()
+    made = script(build_profile({"executor": "slurm"}, "p.toml"), root=str(root))
+    made.write(print)
+    (tmp_path / "srun").write_text("#!/bin/sh\n")
+    (tmp_path / "srun").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    for stop in ("", "stop.1"):  # started, and started again
+        subprocess.run(["bash", str(rundir.script_file(made.folder))], env=environment, check=True)
+        assert not (root / "jobs" / "7" / "stop.0").exists()
+        assert not stop or (root / "jobs" / "7" / stop).exists(), "its own stays"
+        (root / "jobs" / "7" / "stop.1").touch()
+    assert len(list((root / "jobs").glob("7.*/stop.0"))) == 1
+
+
+def test_an_id_that_came_round_again_is_another_job(cluster: Path, tmp_path: Path) -> None:
+    give(tmp_path)
+    jobs = fake_slurm.load(cluster)["jobs"]
+    fake_slurm.change(cluster, jobs=[job | {"comment": "of-another-run-folder"} for job in jobs])
+    give(tmp_path)
+    assert len(fake_slurm.load(cluster)["jobs"]) == 16
+
+
 def test_every_flag_is_one_line_and_quoted_as_sbatch_reads_it() -> None:
     text = script(build_profile(CLUSTER, "p.toml")).render()
     flags = [line for line in text.splitlines() if line.startswith("#SBATCH")]
