@@ -39,8 +39,8 @@ from hpc_ewc.rundir import RunDir, StageDir
 KILL_WAIT_S = 90.0
 """Slurm's KillWait (30 s) and a minute, on top of the grace time."""
 REQUEUE_EVERY_S = 10.0
-IDLE_S = 10.0
-"""How long torchrun may be without ranks after a stop."""
+MEET_S, LEAVE_S = 5.0, 60.0
+"""How long torchrun may be without ranks after a stop: while the nodes meet, and when the ranks have ended."""
 CAUSE_S = 60.0
 """What a node that failed gets to say why, before it is taken to be gone."""
 
@@ -61,7 +61,7 @@ class SlurmAttempt:
         self.exit_file = rundir.exit_file(self.folder, self.here.restart)
         self.signals: set[int] = set()
         self.statuses: list[int] = []
-        self.idle_since = math.inf
+        self.had_ranks, self.idle_since = False, math.inf
         self.reported = ""
         """Fingerprint of what a report is about to read."""
 
@@ -86,7 +86,8 @@ class SlurmAttempt:
         if self.task.stage == REPORT:
             self.reported = report_fingerprint(RunDir(Path(self.task.folder)), self.task.runs)
         with node_folder(self.task.scratch, f"{self.here.job_id}.{self.here.restart}") as scratch:
-            self._work(self._environment(scratch))
+            if not self.stop_file.exists():
+                self._work(self._environment(scratch))
         return self._conclude()
 
     # ------------------------------------------------------------------------------------------ before
@@ -194,12 +195,15 @@ class SlurmAttempt:
                     kill_tree(worker.process.pid)
 
     def _is_idle(self, worker: WorkerProcess) -> bool:
-        """Torchrun waits for nodes that left, before it started its ranks or after they ended: minutes, for nothing."""
+        """Torchrun waits for nodes that left, before it started its ranks or after they ended: minutes, for nothing.
+
+        After they ended it is given longer: on node 0 it serves the store by which the others' ranks leave.
+        """
         if children(worker.process.pid):
-            self.idle_since = math.inf
+            self.had_ranks, self.idle_since = True, math.inf
         elif self.idle_since == math.inf:
             self.idle_since = time.monotonic()
-        return time.monotonic() - self.idle_since > IDLE_S
+        return time.monotonic() - self.idle_since > (LEAVE_S if self.had_ranks else MEET_S)
 
     # ------------------------------------------------------------------------------------------ signals
 

@@ -180,6 +180,13 @@ def test_a_stop_file_of_a_person_ends_the_job_at_once(
         task()
 
 
+def test_a_job_that_is_cancelled_before_it_starts_starts_nothing(task: SlurmTask, tmp_path: Path) -> None:
+    records.write_text(rundir.stop_file(job(task), 0), "")
+    with pytest.raises(StoppedError, match=r"stopped \(on request\)"):
+        task()
+    assert read_events(tmp_path / "orders") == []
+
+
 def test_a_chain_leaves_for_its_successor(task: SlurmTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduler, "tell", lambda *words: pytest.fail(str(words)))
     monkeypatch.setattr(slurm_job, "KILL_WAIT_S", 600.0)
@@ -324,7 +331,7 @@ def test_a_torchrun_that_waits_for_nobody_is_ended(
     task: SlurmTask, tmp_path: Path, folder: StageDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Told to stop while the nodes still meet: the others do not come any more."""
-    monkeypatch.setattr(slurm_job, "IDLE_S", 0.5)
+    monkeypatch.setattr(slurm_job, "MEET_S", 0.5)
     monkeypatch.setattr(slurm_job, "uses_torchrun", lambda stage: True)
     monkeypatch.setattr(scheduler, "tell", lambda *words: "")
     (tmp_path / "python").write_text(f"#!/bin/sh\ntouch {tmp_path}/meeting; exec sleep 600\n")
