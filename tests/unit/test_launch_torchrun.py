@@ -152,6 +152,7 @@ def test_a_requeue_that_is_refused_is_asked_for_again(
 
     monkeypatch.setattr(scheduler, "tell", silent)
     monkeypatch.setattr(slurm_job, "REQUEUE_EVERY_S", 0.5)
+    monkeypatch.setattr(slurm_job, "KILL_WAIT_S", 5.0)
     order(tmp_path / "orders", "wait", "tokens")
     when_it_waits(tmp_path, lambda: os.kill(os.getpid(), signal.SIGUSR2))
     with pytest.raises(StoppedError):
@@ -283,6 +284,7 @@ def test_other_nodes_end_as_node_0_says(
     task: SlurmTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrote: str, error: type[Exception] | None
 ) -> None:
     order(tmp_path / "orders", "leave", "tokens")
+    monkeypatch.setattr(slurm_job, "KILL_WAIT_S", 60.0)
     task = second_node(task, monkeypatch)
     facts = {"status": 0, "outcome": wrote}
     writer = threading.Timer(1.5, lambda: records.write_json(rundir.exit_file(job(task), 0), facts))
