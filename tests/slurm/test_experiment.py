@@ -78,6 +78,7 @@ def test_a_training_that_fails_takes_only_its_own_along(
 # ------------------------------------------------------------------------------------------ services
 
 
+@pytest.mark.slow
 def test_slurmctld_is_down(world: World, undisturbed: World) -> None:
     """Submit refuses, saying so; status tells what files tell; afterwards the same commands work."""
     assert world.cluster
