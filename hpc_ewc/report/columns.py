@@ -109,14 +109,21 @@ class ColumnAnalysis:
             lows, highs = statistics.interval(drawn)
             for place, run in enumerate(runs):
                 self._interval(run, metric, scores[run], float(lows[place]), float(highs[place]))
-                base = self.study.bases.get(run)
-                if base is not None and base in scores:
-                    low, high = statistics.interval(drawn[:, [place]] - drawn[:, [runs.index(base)]])
-                    self._keep(run, metric, low=float(low[0]), high=float(high[0]))
+            self._difference_intervals(runs, metric, drawn)
             if metric == self.column.metric:
                 self._primary(runs, drawn, replicates)
         if self.column.kind == "share":
             self._halve(runs, values, first)
+
+    def _difference_intervals(self, runs: list[Run], metric: str, drawn: Array) -> None:
+        """Of each run against its base, all at once: a call a run takes longer than the quantiles themselves."""
+        places = {run: place for place, run in enumerate(runs)}
+        bases = {run: places[base] for run in runs if (base := self.study.bases.get(run)) in places}
+        if not bases:
+            return
+        lows, highs = statistics.interval(drawn[:, [places[run] for run in bases]] - drawn[:, list(bases.values())])
+        for run, low, high in zip(bases, lows, highs, strict=True):
+            self._keep(run, metric, low=float(low), high=float(high))
 
     def _primary(self, runs: list[Run], drawn: Array, replicates: dict[Mean, dict[Run, Array]]) -> None:
         """Who is best, and this column's part in the means."""
