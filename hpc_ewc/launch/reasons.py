@@ -18,6 +18,7 @@ REASONS = {
     "ReqNodeNotAvail": "nodes are down or reserved",
     "JobHeldUser": "held: scontrol release",
     "JobHeldAdmin": "held by the site",
+    "launch failed requeued held": "it could not be started: hpc-ewc cancel it, then submit again",
     "DependencyNeverSatisfied": "what it needs did not end well",
 }
 

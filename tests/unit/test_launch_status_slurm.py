@@ -131,6 +131,11 @@ def test_more_nodes_than_fit(root: RunDir, slurm: Slurm) -> None:
         ("BeginTime", 1, "BeginTime (requeued, Slurm holds it for two minutes)"),
         ("BeginTime", 0, "BeginTime (its time to start has not come)"),
         (
+            "launch failed requeued held",
+            1,
+            "launch failed requeued held (it could not be started: hpc-ewc cancel it, then submit again)",
+        ),
+        (
             "ReqNodeNotAvail, UnavailableNodes:n[1-9]",
             0,
             "ReqNodeNotAvail, UnavailableNodes:n[1-9] (nodes are down or reserved)",
