@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from hpc_ewc import suites, sweep
@@ -104,6 +105,22 @@ class Study:
         record = self.records.get((run, column))
         results = () if record is None else record["results"]
         return next((r for r in results if r["metric"] == metric and r.get("subset", "") == ""), None)
+
+    @cached_property
+    def of_column(self) -> dict[Column, list[dict[str, Any]]]:
+        """The records of each column."""
+        found: dict[Column, list[dict[str, Any]]] = defaultdict(list)
+        for (_, column), record in self.records.items():
+            found[column].append(record)
+        return found
+
+    @cached_property
+    def of_run(self) -> dict[Run, list[dict[str, Any]]]:
+        """The records of each run."""
+        found: dict[Run, list[dict[str, Any]]] = defaultdict(list)
+        for (run, _), record in self.records.items():
+            found[run].append(record)
+        return found
 
     def means(self, language: str) -> list[Column]:
         """The columns whose values are averaged for a language."""

@@ -160,7 +160,7 @@ def knowledge(build: Builder, language: str) -> Table | None:
     table = build.table(f"accuracy.{language}", f"{language_name(language)}: accuracy in per cent")
     table.heads += [Head(head(build, column)) for column in columns] + [Head(short(mean)) for mean in shown]
     every: list[Column | Mean] = [*columns, *shown]
-    best = {column: best_lines(build.lines, column) for column in every}
+    best = {column: frozenset(best_lines(build.lines, column)) for column in every}
     for line in build.lines.lines:
         row = build.labelled(line)
         row += [value_cell(build.lines.value(line, c), text_of(c), bold=line in best[c]) for c in columns]
@@ -330,7 +330,7 @@ def settings_notes(build: Builder, columns: list[Column]) -> list[str]:
 
 def _circumstances(build: Builder, column: Column) -> list[str]:
     """What may have changed a score without being asked for: prompts that were cut, batches of several sizes."""
-    records = [record for (_, other), record in build.study.records.items() if other == column]
+    records = build.study.of_column[column]
     cut = max((record.get("truncated") or 0 for record in records), default=0)
     sizes = sorted({record["batch_size"] for record in records if isinstance(record.get("batch_size"), int)})
     facts = [f"up to {cut} prompts cut to fit"] if cut else []

@@ -48,7 +48,7 @@ def print_table(table: Table, console: Console, said: set[str] | None = None) ->
     """
     console.print(Text(clean(table.title), style="bold"))
     for columns in blocks(table, console.width):
-        console.print(_block(table, columns))
+        _print_block(table, columns, console)
     for note in explanations(table, set() if said is None else said):
         console.print(Text(clean(note), style="dim"))
 
@@ -82,23 +82,39 @@ def _breakable(head: str) -> str:
     return head.replace(SOFT_HYPHEN, "- ")
 
 
-def _block(table: Table, columns: list[int]) -> RichTable:
-    out = RichTable(box=None, padding=(0, 1, 0, 0), header_style="", pad_edge=False, collapse_padding=True)
-    for place in columns:
+def _print_block(table: Table, columns: list[int], console: Console) -> None:
+    """Heads by rich, which folds them; rows as they are, since no cell is longer than its column.
+
+    Of ten thousand cells rich needs seconds for what joins them in a tenth of one. A block that is wider than the
+    console is left to rich whole: it knows how to squeeze.
+    """
+    widths = [_width(table, place) for place in columns]
+    heads = RichTable(box=None, padding=(0, 1, 0, 0), header_style="", pad_edge=False, collapse_padding=True)
+    for place, width in zip(columns, widths, strict=True):
         head = table.heads[place]
-        justify = "left" if head.is_label else "right"
-        out.add_column(
+        heads.add_column(
             Text(clean(_breakable(head.text)), style="bold cyan"),
-            justify=justify,  # type: ignore[arg-type]
-            width=_width(table, place),
+            justify="left" if head.is_label else "right",
+            width=width,
             vertical="bottom",
             no_wrap=head.is_label,
         )
-    for row in table.rows:
-        out.add_row(*_styled(row[place] for place in columns))
-    for row in table.foot:
-        out.add_row(*_styled((row[place] for place in columns), "dim"))
-    return out
+    rows = [([row[place] for place in columns], "") for row in table.rows]
+    rows += [([row[place] for place in columns], "dim") for row in table.foot]
+    if sum(widths) + len(widths) - 1 > console.width:
+        for cells, style in rows:
+            heads.add_row(*_styled(cells, style))
+        console.print(heads)
+        return
+    console.print(heads)
+    out = Text()
+    for number, (cells, style) in enumerate(rows):
+        for place, (text, width) in enumerate(zip(_styled(cells, style), widths, strict=True)):
+            space = " " * (width - text.cell_len)
+            left = table.heads[columns[place]].is_label
+            out.append("\n" if number and not place else " " if place else "")
+            out.append(text.plain + space if left else space + text.plain, style=text.style)
+    console.print(out, no_wrap=True, overflow="ignore", crop=False)
 
 
 def _styled(cells: Iterable[Cell], style: str = "") -> list[Text]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -101,12 +100,9 @@ def cost_table(build: Builder) -> Table | None:
     names = ("steps", "tokens", "tokens/s", "training", "training GPU-h", "evaluation", "evaluation GPU-h")
     table.heads += [Head(name) for name in names]
     totals = [0.0, 0.0, 0.0, 0.0]
-    by_run: dict[Run, list[Any]] = defaultdict(list)
-    for (run, _), record in build.study.records.items():
-        by_run[run].append(record)
     for line in build.lines.lines:
         facts = [t for run in line.runs if (t := training_of(build.study, run)) is not None]
-        evaluated = [record for run in line.runs for record in by_run[run]]
+        evaluated = [record for run in line.runs for record in build.study.of_run[run]]
         tokens, seconds = _sum(t.tokens for t in facts), _sum(t.seconds for t in facts)
         taken = [seconds, _sum(t.gpu_hours for t in facts)]
         taken += [_sum(_number(r.get(name)) for r in evaluated) for name in ("seconds", "gpu_hours")]
