@@ -309,7 +309,7 @@ def test_a_cell_that_fails_costs_only_itself_and_is_tried_again(world: Path, tmp
         run(stage)
     record = records.read_checked(stage.cell(0, "ppl_heldout.en"), "record")
     assert (record["status"], record["retry"]) == ("failed", True)
-    assert record["error"].startswith(f"InputError: {text}: no held-out text in 'en'")
+    assert record["error"].startswith(f"InputError: {text}: no held-out text 'en'")
     assert records.read_checked(stage.cell(0, "arc_easy.en"), "record")["status"] == "ok"
     assert not stage.done.exists()
     assert suites.missing(stage, Stage(stage.path).expected) == ["0.0:ppl_heldout.en"]

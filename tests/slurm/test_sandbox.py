@@ -45,8 +45,8 @@ def test_a_job_runs_on_two_named_nodes_with_gpus_and_is_accounted(cluster: Sandb
     def accounted() -> str:
         return cluster.slurm("sacct", "-nXP", "-o", "nodelist,alloctres,state")
 
-    found = wait_for(lambda: "COMPLETED" in accounted() and accounted(), "the job in sacct")
-    assert "gres/gpu=4" in str(found)
+    line = rf"{first[:-1]}\[1-2\]\|.*gres/gpu=4.*\|COMPLETED"  # beside the jobs of whoever had the cluster before
+    wait_for(lambda: re.search(line, accounted()), "the job, with its four GPUs, in sacct")
 
 
 def test_the_folder_is_private_and_a_shell_needs_one_variable(cluster: Sandbox) -> None:
