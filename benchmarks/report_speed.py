@@ -1,10 +1,11 @@
 """How long a report takes over 10,000 records with their samples, and how much memory it holds.
 
-    python benchmarks/report_speed.py [--records 10000] [--documents 100] [--out benchmarks/report_speed.json]
+    python benchmarks/report_speed.py [--records 10000] [--documents 100] [--out benchmarks/results/report_speed.json]
 
 Records and samples are made here (their making is not timed): two languages, seven tasks and two texts each, as many
 runs as it takes. Timed is the whole process, interpreter start included, reading every sample, pairing each run with
-the base, 2,000 bootstrap resamples; once the tables alone and once with everything but figures. The bar is 10 s.
+the base, 2,000 bootstrap resamples. The bar, 10 s, is for the tables; every format takes longer, since the page holds
+figures of as many λs as there are runs.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import argparse
 import json
 import math
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -28,6 +28,7 @@ import zstandard
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 BAR_S = 10.0
+RESULTS = REPOSITORY / "benchmarks" / "results" / "report_speed.json"
 TASKS = ("arc_easy", "belebele", "gsm8k", "hellaswag", "mmlu", "truthfulqa_mc2", "winogrande")
 TEXTS = ("ppl_truthfulqa", "ppl_heldout")
 CELLS = [(task, language) for language in ("en", "lt") for task in (*TASKS, *TEXTS)]
@@ -146,8 +147,10 @@ def main() -> None:
     parser.add_argument("--records", type=int, default=10_000)
     parser.add_argument("--documents", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
+    parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
+    from environment import environment  # after the parser, so that --help needs no torch
+
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         written = make(folder / "runs" / "large", options.records, options.documents)
@@ -165,14 +168,9 @@ def main() -> None:
         "samples_mb_compressed": round(size / 1e6, 1),
         "bar_s": BAR_S,
         "results": results,
-        "environment": {
-            "python": platform.python_version(),
-            "machine": platform.machine(),
-            "cpus": os.cpu_count(),
-            "load_1_min": round(os.getloadavg()[0], 1),
-            **{package: version(package) for package in ("numpy", "scipy", "rich", "zstandard")},
-        },
+        "environment": environment("cpu") | {package: version(package) for package in ("scipy", "rich", "zstandard")},
     }
+    options.out.parent.mkdir(exist_ok=True)
     options.out.write_text(json.dumps(value, indent=1) + "\n")
     print(json.dumps(value, indent=1))
 
