@@ -58,23 +58,33 @@ def _packages(analysis: Analysis) -> bool:
 def _fill_mean(analysis: Analysis, mean: Mean, replicates: dict[Run, Array]) -> None:
     study, count = analysis.study, len(mean.columns)
     whole = [run for run in study.runs if mean.is_whole(study, run)]
+    resampled = {run for run in whole if _is_resampled(analysis, run, mean)}
+    bounds = _intervals({run: replicates[run] for run in whole if run in resampled})
     for run in whole:
         parts = [analysis.values[run, column, column.metric] for column in mean.columns]
         stderrs = [part.stderr for part in parts if part.stderr is not None]
         stderr = math.sqrt(sum(s**2 for s in stderrs)) / count if len(stderrs) == count else None
         value = sum(part.value for part in parts) / count
-        low, high = _quantiles(replicates, run, None, mean, analysis)
+        low, high = bounds.get(run, (None, None))
         analysis.mean_values[run, mean] = Estimate(value, stderr, sum(part.n for part in parts), low, high)
-    if whole and all(_is_resampled(analysis, run, mean) for run in whole):
+    if whole and len(resampled) == len(whole):
         drawn = np.stack([replicates[run] for run in whole], axis=1)
         analysis.tied[mean] = tied_with_best(whole, [analysis.mean_values[run, mean].value for run in whole], drawn)
+    paired = {
+        run: base
+        for run in whole
+        if (base := study.bases.get(run)) in resampled
+        and run in resampled
+        and all(analysis.differences[run, c, c.metric].low is not None for c in mean.columns)
+    }
+    bounds = _intervals({run: replicates[run] - replicates[base] for run, base in paired.items()})
     for run in whole:
         base = study.bases.get(run)
         if base not in whole:
             continue
         each = [analysis.differences[run, column, column.metric] for column in mean.columns]
         moments = statistics.mean_of([Moments(d.value, d.stderr, d.df) for d in each])
-        low, high = _quantiles(replicates, run, base, mean, analysis)
+        low, high = bounds.get(run, (None, None))
         analysis.mean_differences[run, mean] = Difference(
             value=moments.value,
             stderr=moments.stderr,
@@ -88,17 +98,12 @@ def _fill_mean(analysis: Analysis, mean: Mean, replicates: dict[Run, Array]) -> 
         )
 
 
-def _quantiles(
-    replicates: dict[Run, Array], run: Run, base: Run | None, mean: Mean, analysis: Analysis
-) -> tuple[float | None, float | None]:
-    """Of a mean, or of its difference, where every task of both was resampled on the same documents."""
-    if not all(_is_resampled(analysis, other, mean) for other in (run, base) if other is not None):
-        return None, None
-    if base is not None and any(analysis.differences[run, c, c.metric].low is None for c in mean.columns):
-        return None, None
-    drawn = replicates[run] if base is None else replicates[run] - replicates[base]
-    low, high = statistics.interval(drawn[:, None])
-    return float(low[0]), float(high[0])
+def _intervals(drawn: dict[Run, Array]) -> dict[Run, tuple[float, float]]:
+    """Of each run's resampled means, or differences of means: all at once, a call a run takes longer."""
+    if not drawn:
+        return {}
+    lows, highs = statistics.interval(np.stack(list(drawn.values()), axis=1))
+    return {run: (float(low), float(high)) for run, low, high in zip(drawn, lows, highs, strict=True)}
 
 
 def _is_resampled(analysis: Analysis, run: Run, mean: Mean) -> bool:

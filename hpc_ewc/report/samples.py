@@ -44,7 +44,7 @@ class Scores:
     @property
     def is_binary(self) -> bool:
         """Right or wrong, so McNemar's test applies."""
-        return bool(np.isin(self.values, (0.0, 1.0)).all())
+        return bool(((self.values == 0.0) | (self.values == 1.0)).all())
 
 
 class SampleReader:
@@ -107,7 +107,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         rows = json.loads(f"[{text.rstrip().replace('}' + chr(10), '},')}]")
     except (OSError, ValueError, zstandard.ZstdError) as error:
         raise ArtefactError(f"{path}: samples cannot be read: {error}; remove it and its record") from None
-    if not all(isinstance(row, dict) for row in rows):
+    if set(map(type, rows)) - {dict}:
         raise ArtefactError(f"{path}: samples that are not objects; not ours")
     return list(rows)
 
