@@ -1,5 +1,6 @@
 # make demo   the miniature experiment, from nothing to its table, on this machine (no account, no GPU, no hub)
 # make test   everything that is quick;  make test-slow  the rest;  make check  style and types;  make bench  figures
+# make docs   docs/reference, from the code
 # Each fills .venv first. Another Python: make PYTHON=/path/to/python3.12 demo
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -8,7 +9,7 @@ BIN    := $(VENV)/bin
 # The tests pretrain the miniature once, and keep it here.
 export HPC_EWC_TEST_CACHE ?= $(CURDIR)/.cache
 
-.PHONY: demo test test-slow check format bench clean
+.PHONY: demo test test-slow check format bench docs clean
 .DELETE_ON_ERROR:
 
 # torch first and by its exact version: a range would take gigabytes of CUDA where a CPU build is at hand.
@@ -41,6 +42,9 @@ format: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	for script in $$(grep -l __main__ benchmarks/*.py); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+docs: $(VENV)/.installed
+	$(BIN)/python docs/reference/generate.py
 
 clean:
 	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -1,21 +1,17 @@
-"""Every profile of slurm/: it loads, says what it waits for, and becomes scripts; docs/cluster.md explains each key."""
+"""Every profile of slurm/: it loads, says what it waits for, and becomes scripts."""
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from pathlib import Path
 
 import pytest
 
-from hpc_ewc.config import Resources, build_experiment, option_docs
+from hpc_ewc.config import build_experiment
 from hpc_ewc.errors import ConfigError
 from hpc_ewc.launch.doctor import check_gaps
 from hpc_ewc.launch.profile import (
-    ContainerConfig,
-    LocalConfig,
     Profile,
-    SlurmConfig,
     build_profile,
     check_filled_in,
     job_resources,
@@ -90,35 +86,3 @@ def test_singularity_is_apptainer_by_its_old_name() -> None:
     for runtime in ("apptainer", "singularity"):
         table = {"executor": "slurm", "container": {"runtime": runtime, "image": "/x.sif"}}
         assert build_profile(table, "p.toml").container.runtime == runtime
-
-
-# ---------------------------------------------------------------------------------------------- docs/cluster.md
-
-
-def key_tables() -> dict[str, str]:
-    """The tables of docs/cluster.md, from the dataclasses that read the TOML: heading → Markdown."""
-    parts: dict[str, type] = {"(top)": Profile, "[local]": LocalConfig, "[slurm]": SlurmConfig}
-    parts |= {"[container]": ContainerConfig, "[resources.STAGE]": Resources}
-    tables = {}
-    for heading, cls in parts.items():
-        docs = option_docs(cls)
-        rows = ["| key | default | is |", "|---|---|---|"]
-        for field in dataclasses.fields(cls):
-            if field.metadata:
-                value = field.default if field.default is not dataclasses.MISSING else field.default_factory()  # type: ignore[misc]
-                shown = (
-                    "absent"
-                    if value in (None, "", (), {})
-                    else f"`{str(value).lower() if value in (True, False) else value}`"
-                )
-                choices = ", ".join(f"`{choice}`" for choice in field.metadata.get("choices", ()) if choice)
-                text = " ".join(docs[field.name].split()) + (f" One of {choices}." if choices else "")
-                rows.append(f"| `{field.name}` | {shown} | {text.replace('|', chr(92) + '|')} |")
-        tables[heading] = "\n".join(rows)
-    return tables
-
-
-def test_the_page_on_clusters_explains_every_key() -> None:
-    page = (REPOSITORY / "docs" / "cluster.md").read_text(encoding="utf-8")
-    for heading, table in key_tables().items():
-        assert table in page, f"docs/cluster.md lacks the table of {heading} as it is now:\n{table}"

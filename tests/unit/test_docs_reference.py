@@ -1,0 +1,76 @@
+"""docs/reference is what the code says, and all that it says."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import re
+import sys
+from types import ModuleType
+
+import pytest
+
+from hpc_ewc import cli, config
+from hpc_ewc.launch import profile
+from hpc_ewc.report import __main__ as report
+from tests.conftest import REPOSITORY
+
+FOLDER = REPOSITORY / "docs" / "reference"
+
+
+@pytest.fixture(scope="module")
+def generate() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("docs_reference_generate", FOLDER / "generate.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_pages_are_those_of_this_code(generate: ModuleType) -> None:
+    before = set(sys.modules)
+    pages = generate.pages()
+    assert sorted(pages) == sorted(path.name for path in FOLDER.glob("*.md"))
+    for name, text in pages.items():
+        assert (FOLDER / name).read_text(encoding="utf-8") == text, f"docs/reference/{name}: run `make docs`"
+    assert not {"cluster", "machine", "nodes", "settings"} & (set(sys.modules) - before), "the sandbox's are gone again"
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_a_page_has_what_help_has(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """tyro's own parser is the oracle."""
+    with pytest.raises(SystemExit):
+        cli.main([name, "--help"])
+    assert options_of("commands.md", f"hpc-ewc {name}") == flags(capsys.readouterr().out) - {"-h", "--help"}
+
+
+@pytest.mark.parametrize("name", ["hpc_ewc.report", "hpc_ewc.report compare"])
+def test_so_for_the_report(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        report.main([*name.split()[1:], "--help"])
+    shown = flags(capsys.readouterr().out) - {"-h", "--help"}
+    assert options_of("commands.md", f"python -m {name}") == {flag for flag in shown if not flag.startswith("--no-")}
+
+
+def options_of(page: str, heading: str) -> set[str]:
+    text = (FOLDER / page).read_text(encoding="utf-8")
+    (block,) = re.findall(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", text, re.M | re.S)
+    return {flag for cell in re.findall(r"^\| `([^`]+)`", block, re.M) for flag in flags(cell)}
+
+
+def flags(text: str) -> set[str]:
+    """The options that lines, or a cell, begin with: `-y, --yes`, `--profile PATH`."""
+    beginnings = re.findall(r"^[│ ]*(-\S.*?)(?=  |$)", text, re.M)
+    return {flag for beginning in beginnings for flag in re.findall(r"(?:^|[\s,|])(--?[a-z][a-z-]*)", beginning)}
+
+
+def test_every_key_has_its_line() -> None:
+    for page, classes in {
+        "experiment.md": [*config.SECTIONS.values(), config.Resources],
+        "profile.md": [profile.Profile, *profile.SECTIONS.values(), config.Resources],
+    }.items():
+        text = (FOLDER / page).read_text(encoding="utf-8")
+        for cls in classes:
+            for field in dataclasses.fields(cls):
+                assert not field.metadata or re.search(rf"^\| `{field.name}` \|.*\S \|$", text, re.M), field.name
