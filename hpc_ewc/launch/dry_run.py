@@ -15,6 +15,7 @@ from hpc_ewc.launch.graph import Node, elements, gpu_hours
 from hpc_ewc.launch.view import STAGES, columns
 
 if TYPE_CHECKING:
+    from hpc_ewc.launch.slurm_plan import Bundle
     from hpc_ewc.launch.submit import Plan
 
 PLACE = "TOKEN"
@@ -80,35 +81,48 @@ def render_scripts(plan: Plan, every: bool) -> Iterator[str]:
     """The batch scripts as they would be submitted, each under where it would lie. Ids that sbatch gives, and the
     token of the submission, stand as words: `<train/strength=0-…>`, TOKEN.
     """
-    from hpc_ewc.launch.slurm_plan import bundles, dependency
+    from hpc_ewc.launch.slurm_plan import dependency, shared_run
     from hpc_ewc.launch.slurm_script import build_script
 
-    ids = {name: [f"<{name}>"] for name in plan.graph.nodes}
     package = plan.graph.root.code(code.code_hash())
+    submissions = list(_submissions(plan))
+    ids: dict[str, list[str]] = {}
+    for chunk in submissions:
+        name = "/".join(filter(None, (chunk[0].node.stage, shared_run(chunk))))
+        for bundle in chunk:
+            ids.setdefault(bundle.node.id, []).append(f"<{name}>")
     shown: set[str] = set()
-    for name, node in plan.graph.nodes.items():
-        if plan.found[name].done or (node.stage in shown and not every):
+    for chunk in submissions:
+        node = chunk[0].node
+        if node.stage in shown and not every:
             continue
         shown.add(node.stage)
-        wanted = elements(node, plan.found[name].missing or None)
-        every_bundle, size = bundles(node, wanted, plan.profile), plan.profile.slurm.max_array_size
-        for chunk in (every_bundle[i : i + size] for i in range(0, len(every_bundle), size)):
-            script = build_script(
-                root=plan.graph.root,
-                stage=node.stage,
-                run=node.run,
-                token=PLACE,
-                resources=node.resources,
-                profile=plan.profile,
-                code=package,
-                array=len(chunk) if len(chunk) > 1 else None,
-                dependency=dependency(node, plan.graph, plan.found, ids),
-            )
-            yield f"\n===== {script.folder / 'submission.sh'}\n{script.render()}"
-            if not every:
-                break
-    if not every and len(shown) < len(plan.jobs):
+        script = build_script(
+            root=plan.graph.root,
+            stage=node.stage,
+            run=shared_run(chunk),
+            token=PLACE,
+            resources=node.resources,
+            profile=plan.profile,
+            code=package,
+            array=len(chunk) if len(chunk) > 1 else None,
+            dependency=dependency(node, plan.graph, plan.found, ids),
+        )
+        yield f"\n===== {script.folder / 'submission.sh'}\n{script.render()}"
+    if len(shown) < len(submissions) and not every:
         yield "(one script of each stage; --scripts shows all)"
+
+
+def _submissions(plan: Plan) -> Iterator[list[Bundle]]:
+    """What each call of sbatch would be given, stage by stage."""
+    from hpc_ewc.launch.slurm_plan import arrays, bundles
+
+    size = plan.profile.slurm.max_array_size
+    for nodes in sorted(arrays(plan.graph), key=lambda nodes: STAGES.index(nodes[0].stage)):
+        wanted = [(node, plan.found[node.id]) for node in nodes if not plan.found[node.id].done]
+        missing = [(node, elements(node, there.missing or None)) for node, there in wanted]
+        waiting = [bundle for node, listed in missing for bundle in bundles(node, listed, plan.profile)]
+        yield from (waiting[i : i + size] for i in range(0, len(waiting), size))
 
 
 # ---------------------------------------------------------------------------------------------- disk

@@ -5,6 +5,7 @@ without an id, which the next submit looks up before it submits anything again.
 
     graph      the stages of a submit: what `status` shows
     intent     token, stage, run, element; of Slurm `scheduler`, and `elements`, what each index of the array covers
+               and, where those are of several runs, of which
     submitted  token, job_id, host, pid, started; of Slurm job_id (of the whole array), dependencies
     ended      token, outcome (finished, stopped, failed; lost: it never reached Slurm), of an array `outcomes` by index
     cancelled  run, stage: not to be started by the submit that is at work
@@ -124,7 +125,7 @@ class Ledger:
         self.write("submitted", token=token, job_id=job_id, **facts)
 
     def slurm_intent(self, token: str, stage: str, run: str, elements: list[dict[str, Any]], link: int) -> None:
-        """Before sbatch; `elements` has name and covers of each index."""
+        """Before sbatch; `elements` has name and covers of each index, and its run where they are of several."""
         self.write("intent", token=token, stage=stage, run=run, elements=elements, scheduler="slurm", link=link)
 
     def slurm_submitted(self, token: str, job_id: str, dependencies: str) -> None:
@@ -202,7 +203,7 @@ def _elements(line: dict[str, Any]) -> list[Job]:
         Job(
             line["token"],
             line["stage"],
-            line["run"],
+            element.get("run", line["run"]),
             element["name"],
             at=float(line["at"]),
             scheduler="slurm",

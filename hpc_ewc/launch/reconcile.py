@@ -85,7 +85,8 @@ def _adopt(ledger: Ledger, history: History, queue: Sequence[SlurmJob]) -> None:
     found = {job.comment: job.main_id for job in queue if job.comment in orphans}
     missing = orphans.keys() - found.keys()
     if missing:
-        names = {f"{ledger.path.parent.name}/{orphans[token].node}" for token in missing}
+        lost = [orphans[token] for token in missing]  # an array of several runs has the stage's name alone
+        names = {f"{ledger.path.parent.name}/{name}" for job in lost for name in (job.node, job.stage)}
         ended = scheduler.queue(ended=True)
         try:
             ended += scheduler.accounted(names=names, since=min(orphans[token].at for token in missing) - 3600)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from hpc_ewc.errors import SubmitError
 from hpc_ewc.launch import reconcile, scheduler
@@ -19,7 +20,7 @@ from hpc_ewc.launch.artefacts import Found, make_ready
 from hpc_ewc.launch.graph import REPORT, Element, Graph, Node, elements
 from hpc_ewc.launch.ledger import Job, Ledger
 from hpc_ewc.launch.profile import Profile
-from hpc_ewc.launch.slurm_plan import Bundle, Room, build_task, bundles, covers, dependency, depth_first
+from hpc_ewc.launch.slurm_plan import Bundle, Room, arrays, build_task, bundles, covers, dependency, shared_run
 from hpc_ewc.launch.slurm_refusal import explain_refusal
 from hpc_ewc.launch.slurm_script import Script, build_script, clean_environment
 
@@ -85,42 +86,49 @@ class SlurmSubmit:
         Raises:
             SubmitError: sbatch refused; what was submitted before stays.
         """
-        for name in depth_first(self.graph):
-            node = self.graph.nodes[name]
-            if self.found[name].done:
-                continue
-            if any(above in self.lost for above in node.depends) and node.stage != REPORT:
-                self._leave(name)
-                continue
-            self._submit(node)
+        for nodes in arrays(self.graph):
+            wanted = [node for node in nodes if not self.found[node.id].done]
+            if nodes[0].stage == REPORT:
+                for node in wanted:
+                    self._submit_report(node)
+            elif any(above in self.lost for node in wanted for above in node.depends):
+                self._leave(*wanted)
+            else:
+                self._submit(wanted)
         return self.tally
 
-    def _leave(self, name: str) -> None:
-        self.lost.add(name)
-        self.tally.left.append(name)
+    def _leave(self, *nodes: Node) -> None:
+        names = dict.fromkeys(node.id for node in nodes)
+        self.lost.update(names)
+        self.tally.left += names
 
-    def _submit(self, node: Node) -> None:
-        """What is missing of a node and not under way."""
+    def _submit(self, nodes: Sequence[Node]) -> None:
+        """What is missing of the nodes of an array and not under way."""
+        waiting = [bundle for node in nodes for bundle in self._waiting(node)]
+        while waiting:
+            node = waiting[0].node
+            size = min(self.profile.slurm.max_array_size, self.room.free(node) // self._links(node))
+            if size < 1:
+                self._leave(*(bundle.node for bundle in waiting))
+                return
+            self._submit_chain(waiting[:size])
+            waiting = waiting[size:]
+
+    def _waiting(self, node: Node) -> list[Bundle]:
+        """The jobs to be given of one node, its folder ready for them."""
+        covered = {name for job in self._keep(node) for name in job.covers}
+        wanted = self._missing(node, covered)
+        if wanted:
+            make_ready(node)
+        return bundles(node, wanted, self.profile)
+
+    def _keep(self, node: Node) -> list[Job]:
+        """Its jobs that live and are still good; whoever reads it waits for them."""
         alive = self._still_good(node)
         self.tally.kept += len(alive)
         last = {job.covers: job for job in sorted(alive, key=lambda job: job.link)}  # of each chain
         self.ids[node.id] = list(dict.fromkeys(job.main_id for job in last.values()))
-        if node.stage == REPORT:
-            self._submit_report(node)
-            return
-        covered = {name for job in alive for name in job.covers}
-        wanted = self._missing(node, covered)
-        if not wanted:
-            return
-        make_ready(node)
-        waiting = bundles(node, wanted, self.profile)
-        while waiting:
-            size = min(self.profile.slurm.max_array_size, self.room.free(node) // self._links(node))
-            if size < 1:
-                self._leave(node.id)
-                return
-            self._submit_chain(node, waiting[:size])
-            waiting = waiting[size:]
+        return alive
 
     def _still_good(self, node: Node) -> list[Job]:
         """Its live jobs; those that wait behind a job that failed, whose place a new one takes, are taken back.
@@ -144,6 +152,7 @@ class SlurmSubmit:
 
     def _submit_report(self, node: Node) -> None:
         """A report waits for all evaluations, however they end; one that waits for too few is taken back."""
+        self._keep(node)
         if self.tally.submitted == 0 and self.ids[node.id]:
             return
         if self.tally.left:  # the submit that adds the rest adds the report
@@ -153,9 +162,9 @@ class SlurmSubmit:
             scheduler.cancel([job.job_id])
             self.ledger.elements_ended([(job, "stopped")])
         if self.room.free(node) < 1:
-            self._leave(node.id)
+            self._leave(node)
             return
-        self._submit_chain(node, [Bundle((Element("0"),))])
+        self._submit_chain([Bundle(node, (Element("0"),))])
 
     # ------------------------------------------------------------------------------------------ arrays and chains
 
@@ -163,18 +172,21 @@ class SlurmSubmit:
         slurm = self.profile.slurm
         return 1 + slurm.successors if slurm.continuation == "chain" and node.stage != REPORT else 1
 
-    def _submit_chain(self, node: Node, chunk: Sequence[Bundle]) -> None:
+    def _submit_chain(self, chunk: Sequence[Bundle]) -> None:
         """One submission; where requeue is forbidden, its successors too, the last of which dependants wait for."""
+        node, run = chunk[0].node, shared_run(chunk)  # those that share an array wait for nothing
         waits = dependency(node, self.graph, self.found, self.ids)
         first, main = "", ""
         for link in range(self._links(node)):
             behind = ",".join(filter(None, [waits, f"afterany:{main}" if main else ""]))
             token = self._token()
             first = first or token
-            script = self._script(node, token, chunk, behind)
-            script.write(build_task(self.graph, node, chunk, self.profile, self.code, self.out, first, link))
-            named = [{"name": bundle.name, "covers": bundle.covers} for bundle in chunk]
-            self.ledger.slurm_intent(token, node.stage, node.run, named, link)
+            script = self._script(token, chunk, behind)
+            script.write(build_task(self.graph, chunk, self.profile, self.code, self.out, first, link))
+            named: list[dict[str, Any]] = [{"name": bundle.name, "covers": bundle.covers} for bundle in chunk]
+            if run != node.run:
+                named = [facts | {"run": bundle.node.run} for facts, bundle in zip(named, chunk, strict=True)]
+            self.ledger.slurm_intent(token, node.stage, run, named, link)
             main = self._sbatch(script, node)
             self.ledger.slurm_submitted(token, main, behind)
             self.room.take(node, len(chunk))
@@ -182,14 +194,16 @@ class SlurmSubmit:
             self.tally.batches += 1
             if self.tally.batches % SAY_EVERY == 0:
                 self.say(f"{self.tally.batches} submissions, {self.tally.submitted} jobs")
-        self.fresh.add(node.id)
-        self.ids[node.id].append(main)
+        for name in {bundle.node.id for bundle in chunk}:
+            self.fresh.add(name)
+            self.ids[name].append(main)
 
-    def _script(self, node: Node, token: str, chunk: Sequence[Bundle], behind: str) -> Script:
+    def _script(self, token: str, chunk: Sequence[Bundle], behind: str) -> Script:
+        node = chunk[0].node
         return build_script(
             root=self.graph.root,
             stage=node.stage,
-            run=node.run,
+            run=shared_run(chunk),
             token=token,
             resources=node.resources,
             profile=self.profile,

@@ -53,8 +53,8 @@ class SlurmAttempt:
     """One attempt, on one node."""
 
     def __init__(self, task: SlurmTask) -> None:
-        self.task = task
         self.here = Here.read()
+        self.task = task.at(self.here.index)
         self.folder = Path(task.jobs) / self.here.job_id
         self.elements = task.elements[self.here.index]
         self.stop_file = rundir.stop_file(self.folder, self.here.restart)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,8 @@ NO_LIMIT = 10**9
 class Bundle:
     """The elements of one array index: one, or where whole nodes are billed as many as it has GPUs."""
 
+    node: Node
+    """Whose they are: a job makes one artefact, and fails, is cancelled and is told of as that."""
     elements: tuple[Element, ...]
 
     @property
@@ -53,6 +55,17 @@ def depth_first(graph: Graph) -> list[str]:
     return [name for name in order if name != REPORT] + [name for name in order if name == REPORT]
 
 
+def arrays(graph: Graph) -> list[list[Node]]:
+    """The nodes, in the order of `depth_first`, by what one submission holds.
+
+    A node has one of its own, which can wait for its inputs. Evaluations that wait for nothing, of checkpoints that
+    were there before, share one: it is one id to follow, and `max_running` counts all its elements.
+    """
+    free = [node for node in graph.of("evaluate") if not node.depends]
+    order = [graph.nodes[name] for name in depth_first(graph)]
+    return [free if node in free else [node] for node in order if node not in free[1:]]
+
+
 def dependency(node: Node, graph: Graph, found: dict[str, Found], ids: dict[str, list[str]]) -> str:
     """Of sbatch: all that it reads ended well; for the report, all that it tells of ended."""
     waited = [main for name in node.depends if not found[name].done for main in ids.get(name, [])]
@@ -64,23 +77,31 @@ def dependency(node: Node, graph: Graph, found: dict[str, Found], ids: dict[str,
 def bundles(node: Node, wanted: Sequence[Element], profile: Profile) -> list[Bundle]:
     """What one job each does."""
     side = slots(node.stage, node.resources, profile)
-    return [Bundle(tuple(wanted[i : i + side])) for i in range(0, len(wanted), side)]
+    return [Bundle(node, tuple(wanted[i : i + side])) for i in range(0, len(wanted), side)]
+
+
+def shared_run(chunk: Sequence[Bundle]) -> str:
+    """The run that a submission is of; "" where it is of several."""
+    runs = {bundle.node.run for bundle in chunk}
+    return chunk[0].node.run if len(runs) == 1 else ""
 
 
 def build_task(
-    graph: Graph, node: Node, chunk: Iterable[Bundle], profile: Profile, code: Path, out: Path, token: str, link: int
+    graph: Graph, chunk: Sequence[Bundle], profile: Profile, code: Path, out: Path, token: str, link: int
 ) -> SlurmTask:
     """What the jobs of one submission run."""
-    resources, slurm = node.resources, profile.slurm
+    node = chunk[0].node
+    resources, slurm, run = node.resources, profile.slurm, shared_run(chunk)
     side = slots(node.stage, node.resources, profile)
     ranks = resources.nproc_per_node if uses_torchrun(node.stage) else side
     environment = worker_environment(
         code, profile.env, max(1, resources.cpus_per_task // ranks), one_node=resources.nodes == 1
     )
     return SlurmTask(
-        name="/".join(filter(None, (graph.root.name, node.stage, node.run))),
+        name="/".join(filter(None, (graph.root.name, node.stage, run))),
         stage=node.stage,
         folder=str(graph.root.root if node.stage == REPORT else node.folder.path),
+        folders=() if run == node.run else tuple(str(bundle.node.folder.path) for bundle in chunk),
         jobs=str(graph.root.jobs),
         token=token,
         elements=tuple(bundle.elements for bundle in chunk),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from hpc_ewc.launch.graph import Element
@@ -37,6 +39,8 @@ class SlurmTask:
     """Of the report: where its tables go."""
     runs: tuple[str, ...] = ()
     """Of the report: the evaluations it tells of."""
+    folders: tuple[str, ...] = ()
+    """By array index, the artefact's folder, where they are several."""
     host_suffix: str = ""
     requeue: bool = True
     link: int = 0
@@ -50,6 +54,13 @@ class SlurmTask:
         from hpc_ewc.launch.slurm_job import SlurmAttempt
 
         return SlurmAttempt(self).run()
+
+    def at(self, index: int) -> SlurmTask:
+        """What one index of the array runs: one artefact, whatever the others are of."""
+        if not self.folders:
+            return self
+        folder = self.folders[index]
+        return dataclasses.replace(self, name=f"{self.name}/{Path(folder).name}", folder=folder, folders=())
 
     def checkpoint(self) -> Any:
         """Submitit asks this if USR2 comes before our own handler is there: the same again."""
