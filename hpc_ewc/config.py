@@ -77,6 +77,8 @@ class DataConfig:
     """Of the text; names the perplexity cell of its held-out documents."""
     fraction: float = option(0.1, above=0.0, high=1.0)
     """The first of the corpus, in document order."""
+    expected_tokens: int | None = option(None, low=1, identifies=False)
+    """How many these are, as far as is known before they are counted: for the forecast of a dry run alone."""
     heldout_documents: int = option(1000, low=0)
     """Chosen by hash, never trained on."""
     sequence_length: int = option(512, low=8)

@@ -18,6 +18,7 @@ from typing import Any
 
 from hpc_ewc.config import STAGES, Experiment, Resources, build_resources, build_section, load_toml, option
 from hpc_ewc.errors import ConfigError, did_you_mean
+from hpc_ewc.launch.gpus import GPUS
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,12 @@ class Profile:
     """A submission that asks for more wants a yes."""
     env: dict[str, str] = option({})
     """Further environment of the jobs."""
+    gpu: str = option("", choices=("", *GPUS))
+    """What the GPUs are: for the forecast of a dry run, as are the next two."""
+    gpu_memory_gb: float | None = option(None, above=0.0)
+    """Absent: by its data sheet."""
+    gpu_tflops: float | None = option(None, above=0.0)
+    """bf16 TFLOP/s that one reaches in training, as measured there; absent: 40 % of its data sheet."""
     local: LocalConfig = dataclasses.field(default_factory=LocalConfig)
     slurm: SlurmConfig = dataclasses.field(default_factory=SlurmConfig)
     container: ContainerConfig = dataclasses.field(default_factory=ContainerConfig)
