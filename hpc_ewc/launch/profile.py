@@ -348,7 +348,7 @@ def job_resources(stage: str, experiment: Experiment, profile: Profile) -> JobRe
             chosen[key] = value
     gpus = chosen["gpus_per_node"] or 0
     nproc = chosen["nproc_per_node"] or gpus or 1
-    return JobResources(
+    found = JobResources(
         nodes=chosen["nodes"] or 1,
         nproc_per_node=nproc,
         gpus_per_node=gpus,
@@ -357,6 +357,8 @@ def job_resources(stage: str, experiment: Experiment, profile: Profile) -> JobRe
         time_min=chosen["time_min"] or DEFAULT_TIME_MIN,
         elements=chosen["elements"] or 1,
     )
+    side = slots(stage, found, profile)  # a GPU that is billed has something to do
+    return dataclasses.replace(found, elements=-(-found.elements // side) * side)
 
 
 def slots(stage: str, resources: JobResources, profile: Profile) -> int:
