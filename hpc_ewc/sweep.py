@@ -17,7 +17,7 @@ from typing import Any
 from hpc_ewc.config import Experiment, replace_at
 from hpc_ewc.records import key_of
 
-FORMAT = {"tokens": 1, "fisher": 1, "train": 1}
+FORMAT = {"tokens": 1, "fisher": 1, "train": 2}
 """Raised when a stage comes to write other bytes for the same configuration: older artefacts are then made again."""
 
 BASE_RUN = "base"

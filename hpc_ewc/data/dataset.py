@@ -27,6 +27,9 @@ class TokenDataset:
     "concatenate": the documents of all parts are one stream, and sample i is its tokens [i·T, (i+1)·T). A sample may
     hold several documents, each begun by BOS, and cross from one part into the next; the last tokens, fewer than T,
     are left over. "truncate": sample i is the first T tokens of document i, padded on the right.
+
+    Every sample begins with BOS. A cut inside a document puts it in the place of the first token, which no token of
+    the sample predicts: a Gemma that reads no BOS is lost (docs/data.md), and would be trained out of being so.
     """
 
     def __init__(self, folder: Path, facts: dict[str, Any]) -> None:
@@ -56,6 +59,7 @@ class TokenDataset:
         sample = np.full(self.sequence_length, self.pad_id, dtype=np.int64)
         begin, end = self._range(i)
         self._copy(begin, sample[: end - begin])
+        sample[0] = self.bos_id
         return sample
 
     def length(self, i: int) -> int:
@@ -73,6 +77,7 @@ class TokenDataset:
             begin, end = self._range(int(i))
             lengths[row] = end - begin
             self._copy(begin, samples[row, : end - begin])
+        samples[:, 0] = self.bos_id
         return samples, lengths
 
     def lengths(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -63,6 +63,11 @@ def stream_of(model: Path, texts: list[str]) -> list[int]:
     return [i for text in texts for i in (BOS, *tokenizer.encode(text))]
 
 
+def samples_of(stream: list[int], length: int) -> list[list[int]]:
+    """The oracle: the stream cut into samples, BOS in the place of each one's first token."""
+    return [[BOS, *stream[at + 1 : at + length]] for at in range(0, len(stream) - length + 1, length)]
+
+
 def bytes_of(stage: Stage) -> dict[str, bytes]:
     """Everything that must not depend on who made it."""
     names = [*stage.dir.parts.iterdir(), stage.dir.heldout, stage.dir.plan, stage.dir.manifest_json]
@@ -79,7 +84,7 @@ def test_concatenated_samples_are_the_stream_of_all_documents(
     assert tokenise(planned(tmp_path, model, corpus, make_data(sequence_length=16), part_records))
     dataset, stream = read_tokens(tmp_path), stream_of(model, TEXTS)
     assert len(dataset) == len(stream) // 16
-    assert [int(i) for sample in dataset for i in sample] == stream[: len(dataset) * 16]
+    assert [sample.tolist() for sample in dataset] == samples_of(stream, 16)
     assert dataset[3].dtype == np.int64 and dataset[3].shape == (16,)
     assert {dataset.length(i) for i in range(len(dataset))} == {16}
     summary = records.read_json(tmp_path / "done.json")["summary"]
@@ -122,9 +127,9 @@ def test_many_parts_need_few_open_files(
 ) -> None:
     monkeypatch.setattr("hpc_ewc.data.dataset.OPEN_PARTS", 2)
     assert tokenise(planned(tmp_path, model, corpus, make_data(sequence_length=16), 1))
-    dataset, stream = read_tokens(tmp_path), stream_of(model, TEXTS)
+    dataset, samples = read_tokens(tmp_path), samples_of(stream_of(model, TEXTS), 16)
     for i in random.Random(0).choices(range(len(dataset)), k=100):
-        assert dataset[i].tolist() == stream[16 * i : 16 * (i + 1)]
+        assert dataset[i].tolist() == samples[i]
     assert len(dataset._maps) == 2
 
 
@@ -154,7 +159,7 @@ def test_held_out_documents_and_their_copies_are_never_trained_on(tmp_path: Path
     assert {(row["file"], row["doc_hash"] == text_hash(row["text"])) for row in rows} == {(str(path), True)}
     trained = [text for text in copied if text not in expected]
     dataset, stream = read_tokens(stage.dir.path), stream_of(model, trained)
-    assert [int(i) for sample in dataset for i in sample] == stream[: len(dataset) * 16]
+    assert [sample.tolist() for sample in dataset] == samples_of(stream, 16)
     summary = records.read_json(stage.dir.done)["summary"]
     assert summary["heldout_documents"] == 8
     assert summary["heldout_copies"] == len(copied) - len(trained) - 8
@@ -364,7 +369,7 @@ def test_any_corpus_is_the_oracle_stream(
         assert [dataset[i][: dataset.length(i)].tolist() for i in range(len(dataset))] == [d[:8] for d in documents]
     else:
         stream = [i for document in documents for i in document]
-        assert [int(i) for n in range(len(dataset)) for i in dataset[n]] == stream[: len(stream) // 8 * 8]
+        assert [dataset[n].tolist() for n in range(len(dataset))] == samples_of(stream, 8)
 
 
 def test_real_lithuanian_text_is_the_oracle_stream(tmp_path: Path, model: Path, shared_data: Path) -> None:
@@ -375,4 +380,4 @@ def test_real_lithuanian_text_is_the_oracle_stream(tmp_path: Path, model: Path, 
     texts = [json.loads(line)["text"] for path in files for line in path.read_bytes().split(b"\n") if line]
     dataset, stream = read_tokens(tmp_path / "t"), stream_of(model, [text for text in texts if text not in held])
     assert len(held) == 20
-    assert [int(i) for n in range(len(dataset)) for i in dataset[n]] == stream[: len(dataset) * 512]
+    assert [dataset[n].tolist() for n in range(len(dataset))] == samples_of(stream, 512)

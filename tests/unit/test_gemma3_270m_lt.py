@@ -39,7 +39,7 @@ def test_rows_and_texts_are_the_same_every_time_and_parallel(
         prepare.write_questions(shared_data, tmp_path / folder)
         prepare.write_texts(shared_data, tmp_path / folder / "text")
     files = [path.relative_to(tmp_path / "a") for path in sorted((tmp_path / "a").rglob("*.jsonl"))]
-    assert len(files) == 57 + 5 + 2 + 4
+    assert len(files) == 57 + 5 + 2 + 6
     for file in files:
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     flores = {
@@ -51,6 +51,15 @@ def test_rows_and_texts_are_the_same_every_time_and_parallel(
     sides = {language: read_rows(tmp_path / "a/text" / f"flores.{language}.jsonl") for language in ("en", "lt")}
     places = [flores["en"].index(row["text"]) for row in sides["en"]]
     assert [flores["lt"][place] for place in places] == [row["text"] for row in sides["lt"]]
+
+
+def test_statutes_that_are_scored_are_not_trained_on(prepare: ModuleType, shared_data: Path, tmp_path: Path) -> None:
+    prepare.write_texts(shared_data, tmp_path)
+    trained = [row["text"] for row in read_rows(tmp_path / "statutes_train.jsonl")]
+    scored = [row["text"] for row in read_rows(tmp_path / "statutes.lt.jsonl")]
+    assert len(scored) == prepare.HELDOUT_STATUTES
+    assert len(trained) + len(scored) == len(read_rows(shared_data / "lt_text" / "statutes_train.jsonl"))
+    assert not any(document.startswith(beginning) for beginning in scored for document in trained)
 
 
 def test_without_the_real_data_it_says_what_is_missing(
