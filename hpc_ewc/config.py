@@ -25,6 +25,10 @@ from hpc_ewc.errors import ConfigError, did_you_mean
 
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]*")
 STAGES = ("tokens", "fisher", "train", "evaluate", "report")
+LANGUAGE = re.compile(r"[a-z][a-z0-9_-]*")
+"""It becomes part of the names of cells and of their files."""
+INTEGER_BITS = 63
+"""Of whole numbers, as TOML promises them."""
 
 
 def option(
@@ -291,13 +295,34 @@ def load_experiment(path: Path | str) -> Experiment:
 def load_toml(path: Path) -> dict[str, Any]:
     """The table in a TOML file; ConfigError where it cannot be read."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # some editors put a byte order mark in front
+        _check_integers(table, str(path))
+        return table
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{path}: not UTF-8 (byte {error.object[error.start]:#04x} at {error.start}); save it as that"
+        ) from None
+    except RecursionError:
+        raise ConfigError(f"{path}: not valid TOML: brackets are nested too deep") from None
+    except ValueError as error:  # a TOMLDecodeError; of a number with thousands of digits its parent alone
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
+
+
+def _check_integers(value: Any, where: str, key: str = "") -> None:
+    """Python reads whole numbers of any length, and then cannot turn the longest into a float or into text."""
+    if isinstance(value, int) and value.bit_length() > INTEGER_BITS:
+        bits = value.bit_length()
+        raise ConfigError(f"{where}: {key}: a whole number of {bits} bits; allowed are at most {INTEGER_BITS}")
+    if isinstance(value, dict):
+        for name, item in value.items():
+            _check_integers(item, where, f"{key}.{name}" if key else name)
+    elif isinstance(value, list):
+        for item in value:
+            _check_integers(item, where, key)
 
 
 def build_experiment(table: Mapping[str, Any], where: str) -> Experiment:
@@ -425,6 +450,10 @@ def check_together(experiment: Experiment, where: str) -> None:
         raise ConfigError(
             f'{where}: evaluate.checkpoints = {experiment.evaluate.checkpoints!r}: allowed are final, all, "every 2"'
         )
+    if not experiment.evaluate.prompts:
+        raise ConfigError(f"{where}: evaluate.prompts = []: name at least one of core, native")
+    if not LANGUAGE.fullmatch(data.language):
+        raise ConfigError(f"{where}: data.language = {data.language!r}: must be small letters, such as lt")
     for exports in (train.export_at, *experiment.grid.get("train.export_at", ())):
         if not exports or exports[-1] != 1.0 or list(exports) != sorted(set(exports)):
             raise ConfigError(f"{where}: train.export_at = {list(exports)}: must rise and end in 1.0")

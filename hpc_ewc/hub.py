@@ -53,7 +53,7 @@ def listing(kind: str, name: str, commit: str) -> dict[str, int]:
     """Every file of a repository with its size, as `prefetch` saw it; nothing where it was not fetched by it."""
     try:
         return dict(records.read_json(_listing(kind, name, commit))["files"])
-    except (FileNotFoundError, ArtefactError, KeyError):
+    except (FileNotFoundError, ArtefactError, KeyError, TypeError, ValueError):
         return {}
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import socket
 from collections.abc import Iterable, Iterator, Mapping
@@ -118,7 +119,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
             continue
         try:
             value = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             if number == len(lines):
                 return
             raise ArtefactError(f"{path}:{number}: not a JSON line: {line[:80]!r}") from None
@@ -139,6 +140,7 @@ REQUIRED: dict[str, dict[str, type | tuple[type, ...]]] = {
     "stage": {"stage": str, "run": str, "key": str, "inputs": dict, "coordinates": dict, "expected": list},
     "done": {"key": str, "finished_at": (int, float), "outputs": dict, "summary": dict},
     "failed": {"error": str, "traceback": str},
+    "progress": {"done": (int, float), "total": (int, float), "unit": str, "updated": (int, float)},
     "record": {
         "status": str,
         "cell_key": str,
@@ -171,9 +173,16 @@ def read_checked(path: Path, kind: str) -> dict[str, Any]:
             f"{path}: schema {value.get('schema')!r}, this version reads {SCHEMA}; not ours, or too new"
         )
     for key, types in REQUIRED[kind].items():
-        if key not in value or not isinstance(value[key], types) or isinstance(value[key], bool):
+        if key not in value or not isinstance(value[key], types) or not _is_plain(value[key]):
             raise ArtefactError(f"{path}: '{key}' is missing or of the wrong type; half-written or not ours: remove it")
     return value
+
+
+def _is_plain(value: Any) -> bool:
+    """Not a boolean, which Python takes for a number, and not a number that is none in JSON's or in C's eyes."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return not isinstance(value, bool) and not (isinstance(value, int) and value.bit_length() > 63)
 
 
 def read_done(path: Path, key: str) -> dict[str, Any] | None:
@@ -191,7 +200,12 @@ def read_done(path: Path, key: str) -> dict[str, Any] | None:
         return None
     if done["key"] != key:
         raise ArtefactError(f"{path}: is of key {done['key']}, expected {key}; remove the folder {path.parent}")
-    for name, (size, _) in done["outputs"].items():
+    for name, facts in done["outputs"].items():
+        if not (isinstance(facts, list) and len(facts) == 2):
+            raise ArtefactError(
+                f"{path}: 'outputs' has no size and sha256 of {name}; half-written or not ours: remove it"
+            )
+        size = facts[0]
         output = path.parent / name
         if not output.exists():
             raise ArtefactError(f"{output}: named by {path} and missing; remove {path} to have it made again")

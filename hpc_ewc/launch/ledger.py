@@ -14,6 +14,7 @@ without an id, which the next submit looks up before it submits anything again.
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -161,10 +162,37 @@ class Ledger:
         history = History()
         for line in records.read_lines(self.path):
             try:
+                _check(line)
                 _apply(history, line)
-            except (KeyError, TypeError, ValueError) as error:
-                raise ArtefactError(f"{self.path}: not a line of ours ({error!r}): {json.dumps(line)[:100]}") from None
+            except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+                words = f"no {error}" if isinstance(error, KeyError) else str(error)
+                raise ArtefactError(
+                    f"{self.path}: not a line of ours ({words}): {json.dumps(line)[:100]}; take it out"
+                ) from None
         return history
+
+
+FIELDS: dict[str, dict[str, type]] = {
+    "graph": {"nodes": list},
+    "intent": {"token": str, "stage": str, "run": str},
+    "submitted": {"token": str, "job_id": str},
+    "ended": {"token": str},
+    "cancelled": {"node": str},
+    "reported": {"token": str, "of": str, "out": str},
+}
+"""What a line of each event has, beside `at`. A line of an event that is not here is a newer version's: passed over."""
+
+
+def _check(line: dict[str, Any]) -> None:
+    """TypeError, ValueError or KeyError where a line is not what this module writes."""
+    for key, kind in FIELDS.get(line["event"], {}).items():
+        if not isinstance(line[key], kind):
+            raise TypeError(f"{key} = {line[key]!r}")
+    if not math.isfinite(line["at"]):
+        raise ValueError(f"at = {line['at']!r}")
+    for node in line["nodes"] if line["event"] == "graph" else ():
+        if not (isinstance(node["stage"], str) and isinstance(node["run"], str)):
+            raise TypeError(f"stage = {node['stage']!r}, run = {node['run']!r}")
 
 
 def _apply(history: History, line: dict[str, Any]) -> None:

@@ -15,19 +15,40 @@ from hpc_ewc.errors import ArtefactError, InputError
 
 INDEX = "model.safetensors.index.json"
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
+FAMILIES = ("gemma2", "gemma3_text")
+"""`model_type` of what can be trained: those of model/gemma.py, which a login node cannot import."""
 HEADER_BYTES = 100_000_000
 """safetensors' own limit: a larger number is no length of a header."""
 
 
 def check_model(folder: Path) -> None:
     """Raise InputError, with what is wrong and the likely reason, unless `folder` is a whole model."""
-    config = _read_config(folder)
-    weights = check_weights(folder)
-    check_tokenizer(folder)
+    config, weights = check_files(folder)
     rows = _embedded(folder, weights) or config.get("vocab_size")
     tokens = _vocabulary(folder)
     if isinstance(rows, int) and tokens > rows:
         raise InputError(f"{folder}: its tokenizer has {tokens} tokens, the model embeds {rows}: two models' files")
+
+
+def check_trainable(folder: Path) -> None:
+    """Raise InputError unless this is a whole model of a family that can be trained; its tokenizer is not read."""
+    config, _ = check_files(folder)
+    kind = config.get("model_type")
+    if kind not in FAMILIES:
+        hint = "; of a Gemma 3 with images, export the text model first" if kind == "gemma3" else ""
+        raise InputError(f"{folder}: model_type is {kind!r}; allowed are {', '.join(FAMILIES)}{hint}")
+
+
+def check_files(folder: Path) -> tuple[dict[str, Any], list[Path]]:
+    """Configuration and weight files of a model, whose files are all there and whole; its tokenizer is not read.
+
+    Raises:
+        InputError: something is missing, cut off or not what its name says.
+    """
+    config = _read_config(folder)
+    weights = check_weights(folder)
+    check_tokenizer(folder)
+    return config, weights
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -54,9 +75,11 @@ def check_weights(folder: Path) -> list[Path]:
     files = sorted(folder.glob("*.safetensors"))
     if (folder / INDEX).is_file():
         try:
-            named = set(records.read_json(folder / INDEX)["weight_map"].values())
-        except (ArtefactError, KeyError, AttributeError) as error:
-            raise InputError(f"{folder / INDEX}: not an index of weight files: {error}") from None
+            named = set(map(str, records.read_json(folder / INDEX)["weight_map"].values()))
+        except (KeyError, AttributeError):
+            raise InputError(f"{folder / INDEX}: not an index of weight files: no 'weight_map'") from None
+        except ArtefactError as error:
+            raise InputError(str(error)) from None
         absent = sorted(name for name in named if not (folder / name).is_file())
         if absent:
             raise InputError(
@@ -86,8 +109,11 @@ def read_header(path: Path) -> dict[str, Any]:
         text = file.read(length) if length < HEADER_BYTES else b""
     try:
         header: dict[str, Any] = json.loads(text)
-        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    except (ValueError, KeyError, TypeError, AttributeError):
+        tensors = [entry for name, entry in header.items() if name != "__metadata__"]
+        ends = [int(entry["data_offsets"][1]) for entry in tensors]
+        if not all(isinstance(size, int) for entry in tensors for size in entry["shape"]):
+            raise TypeError("a shape that is none")
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         raise InputError(f"{path}: not a safetensors file, or cut off in its header ({size} bytes)") from None
     whole = 8 + length + max(ends, default=0)
     if size != whole:
@@ -105,7 +131,7 @@ def _embedded(folder: Path, weights: list[Path]) -> int | None:
     """Rows of the embedding; None where no tensor has one of the usual names."""
     for path in weights:
         for name, entry in read_header(path).items():
-            if name.endswith(EMBEDDINGS):
+            if name.endswith(EMBEDDINGS) and entry["shape"]:
                 return int(entry["shape"][0])
     return None
 
@@ -120,9 +146,13 @@ def _vocabulary(folder: Path) -> int:
         return 0
     try:
         facts = records.read_json(path)
+        ids = [int(token["id"]) for token in facts.get("added_tokens") or () if not token.get("special")]
+        vocabulary = (facts.get("model") or {}).get("vocab") or {}
+        ids += [len(vocabulary) - 1] if isinstance(vocabulary, list) else map(int, vocabulary.values())
     except ArtefactError as error:
         raise InputError(f"{folder}: its tokenizer cannot be read: {error}") from None
-    ids = [int(token["id"]) for token in facts.get("added_tokens") or () if not token.get("special")]
-    vocabulary = (facts.get("model") or {}).get("vocab") or {}
-    ids += [len(vocabulary) - 1] if isinstance(vocabulary, list) else map(int, vocabulary.values())
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise InputError(
+            f"{path}: not a tokenizer as save_pretrained writes it; copy the base model's tokenizer into the folder"
+        ) from None
     return max(ids, default=-1) + 1

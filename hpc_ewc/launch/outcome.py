@@ -118,7 +118,7 @@ def stored_node(folder: StageDir) -> Node:
 
 
 def read_exit(job: Path, restart: int = 0) -> Exit:
-    with suppress(FileNotFoundError, ArtefactError, KeyError):
+    with suppress(FileNotFoundError, ArtefactError, KeyError, TypeError, ValueError):
         status = records.read_json(rundir.exit_file(job, restart))["status"]
         return Exit(None if status is None else int(status))
     return Exit(None)

@@ -23,6 +23,7 @@ from typing import Any
 from hpc_ewc import hub, miniature, records, rundir
 from hpc_ewc.config import DataConfig, EvaluateConfig, Experiment, FisherConfig, ModelConfig
 from hpc_ewc.errors import ArtefactError, ConfigError, InputError
+from hpc_ewc.launch.model_folder import check_trainable
 from hpc_ewc.launch.process import die_with_parent
 from hpc_ewc.sweep import Identities
 
@@ -65,6 +66,7 @@ class Resolver:
         self.model = functools.cache(self._model)
         self.corpus = functools.cache(self._corpus)
         self.fisher = functools.cache(self._fisher)
+        self.check_trainable = functools.cache(self._check_trainable)
 
     def resolve(self, experiment: Experiment) -> Inputs:
         """The inputs of one point.
@@ -72,8 +74,11 @@ class Resolver:
         Raises:
             ConfigError: a path that is no file or folder, or of a kind that cannot be read.
             InputError: a hub repository that this machine's cache does not hold; the command that fetches it is named.
+                A model that is not whole, or of a family that cannot be trained.
         """
         model, model_id, tokenizer_id = self.model(experiment.model)
+        if experiment.model.path != MINIATURE:
+            self.check_trainable(Path(model))
         questions, question_id = self._questions(experiment)
         corpus, corpus_id = self.corpus(experiment.data)
         fisher, fisher_id = self.fisher(experiment.fisher)
@@ -130,6 +135,12 @@ class Resolver:
         self._check_whole("model", config.path, snapshot, model_files)
         identity = f"{config.path}@{snapshot.name}"
         return str(snapshot), identity, self._folder_id(snapshot, TOKENIZER_FILES)
+
+    def _check_trainable(self, folder: Path) -> None:
+        try:
+            check_trainable(folder)
+        except InputError as error:
+            raise InputError(f"{self.where}: model.path: {error}") from None
 
     def _corpus(self, config: DataConfig) -> tuple[tuple[str, ...], str]:
         if config.source == MINIATURE:
@@ -301,7 +312,7 @@ class HashCache:
         status = path.stat()
         entry = [status.st_size, status.st_mtime_ns]
         known = self.known.get(str(path))
-        if known is not None and known[:2] == entry:
+        if isinstance(known, list) and len(known) == 3 and known[:2] == entry:
             return str(known[2])
         digest = records.sha256_file(path)
         self.known[str(path)] = [*entry, digest]

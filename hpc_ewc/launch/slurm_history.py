@@ -50,7 +50,7 @@ def begin_attempt(task: SlurmTask, here: Here, elements: Sequence[Element]) -> s
     """
     path = rundir.attempts_file(Path(task.jobs) / task.token, here.index)
     past: list[dict[str, Any]] = []
-    with suppress(FileNotFoundError, ArtefactError):
+    with suppress(FileNotFoundError, ArtefactError, KeyError, TypeError):
         past = list(records.read_json(path)["attempts"])
     if task.link and past and past[-1]["job_id"] != here.job_id:
         before = Path(task.jobs) / str(past[-1]["job_id"])

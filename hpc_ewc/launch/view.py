@@ -75,12 +75,12 @@ def read_progress(folder: StageDir, job_ids: Iterable[str], expected: int = 0) -
     lines = []
     for path in sorted(folder.progress_dir.glob("*.json")):
         with suppress(FileNotFoundError, ArtefactError):
-            line = records.read_json(path)
-            if line.get("job_id") in wanted:
+            line = records.read_checked(path, "progress")
+            if str(line.get("job_id")) in wanted:
                 lines.append(line)
     if not lines:
         return None
-    newest = max(lines, key=lambda line: float(line.get("updated", 0.0)))
+    newest = max(lines, key=lambda line: float(line["updated"]))
     if not expected:
         return Progress(float(newest["done"]), float(newest["total"]), str(newest["unit"]), newest)
     left = sum(float(line["total"]) - float(line["done"]) for line in lines)

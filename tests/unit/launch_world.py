@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 import sys
 import time
 from pathlib import Path
@@ -34,11 +35,9 @@ elements = {elements}
 def write_experiment(
     folder: Path, strengths: list[float] | None = None, name: str = "small", elements: int = 1, more: str = ""
 ) -> Path:
-    """A TOML file, and the files that it names: not a model, not a corpus, but with the right suffixes."""
+    """A TOML file, and the files that it names: a model and a corpus as far as a login node looks at them."""
     (folder / "model").mkdir(parents=True, exist_ok=True)
-    (folder / "model" / "config.json").write_text("{}")
-    (folder / "model" / "model.safetensors").write_bytes(b"weights")
-    (folder / "model" / "tokenizer.json").write_text("{}")
+    write_model(folder / "model")
     for file in ("corpus.jsonl", "questions.jsonl"):
         if not (folder / file).exists():
             (folder / file).write_text('{"text": "Laba diena."}\n')
@@ -46,6 +45,24 @@ def write_experiment(
     values = [0.0, 1e6] if strengths is None else strengths
     path.write_text(TEMPLATE.format(folder=folder, strengths=values, elements=elements) + more)
     return path
+
+
+def write_model(folder: Path, *, rows: int = 4, tokens: int = 3, kind: str = "gemma2") -> Path:
+    """The folder of a model that is nothing but an embedding of `rows` × 2, and of a tokenizer of so many tokens."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": kind, "vocab_size": rows}))
+    (folder / "model.safetensors").write_bytes(safetensors(rows))
+    image = {"id": rows, "content": "<image>", "special": True}  # beyond the embedding, and no text gets it
+    vocabulary = {str(i): i for i in range(tokens)}
+    (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}, "added_tokens": [image]}))
+    return folder
+
+
+def safetensors(rows: int, data: int | None = None) -> bytes:
+    """An embedding of `rows` × 2 in float32; `data`: bytes of it that are there."""
+    entry = {"dtype": "F32", "shape": [rows, 2], "data_offsets": [0, rows * 8]}
+    header = json.dumps({"__metadata__": {"format": "pt"}, "model.embed_tokens.weight": entry}).encode()
+    return struct.pack("<Q", len(header)) + header + b"\0" * (rows * 8 if data is None else data)
 
 
 def fake_command(orders: Path, python: str, stage: str, folder: Path, arguments: Any, **_: Any) -> tuple[str, ...]:

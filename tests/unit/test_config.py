@@ -87,7 +87,7 @@ def test_a_missing_or_unreadable_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nowhere.toml: no such file"):
         load_experiment(tmp_path / "nowhere.toml")
     (tmp_path / "latin.toml").write_bytes(b"# \xe8\n")
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="latin.toml: not UTF-8 .byte 0xe8 at 2.; save it as that"):
         load_experiment(tmp_path / "latin.toml")
     with pytest.raises(ConfigError, match="cannot be read"):
         load_experiment(tmp_path)

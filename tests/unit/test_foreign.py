@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +12,13 @@ import pytest
 from hpc_ewc.errors import ConfigError, HpcEwcError, InputError
 from hpc_ewc.launch.foreign import Options, evaluate, find_checkpoints, read_settings
 from hpc_ewc.launch.model_folder import check_model
+from tests.unit.launch_world import safetensors, write_model
 
 FACTS = {"run": "strength=1-abc", "step": 20, "fraction": 1.0, "train_key": "k1", "model_hash": "m", "base_hash": "b"}
 
 
-def safetensors(rows: int, data: int | None = None) -> bytes:
-    """An embedding of `rows` × 2 in float32; `data`: bytes of it that are there."""
-    entry = {"dtype": "F32", "shape": [rows, 2], "data_offsets": [0, rows * 8]}
-    header = json.dumps({"__metadata__": {"format": "pt"}, "model.embed_tokens.weight": entry}).encode()
-    return struct.pack("<Q", len(header)) + header + b"\0" * (rows * 8 if data is None else data)
-
-
-def checkpoint(folder: Path, *, facts: dict[str, Any] | None = None, tokens: int = 3, rows: int = 4) -> Path:
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"vocab_size": rows}))
-    (folder / "model.safetensors").write_bytes(safetensors(rows))
-    image = {"id": rows, "content": "<image>", "special": True}  # beyond the embedding, and no text gets it
-    vocabulary = {str(i): i for i in range(tokens)}
-    (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}, "added_tokens": [image]}))
+def checkpoint(folder: Path, *, facts: dict[str, Any] | None = None) -> Path:
+    write_model(folder)
     if facts is not None:
         (folder / "hpc_ewc.json").write_text(json.dumps(facts))
     return folder

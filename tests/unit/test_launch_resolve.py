@@ -21,7 +21,7 @@ from hpc_ewc.launch.resolve import (
     snapshot_files,
     uses_miniature,
 )
-from tests.unit.launch_world import write_experiment
+from tests.unit.launch_world import write_experiment, write_model
 
 
 @pytest.fixture(autouse=True)
@@ -94,7 +94,8 @@ def test_content_names_a_corpus_and_its_place_does_not(tmp_path: Path) -> None:
 
 def test_the_model_s_tokenizer_alone_names_its_tokens(tmp_path: Path) -> None:
     first = Resolver("x").resolve(experiment_with(tmp_path)).identities
-    (tmp_path / "model" / "model.safetensors").write_bytes(b"others")
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     second = Resolver("x").resolve(load_experiment(tmp_path / "small.toml")).identities
     assert (first.tokenizer, first.corpus) == (second.tokenizer, second.corpus)
     assert first.model != second.model
@@ -174,6 +175,7 @@ def test_words_for_letters_need_rows_in_files(tmp_path: Path) -> None:
 
 def test_a_hub_model_is_named_by_its_commit(tmp_path: Path) -> None:
     snapshot = hub(tmp_path, "model", "org/tiny", ["config.json", "tokenizer.json", "model.safetensors"])
+    write_model(snapshot)
     experiment = experiment_with(tmp_path, (f'"{tmp_path}/model"', '"org/tiny"'))
     inputs = Resolver("x").resolve(experiment)
     assert inputs.model == str(snapshot)

@@ -42,7 +42,7 @@ def test_states_come_from_files(root: RunDir, capsys: pytest.CaptureFixture[str]
 def test_a_job_that_runs_shows_how_far_it_is(root: RunDir) -> None:
     start(root, "evaluate", "strength=1-bb", "job3")
     folder = root.evaluate("strength=1-bb")
-    line = {"done": 1, "total": 1, "unit": "cell", "job_id": "an earlier one", "updated": 1.0}
+    line = {"schema": 1, "done": 1, "total": 1, "unit": "cell", "job_id": "an earlier one", "updated": 1.0}
     records.write_json(folder.progress("0"), line)
     assert survey(root).rows[3] == Row("evaluate", "strength=1-bb", "running", None)
     records.write_json(folder.progress("1"), line | {"done": 0, "job_id": "job3", "cell": "b.en", "eta_s": 100})
