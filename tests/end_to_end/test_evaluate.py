@@ -224,25 +224,6 @@ def test_other_settings_are_another_measurement(base: StageDir, world: Path, tmp
     assert primary(stage, 0, "arc_easy.en")["n"] == 8
 
 
-def test_killed_half_way_and_started_again_computes_no_cell_twice(world: Path, tmp_path: Path) -> None:
-    cells = ("arc_easy.en", "ppl_heldout.en", "truthfulqa_mc2.en")
-    stage = prepare(tmp_path / "paper", world, cells, limit=None)
-    first = start(stage, cells)
-    deadline = time.monotonic() + 120
-    while not stage.cell(0, "ppl_heldout.en").is_file() and first.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    first.kill()
-    first.communicate()
-    there = stamps(stage)
-    assert set(there) == {"arc_easy.en.json", "ppl_heldout.en.json"}
-    assert not stage.done.exists()
-    run(stage, cells)
-    after = stamps(stage)
-    assert {name: after[name] for name in there} == there
-    assert set(after) == {f"{cell}.json" for cell in cells}
-    assert stage.done.is_file()
-
-
 def test_a_stop_drops_the_cell_it_comes_in_and_ends_well(world: Path, tmp_path: Path) -> None:
     cells = ("ppl_heldout.en", "truthfulqa_mc2.en")
     stage = prepare(tmp_path / "paper", world, cells, limit=None)

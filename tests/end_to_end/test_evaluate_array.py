@@ -18,72 +18,18 @@ import pytest
 from hpc_ewc import miniature, records
 from hpc_ewc.evaluate import environment
 from hpc_ewc.evaluate.task_files import LocalQuestions, write_task_files
-from hpc_ewc.rundir import StageDir
 from hpc_ewc.stage import Stage
-from hpc_ewc.suites import deal, expand_suites
-from tests.end_to_end.evaluation import assert_same_numbers, noised, prepare, primary, run, stamps, start
+from hpc_ewc.suites import expand_suites
+from tests.end_to_end.evaluation import assert_same_numbers, noised, prepare, primary, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 EVERYTHING = ("en", "lt", "fluency")
-SIGMAS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)
 
 
 @pytest.fixture(scope="module")
 def world(miniature_cache: Path) -> Path:
     """The miniature, with its base model."""
     return miniature_cache / "miniature" / miniature.version()
-
-
-def asked(stage: StageDir) -> list[str]:
-    return [name.partition(":")[2] for name in Stage(stage.path).expected]
-
-
-def work_through(elements: Sequence[tuple[StageDir, float, list[str]]], at_once: int, kill_after: int = 0) -> None:
-    """Run elements as jobs, `at_once` together; after `kill_after` records, kill all that run and start no more."""
-    waiting, running = list(elements), []
-    stages = {stage.path: stage for stage, *_ in elements}
-    while waiting or running:
-        while waiting and len(running) < at_once:
-            stage, fraction, cells = waiting.pop(0)
-            running.append(start(stage, cells, fraction))
-        job = running[0]
-        try:
-            output, _ = job.communicate(timeout=0.2)
-            running.remove(job)
-            assert job.returncode == 0, output
-        except subprocess.TimeoutExpired:
-            if kill_after and sum(len(stamps(stage)) for stage in stages.values()) >= kill_after:
-                for job in running:
-                    job.kill()
-                    job.communicate()
-                return
-
-
-def test_every_cell_of_seven_checkpoints_killed_half_way_is_computed_once(world: Path, tmp_path: Path) -> None:
-    root = tmp_path / "paper"
-    stages = [prepare(root, world, EVERYTHING, limit=4)]
-    for sigma in SIGMAS:
-        train = noised(world / "model", tmp_path / "train" / f"sigma={sigma}", sigma)
-        stages.append(prepare(root, world, EVERYTHING, run=f"sigma={sigma}", train=train, limit=4))
-    elements = []
-    for stage in stages:
-        opened = Stage(stage.path)
-        cells = expand_suites(opened.config.evaluate, "lt", heldout=["en"])
-        fraction = 0.0 if stage is stages[0] else 1.0
-        elements += [(stage, fraction, [cell.name for cell in bundle]) for bundle in deal(cells, 2)]
-    work_through(elements, at_once=2, kill_after=60)
-    before = {stage.path: stamps(stage) for stage in stages}
-    n = sum(len(there) for there in before.values())
-    assert 60 <= n < 7 * 18
-    work_through(elements, at_once=2)
-    for stage in stages:
-        after = stamps(stage)
-        assert len(after) == 18 and stage.done.is_file()
-        assert {name: after[name] for name in before[stage.path]} == before[stage.path]
-    bits = [primary(stage, 10, "ppl_heldout.en")["value"] for stage in stages[1:]]
-    assert bits == sorted(bits)  # more noise, worse English
-    same = primary(stages[0], 0, "ppl_heldout.en")["value"]
-    assert bits[0] == pytest.approx(same, rel=1e-9)  # no noise is the base
 
 
 def test_every_number_equals_lm_evals_own_command_line(world: Path, tmp_path: Path) -> None:
