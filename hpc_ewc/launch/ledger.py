@@ -256,10 +256,13 @@ def submit_lock(root: RunDir) -> Iterator[None]:
     """Hold `submit.lock`: created with O_EXCL, which shared file systems honour where they do not honour flock.
 
     Raises:
-        SubmitError: another submit holds it.
+        SubmitError: another submit holds it, or its folder cannot be made.
     """
     me = this_process()
-    root.root.mkdir(parents=True, exist_ok=True)
+    try:
+        root.root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SubmitError(f"{root.root}: cannot be made: {error.strerror}; name another folder by --runs") from None
     while True:
         try:
             descriptor = os.open(root.lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)

@@ -109,6 +109,7 @@ def carry_out(
 ) -> int:
     """Run what is missing of a request, on whatever the profile names; the exit status of the command."""
     out = local_path(str(out)) if out else Path.cwd() / "results" / root.name
+    check_places(root.root, out)
     display = Display()
     if dry_run:
         from hpc_ewc.launch.dry_run import render
@@ -230,7 +231,7 @@ def run_folder(name: str, label: str, profile: Profile, runs: Path | None) -> Ru
     if not NAME_PATTERN.fullmatch(name):
         raise ConfigError(
             f"{label}: its name becomes the name of the run folder and of jobs: small letters, digits, '.', '_', '-', "
-            "and a letter or digit first; rename the file"
+            "and a letter or digit first; rename it"
         )
     return RunDir(local_path(str(runs or profile.runs or "runs")) / name)
 
@@ -244,6 +245,15 @@ def make_plan(request: Request, profile: Profile, root: RunDir, out: Path, displ
     found = {name: find(node) for name, node in graph.nodes.items() if node.stage != REPORT}
     found[REPORT] = Found(_is_reported(graph, found, history, out))
     return Plan(request, profile, graph, found, out, history)
+
+
+def check_places(runs: Path, out: Path) -> None:
+    """Raise ConfigError where a file stands in the place of a folder that is to be made."""
+    for what, folder in (("the run folder", runs), ("the folder of the tables", out)):
+        there = next(place for place in (folder, *folder.parents) if place.exists())
+        if not there.is_dir():
+            flag = "--runs" if folder == runs else "--out"
+            raise ConfigError(f"{flag}: {what} would be {folder}, and {there} is a file; name another folder")
 
 
 def _is_reported(graph: Graph, found: dict[str, Found], history: History, out: Path) -> bool:
