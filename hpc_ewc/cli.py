@@ -25,6 +25,7 @@ def submit(
     out: OptionalPath = None,
     dry_run: bool = False,
     scripts: bool = False,
+    config: OptionalPath = None,
     yes: Annotated[bool, tyro.conf.arg(aliases=["-y"])] = False,
 ) -> int:
     """Run an experiment: every stage that is not there yet. Again: only what is missing.
@@ -40,13 +41,15 @@ def submit(
         profile: Where and how jobs run, such as slurm/local.toml; absent: this machine.
         runs: Folder of the run folders; absent: the profile's, else ./runs.
         out: Folder of the tables; absent: ./results/NAME.
-        dry_run: Show the graph, with what is done, missing and shared, and on Slurm the batch scripts. Writes nothing.
+        dry_run: Show the graph, with what is done, missing and shared, what it will take, and on Slurm the batch
+            scripts. Writes nothing.
         scripts: With --dry-run on Slurm: every batch script, not one of each stage.
+        config: With --dry-run: config.json of the model, where the model is not fetched and its shape not known.
         yes: Do not ask.
     """
     from hpc_ewc.launch.submit import submit
 
-    return submit(sweep, profile, runs, out, dry_run, yes, scripts)
+    return submit(sweep, profile, runs, out, dry_run, yes, scripts, config)
 
 
 def evaluate(

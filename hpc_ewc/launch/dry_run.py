@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpc_ewc.launch import code
-from hpc_ewc.launch.graph import Node, elements, gpu_hours
+from hpc_ewc.launch.absent import describe_absent
+from hpc_ewc.launch.graph import Node, elements
+from hpc_ewc.launch.predict import Forecast
+from hpc_ewc.launch.resolve import fetch_command
 from hpc_ewc.launch.view import STAGES, columns
 
 if TYPE_CHECKING:
@@ -20,20 +18,6 @@ if TYPE_CHECKING:
 
 PLACE = "TOKEN"
 """In place of a submission's token."""
-FILES_A_JOB = 14
-"""submitit's, the launcher's, and what ranks print; folders counted."""
-SAMPLES_BYTES = 400_000
-"""Of one cell's samples, compressed, to within a factor of ten."""
-COMPUTE_BYTES = {"float32": 4, "bfloat16": 2}
-
-
-@dataclass(frozen=True)
-class Footprint:
-    """What a graph leaves on the disk when all is done."""
-
-    size: float
-    """Bytes; nan where the size of a model is not known yet."""
-    files: int
 
 
 def render(plan: Plan, scripts: bool) -> str:
@@ -57,9 +41,8 @@ def render(plan: Plan, scripts: bool) -> str:
         done = [plan.found[node.id].done for node in plan.graph.of(stage)]
         stages += [f"{stage} {sum(done)} of {len(done)} done"] if done else []
     lines = [columns(table), f"{', '.join(stages)}; jobs missing: {sum(plan.jobs.values())}"]
-    hours = gpu_hours(plan.graph, plan.jobs)
-    lines += [f"up to {hours:.1f} GPU-hours"] if hours else []
-    lines += [f"disk: {describe(estimate(plan))}"] if plan.jobs else []
+    lines += describe_absent(plan.absent, fetch_command(plan.request.label))
+    lines += Forecast(plan, plan.request.model_config).lines()
     lines += [f"runs: {plan.graph.root.root}; tables: {plan.out}. A dry run: nothing was written"]
     if plan.profile.executor == "slurm":
         lines += render_scripts(plan, scripts)
@@ -123,57 +106,3 @@ def _submissions(plan: Plan) -> Iterator[list[Bundle]]:
         missing = [(node, elements(node, there.missing or None)) for node, there in wanted]
         waiting = [bundle for node, listed in missing for bundle in bundles(node, listed, plan.profile)]
         yield from (waiting[i : i + size] for i in range(0, len(waiting), size))
-
-
-# ---------------------------------------------------------------------------------------------- disk
-
-
-def describe(footprint: Footprint) -> str:
-    """`about 123 GB in 4,500 files when all is done`."""
-    size = f"about {footprint.size / 1e9:,.1f} GB" if math.isfinite(footprint.size) else "of unknown size"
-    return f"{size} in {footprint.files:,} files (inodes) when all is done"
-
-
-def estimate(plan: Plan) -> Footprint:
-    """What the missing stages will write, and keep."""
-    parameters: dict[str, float] = {}
-    size, files = 0.0, 0
-    for name, jobs in plan.jobs.items():
-        node = plan.graph.nodes[name]
-        model = str(node.inputs.get("model", ""))
-        if node.stage in ("fisher", "train") and model not in parameters:
-            parameters[model] = count_parameters(Path(model))
-        own = _footprint(node, parameters.get(model, 0.0))
-        size, files = size + own.size, files + own.files + jobs * FILES_A_JOB
-    return Footprint(size, files)
-
-
-def _footprint(node: Node, parameters: float) -> Footprint:
-    train, ranks = node.experiment.train, node.resources.nodes * node.resources.nproc_per_node
-    match node.stage:
-        case "tokens":
-            texts = sum(Path(path).stat().st_size for path in node.inputs["files"] if Path(path).is_file())
-            return Footprint(texts * node.experiment.data.fraction, 3 * len(node.inputs["files"]) + 5)
-        case "fisher":  # F and the anchor
-            stored = COMPUTE_BYTES[node.experiment.fisher.dtype] + 4
-            return Footprint(parameters * stored, 2 * ranks + 6)
-        case "train":  # exports as the model's dtype; checkpoints of fp32 masters and two moments of Adam
-            exports = len(train.export_at) * COMPUTE_BYTES[node.experiment.model.dtype]
-            checkpoints = 12 * (train.keep_checkpoints + 1)
-            return Footprint(
-                parameters * (exports + checkpoints),
-                8 * len(train.export_at) + (ranks + 3) * train.keep_checkpoints + 6,
-            )
-        case "evaluate":
-            return Footprint(SAMPLES_BYTES * len(node.expected), 2 * len(node.expected) + 6)
-    return Footprint(0.0, 0)
-
-
-def count_parameters(folder: Path) -> float:
-    """Numbers in a model's safetensors, by their headers; nan where there are none yet."""
-    total = 0
-    for path in sorted(folder.glob("*.safetensors")):
-        with suppress(OSError, ValueError, KeyError, TypeError), path.open("rb") as file:
-            header = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), 100_000_000)))
-            total += sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
-    return float(total) if total else math.nan

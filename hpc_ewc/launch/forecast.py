@@ -149,13 +149,15 @@ def fisher_memory(shape: Shape, model: ModelConfig, fisher: FisherConfig, place:
     return parts | {"activations": 0.0, "loss": reduction}
 
 
-def evaluation_memory(shape: Shape, model: ModelConfig, evaluate: EvaluateConfig) -> Parts:
+def evaluation_memory(shape: Shape, model: ModelConfig, evaluate: EvaluateConfig, judge: float = 0.0) -> Parts:
     """A worker's on one GPU, at worst: a batch whose prompts fill `max_length`; it is halved where that is too much.
 
-    lm-eval takes log-probabilities of a whole batch's logits in fp32.
+    lm-eval takes log-probabilities of a whole batch's logits in fp32. `judge`: parameters of the model that reads
+    answers, which stays beside the one that is judged.
     """
     c, tokens = BYTES[model.dtype], evaluate.batch_size * evaluate.max_length
-    return {"weights": float(c * shape.parameters), "loss": float(tokens * shape.vocab_size * (c + 4))}
+    parts: Parts = {"weights": float(c * shape.parameters), "loss": float(tokens * shape.vocab_size * (c + 4))}
+    return parts | ({"judge": c * judge} if judge else {})
 
 
 def staging_bytes(shape: Shape, ranks: int, nodes: int, train: TrainConfig) -> float:

@@ -33,7 +33,9 @@ PACKED = {".parquet": 2.5, ".gz": 3.0, ".zst": 3.0}
 QUESTIONS = {("cais/mmlu", "validation"): 1531, ("cais/mmlu", "test"): 14042}
 """Rows of the Fisher's usual data; of other data, one for each BYTES_A_QUESTION of its files."""
 BYTES_A_QUESTION = 500
-PARTS = ("weights", "moments", "sums", "gradients", "F and θ*", "gathered", "activations", "loss")
+JUDGES = {"neurotechnology/Lt-Llama-2-13b": 13.0e9}
+"""Parameters of the paper's judge."""
+PARTS = ("weights", "moments", "sums", "gradients", "F and θ*", "gathered", "activations", "loss", "judge")
 """Of a rank's memory, as forecast.py names them, in the order of the table."""
 
 
@@ -56,8 +58,8 @@ class Stage:
 
     @property
     def total(self) -> float:
-        """Of a rank's memory, GB."""
-        return sum(size for _, size in self.memory) / 1e9
+        """Bytes of a rank's memory."""
+        return sum(size for _, size in self.memory)
 
 
 class Forecast:
@@ -71,6 +73,7 @@ class Forecast:
     def __init__(self, plan: Plan, config: Path | None = None) -> None:
         self.plan, self.config = plan, config
         self.shapes: dict[tuple[str, str], tuple[Shape | None, str]] = {}
+        self.counted: dict[str, float] = {}
         self.by_folder = {str(node.folder.path): node for node in plan.graph.nodes.values()}
 
     @cached_property
@@ -137,7 +140,7 @@ class Forecast:
         if shape is None:
             return Stage("evaluate", 1, gpus, (), size, size, math.nan if gpus else 0.0, files)
         cost = sum(cell.cost for at in node.fractions for cell in node.cells if cell.at(at) in missing)
-        memory = forecast.evaluation_memory(shape, experiment.model, experiment.evaluate)
+        memory = forecast.evaluation_memory(shape, experiment.model, experiment.evaluate, self.judge(node))
         hours = forecast.evaluation_flop(shape, cost) / self.rates.evaluate / 3.6e15 if gpus else 0.0
         return Stage("evaluate", 1, gpus, tuple(memory.items()), size, size, hours, files)
 
@@ -155,6 +158,11 @@ class Forecast:
 
     def tokens(self, node: Node) -> float:
         """Tokens of a corpus: as counted, as `data.expected_tokens` says, or by the size of its files; else nan."""
+        if node.id not in self.counted:
+            self.counted[node.id] = self._count(node)
+        return self.counted[node.id]
+
+    def _count(self, node: Node) -> float:
         data = node.experiment.data
         with suppress(FileNotFoundError, ArtefactError, KeyError, TypeError):
             counted = records.read_json(node.folder.done)["summary"]
@@ -170,6 +178,13 @@ class Forecast:
         known = QUESTIONS.get((fisher.source, fisher.split))
         there = known or max(1, round(_text_bytes(node.inputs["questions"]) / BYTES_A_QUESTION))
         return fisher.samples * float(min(there, fisher.max_examples or there))
+
+    def judge(self, node: Node) -> float:
+        """Parameters of the model that reads answers: by its files, in 2 bytes each, or as is known; else 0."""
+        if node.experiment.evaluate.judge is None:
+            return 0.0
+        files = Path(node.inputs["judge"]["folder"]).glob("*.safetensors")
+        return sum(path.stat().st_size for path in files) / 2 or JUDGES.get(node.experiment.evaluate.judge, 0.0)
 
     # ------------------------------------------------------------------------------------------ words
 
@@ -187,15 +202,16 @@ class Forecast:
 
     def _memory_lines(self) -> Iterator[str]:
         room = self.plan.profile.gpu_memory_gb or self.rates.memory_gb
-        table: list[Sequence[str]] = [("  GB of a rank", "ranks", *PARTS, "sum", "of")]
+        unit, size = _unit(max(stage.total for stage in self.stages))
+        table: list[Sequence[str]] = [(f"  {unit} of a rank", "ranks", *PARTS, "sum", "of")]
         over = []
         for stage, count in self.stages.items():
             parts = dict(stage.memory)
             if parts:
-                cells = [f"{parts[name] / 1e9:.1f}" if name in parts else "" for name in PARTS]
-                of = f"{room:.0f}" if stage.gpus else ""
-                table.append((f"  {stage.label}{_times(count)}", str(stage.ranks), *cells, f"{stage.total:.1f}", of))
-                over += [stage.label] if stage.gpus and stage.total > room else []
+                cells = [f"{parts[name] / size:.1f}" if name in parts else "" for name in PARTS]
+                of, total = f"{1e9 * room / size:.0f}" if stage.gpus else "", f"{stage.total / size:.1f}"
+                table.append((f"  {stage.label}{_times(count)}", str(stage.ranks), *cells, total, of))
+                over += [stage.label] if stage.gpus and stage.total > 1e9 * room else []
         if len(table) > 1:
             yield columns(table)
         if over:
@@ -207,12 +223,13 @@ class Forecast:
     def _disk_lines(self) -> Iterator[str]:
         kept = sum(stage.kept * count for stage, count in self.stages.items())
         files = sum(stage.files * count for stage, count in self.stages.items())
-        yield f"disk: about {_known(kept / 1e9)} GB in {files:,} files (inodes) when all is done"
+        unit, size = _unit(kept)
+        yield f"disk: about {_known(kept / size)} {unit} in {files:,} files (inodes) when all is done"
         parts = []
         for stage, count in self.stages.items():
-            most = f" (while it runs {stage.most / 1e9:,.1f})" if stage.most > stage.kept else ""
-            parts.append(f"{stage.label}{_times(count)} {_known(stage.kept / 1e9)}{most}")
-        yield f"  GB by artefact: {', '.join(parts)}"
+            most = f" ({_known(stage.most / size)} while it runs)" if stage.most > stage.kept else ""
+            parts.append(f"{stage.label}{_times(count)} {_known(stage.kept / size)}{most}")
+        yield f"  {unit} by artefact: {'; '.join(parts)}"
 
     def _hour_lines(self) -> Iterator[str]:
         asked = gpu_hours(self.plan.graph, self.plan.jobs)
@@ -221,7 +238,7 @@ class Forecast:
         hours = sum(stage.hours * count for stage, count in self.stages.items())
         parts = [f"{stage.label}{_times(n)} {_known(stage.hours)}" for stage, n in self.stages.items() if stage.gpus]
         yield f"GPU-hours: about {_known(hours)}, by FLOP; up to {asked:.1f} GPU-hours, by time limits"
-        yield f"  by stage: {', '.join(parts)}"
+        yield f"  by stage: {'; '.join(parts)}"
         yield f"  at an assumed {self.rates.stated}; gpu_tflops of the profile says better"
         if math.isnan(hours):
             yield "  unknown: the tokens of the corpus, or the model's shape; say data.expected_tokens, --config"
@@ -241,6 +258,11 @@ def _text_bytes(names: Sequence[str]) -> float:
 def _or_nan(value: float) -> float:
     """The value; a nan as one and the same object, since two are not equal and would not count as alike."""
     return math.nan if math.isnan(value) else value
+
+
+def _unit(size: float) -> tuple[str, float]:
+    """What a column of such sizes is in: GB, or MB where all are below one."""
+    return ("MB", 1e6) if size < 1e9 else ("GB", 1e9)
 
 
 def _known(value: float) -> str:

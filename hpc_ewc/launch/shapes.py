@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpc_ewc import miniature, records
+from hpc_ewc import records
 from hpc_ewc.errors import ArtefactError, ConfigError, did_you_mean
+from hpc_ewc.launch.resolve import MINIATURE
 
 FAMILIES = ("gemma2", "gemma3_text")
 
@@ -162,6 +163,6 @@ def find_shape(name: str, folder: Path, given: Path | None = None) -> tuple[Shap
     shape = known_shape(name)
     if shape is not None:
         return shape, "by its published shape"
-    if name == "miniature" and miniature.is_built():
+    if name == MINIATURE:
         return None, "it is pretrained at the first submit"
     return None, f"give its config.json with --config{did_you_mean(name, KNOWN)}"

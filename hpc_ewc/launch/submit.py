@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ from hpc_ewc import records
 from hpc_ewc.config import NAME_PATTERN, Experiment, load_experiment
 from hpc_ewc.errors import ConfigError, SubmitError
 from hpc_ewc.launch import code
+from hpc_ewc.launch.absent import NotingResolver, absent_benchmarks
 from hpc_ewc.launch.artefacts import Found, find, make_ready
 from hpc_ewc.launch.graph import REPORT, Graph, build_graph, elements, gpu_hours
 from hpc_ewc.launch.ledger import History, Ledger, submit_lock
@@ -44,6 +45,10 @@ class Request:
     build: Callable[[Resolver, RunDir, Profile], Graph]
     again: str
     """The command that goes on with it."""
+    may_lack_inputs: bool = False
+    """A dry run shows it though inputs are not fetched yet."""
+    model_config: Path | None = None
+    """config.json of the model, for a dry run without the model."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,8 @@ class Plan:
     found: dict[str, Found]
     out: Path
     history: History
+    absent: dict[str, str] = field(default_factory=dict)
+    """What is not fetched yet, by hub id: of a dry run alone."""
 
     @cached_property
     def jobs(self) -> dict[str, int]:
@@ -77,6 +84,7 @@ def submit(
     dry_run: bool,
     yes: bool,
     scripts: bool = False,
+    config: Path | None = None,
 ) -> int:
     """Submit an experiment; see `hpc-ewc submit --help`.
 
@@ -86,13 +94,15 @@ def submit(
     Raises:
         HpcEwcError: refused before anything started, or a damaged artefact stands in the way.
     """
+    if config is not None and not dry_run:
+        raise ConfigError(f"--config {config}: for --dry-run alone; a submit reads the model itself")
     loaded = load_profile(profile)
-    request = read_sweep(sweep)
+    request = read_sweep(sweep, config)
     root = run_folder(sweep.name.removesuffix(".toml"), str(sweep), loaded, runs)
     return carry_out(request, loaded, root, out, dry_run, yes, scripts)
 
 
-def read_sweep(sweep: Path) -> Request:
+def read_sweep(sweep: Path, config: Path | None = None) -> Request:
     """The request that an experiment file is."""
     experiment = load_experiment(sweep)
 
@@ -101,7 +111,8 @@ def read_sweep(sweep: Path) -> Request:
         return build_graph(root, points, experiment, profile, str(sweep))
 
     again = shlex.join(["hpc-ewc", "submit", _short(sweep)])
-    return Request(str(sweep), sweep.read_text(encoding="utf-8"), experiment, build, again)
+    text = sweep.read_text(encoding="utf-8")
+    return Request(str(sweep), text, experiment, build, again, may_lack_inputs=True, model_config=config)
 
 
 def carry_out(
@@ -114,7 +125,7 @@ def carry_out(
     if dry_run:
         from hpc_ewc.launch.dry_run import render
 
-        plan = make_plan(request, profile, root, out, display)
+        plan = make_plan(request, profile, root, out, display, dry_run=True)
         if profile.executor == "slurm":
             check_times(plan)
         sys.stdout.write(render(plan, scripts))
@@ -236,15 +247,19 @@ def run_folder(name: str, label: str, profile: Profile, runs: Path | None) -> Ru
     return RunDir(local_path(str(runs or profile.runs or "runs")) / name)
 
 
-def make_plan(request: Request, profile: Profile, root: RunDir, out: Path, display: Display) -> Plan:
+def make_plan(
+    request: Request, profile: Profile, root: RunDir, out: Path, display: Display, *, dry_run: bool = False
+) -> Plan:
     """Resolve the inputs, build the graph, and look what of it is there. Writes nothing but the cache of hashes."""
-    resolver = Resolver(request.label)
+    lenient = dry_run and request.may_lack_inputs
+    resolver = NotingResolver(request.label) if lenient else Resolver(request.label)
     resolver.hashes.announced = display.say
     graph = request.build(resolver, root, profile)
     history = Ledger(root).read()
     found = {name: find(node) for name, node in graph.nodes.items() if node.stage != REPORT}
     found[REPORT] = Found(_is_reported(graph, found, history, out))
-    return Plan(request, profile, graph, found, out, history)
+    absent = absent_benchmarks(graph) | resolver.absent if isinstance(resolver, NotingResolver) else {}
+    return Plan(request, profile, graph, found, out, history, absent)
 
 
 def check_places(runs: Path, out: Path) -> None:
