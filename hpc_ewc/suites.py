@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hpc_ewc import hub, records
-from hpc_ewc.config import EvaluateConfig
+from hpc_ewc.config import LANGUAGE, EvaluateConfig
 from hpc_ewc.errors import ConfigError, did_you_mean
 from hpc_ewc.rundir import StageDir
 
@@ -258,8 +258,9 @@ def expand_suites(config: EvaluateConfig, language: str, heldout: Iterable[str] 
         heldout: further held-out texts that the caller knows of, beside `config.heldout`.
 
     Raises:
-        ConfigError: a name that is none of these; the nearest names are given.
+        ConfigError: a name that is none of these; the nearest names are given. Arguments that the backend cannot have.
     """
+    check_backend(config)
     for text in config.heldout:
         if not re.fullmatch(r"[a-z]{2,3}(\.[a-z0-9_]+)?", text):
             raise ConfigError(f"evaluate.heldout.{text!r}: allowed are a language or language.name, such as lt.news")
@@ -270,7 +271,50 @@ def expand_suites(config: EvaluateConfig, language: str, heldout: Iterable[str] 
             cells.setdefault(cell.name, cell)
     if not cells:
         raise ConfigError(f"evaluate.suites is empty; known: {', '.join(SUITES)}, and single cells such as arc_easy.lt")
+    _check_shots(config, cells.values())
     return list(cells.values())
+
+
+def _check_shots(config: EvaluateConfig, cells: Iterable[Cell]) -> None:
+    """Raise ConfigError for worked examples of a task that is neither ours nor asked."""
+    known = {*TASKS, *(cell.task for cell in cells)}
+    for task in config.shots:
+        if task not in known:
+            raise ConfigError(f"evaluate.shots.{task}: no task of that name is asked{did_you_mean(task, known)}")
+
+
+BACKEND_KEYS = {
+    "pretrained": "it is the checkpoint",
+    "model": "it is the checkpoint",
+    "tokenizer": "it is the checkpoint's",
+    "add_bos_token": "every request begins with one BOS",
+    "dtype": "model.dtype says it",
+    "batch_size": "evaluate.batch_size says it",
+    "max_length": "evaluate.max_length says it",
+    "max_model_len": "evaluate.max_length says it",
+    "seed": "evaluate.seed says it",
+}
+"""Arguments of a backend that are not free."""
+
+
+def check_backend(config: EvaluateConfig) -> None:
+    """Arguments are name=value, for a backend that takes some, and none that something else decides.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    given = config.backend_args
+    if given and config.backend == "hf":
+        raise ConfigError(
+            f"evaluate.backend_args = {given!r}: backend 'hf' takes none: model.dtype, model.attention and "
+            "evaluate.batch_size are its settings; take it out, or set evaluate.backend"
+        )
+    for word in filter(None, given.split(",")):
+        name, equals, value = word.partition("=")
+        if not (name and equals and value):
+            raise ConfigError(f"evaluate.backend_args: {word!r} is not name=value, such as gpu_memory_utilization=0.8")
+        if name in BACKEND_KEYS:
+            raise ConfigError(f"evaluate.backend_args: '{name}' is not free, {BACKEND_KEYS[name]}; take it out")
 
 
 def _named(name: str, config: EvaluateConfig, heldout: list[str]) -> list[Cell]:
@@ -358,6 +402,11 @@ def _foreign(name: str, config: EvaluateConfig) -> Cell:
         raise ConfigError(f"evaluate.suites: unknown suite, cell or task '{name}'{hint}")
     if not task or (installed is not None and name in installed):
         task, language = name, UNDETERMINED
+    if not (re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", task) and LANGUAGE.fullmatch(language)):
+        raise ConfigError(
+            f"evaluate.suites: '{name}': allowed is a task of lm-eval, also with a language of small letters, such as "
+            "xcopa_et.et"
+        )
     return Cell(task, language, suite=task, shots=config.shots.get(task), cost=5.0)
 
 
@@ -469,6 +518,7 @@ def cell_key(cell: Cell, *, checkpoint: str, fraction: float, data: str, config:
             "max_length": config.max_length,
         }
         | {name: value for name in ("cloze", "max_gen_toks") if (value := getattr(config, name)) is not None}
+        | ({"backend_args": config.backend_args} if config.backend_args else {})
     )
 
 

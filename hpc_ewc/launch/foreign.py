@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import glob
+import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from typing import Any
 from hpc_ewc import miniature, records, suites
 from hpc_ewc.config import DataConfig, EvaluateConfig, Experiment, ModelConfig, build_section, render_toml
 from hpc_ewc.errors import ArtefactError, ConfigError, InputError
-from hpc_ewc.launch.graph import Asked, Graph, build_evaluation
+from hpc_ewc.launch.graph import Asked, Graph, build_evaluation, check_include
 from hpc_ewc.launch.model_folder import check_model
 from hpc_ewc.launch.profile import Profile, load_profile
 from hpc_ewc.launch.resolve import MINIATURE, Inputs, Resolver, is_hub_id, local_path
@@ -31,7 +32,16 @@ WHERE = "hpc-ewc evaluate"
 MARK = "# Written by `hpc-ewc evaluate`: what its checkpoints are asked.\n"
 """First line of experiment.toml, by which the folder is known to be no experiment's."""
 NO_CORPUS = "none"
-FACTS = ("run", "step", "fraction", "train_key", "model_hash", "base_hash")
+FACTS: dict[str, type | tuple[type, ...]] = {
+    "run": str,
+    "step": int,
+    "fraction": (int, float),
+    "train_key": str,
+    "model_hash": str,
+    "base_hash": str,
+    "coordinates": dict,
+}
+"""Keys of hpc_ewc.json that are read here."""
 
 
 @dataclass(frozen=True)
@@ -123,9 +133,9 @@ def read_settings(
     settings |= {"heldout": _pairs(heldout, "--heldout", "en=news.en.jsonl")}
     if shots is not None:
         given = _pairs(shots, "--shots", "gsm8k=5")
-        wrong = [f"{task}={n}" for task, n in given.items() if not n.isdigit()]
+        wrong = [f"{task}={n}" for task, n in given.items() if not re.fullmatch("[0-9]{1,6}", n)]
         if wrong:
-            raise ConfigError(f"--shots {shots}: {wrong[0]!r}: not a whole number")
+            raise ConfigError(f"--shots {shots}: {wrong[0]!r}: not a whole number from 0 to 100")
         settings["shots"] = {task: int(n) for task, n in given.items()}
     settings |= {"judge_questions": _pairs(judge_questions, "--judge-questions", "lt=asked.jsonl")}
     settings |= {"judge": judge} if judge is not None else {}
@@ -193,11 +203,20 @@ def _look_at(name: str) -> Given:
     check_model(folder)
     if not (folder / "hpc_ewc.json").is_file():
         return Given(name)
-    facts = records.read_json(folder / "hpc_ewc.json")
-    missing = [key for key in FACTS if key not in facts]
-    if missing:
-        raise ArtefactError(f"{folder / 'hpc_ewc.json'}: lacks {', '.join(missing)}; not ours, or half-written")
+    _check_facts(facts := records.read_json(folder / "hpc_ewc.json"), folder / "hpc_ewc.json")
     return Given(name, facts)
+
+
+def _check_facts(facts: dict[str, Any], path: Path) -> None:
+    """Raise ArtefactError unless these are an export's; `coordinates` may be absent."""
+    facts.setdefault("coordinates", {})
+    wrong = [key for key, kind in FACTS.items() if not isinstance(facts.get(key), kind)]
+    if wrong:
+        raise ArtefactError(f"{path}: lacks {', '.join(wrong)}; not ours, or half-written")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+=,-]*", facts["run"]):  # it becomes the name of a folder
+        raise ArtefactError(f"{path}: run = {facts['run']!r}: not a name that submit gives; not ours")
+    if not 0 <= facts["fraction"] <= 1:
+        raise ArtefactError(f"{path}: fraction = {facts['fraction']!r}: allowed is 0 to 1; not ours")
 
 
 def _check_distinct(given: Sequence[Given]) -> None:
@@ -240,6 +259,7 @@ def _experiment(everything: Sequence[Given], options: Options, *, small: bool) -
         ConfigError: a setting that cannot be; a cell of held-out text whose text is not given.
     """
     config: EvaluateConfig = build_section(EvaluateConfig, options.settings, "evaluate", WHERE)
+    check_include(config, WHERE)
     texts = [*config.heldout, *(("en", "lt") if small else ())]
     cells = suites.expand_suites(config, texts[0].partition(".")[0] if texts else suites.UNDETERMINED, heldout=texts)
     for cell in cells:
@@ -288,7 +308,7 @@ def _exports(run: str, found: Sequence[Given], inputs: Inputs, experiment: Exper
     facts = found[0].facts
     assert facts is not None, "only exports come here"
     fractions = tuple(sorted(map(float, places)))
-    coordinates = dict(facts.get("coordinates", {}))
+    coordinates = dict(facts["coordinates"])
     # λ of the one is not λ of the other where two trainings share a name, which their keys forbid
     return Asked(
         run, facts["train_key"], inputs, {"exports": places}, fractions, _of(found[0], experiment), coordinates

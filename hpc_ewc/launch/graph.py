@@ -7,13 +7,13 @@ does not wait for the Fisher; a failed training costs its own evaluation alone.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hpc_ewc import records, suites
-from hpc_ewc.config import Experiment
+from hpc_ewc.config import EvaluateConfig, Experiment
 from hpc_ewc.errors import ConfigError
 from hpc_ewc.launch.profile import JobResources, Profile, job_resources
 from hpc_ewc.launch.resolve import MINIATURE, Inputs, local_path
@@ -105,13 +105,15 @@ def build_graph(
         where: the file that errors name.
 
     Raises:
-        ConfigError: two points of the grid are one run; a suite is unknown; a cell has no text.
+        ConfigError: two points of the grid are one run; a suite is unknown; a cell has no text; ranks that do not fit.
     """
     resources = {stage: job_resources(stage, experiment, profile) for stage in ("tokens", "fisher", "train")}
     resources |= {stage: job_resources(stage, experiment, profile) for stage in ("evaluate", REPORT)}
+    check_ranks(resources, experiment, where)
     builder = _Builder(root, resources, where)
     for point, inputs in points:
-        builder.add_run(dataclasses.replace(point, experiment=with_absolute_paths(point.experiment)), inputs)
+        experiment_there = with_absolute_paths(point.experiment, where)
+        builder.add_run(dataclasses.replace(point, experiment=experiment_there), inputs)
     if experiment.evaluate.base:
         builder.add_bases()
     return Graph(root, builder.finish(experiment))
@@ -265,7 +267,11 @@ class _Builder:
         language = experiment.data.language
         known = (language, *inputs.heldout)
         if known not in self.cells:
-            self.cells[known] = tuple(suites.expand_suites(experiment.evaluate, language, heldout=inputs.heldout))
+            try:
+                cells = suites.expand_suites(experiment.evaluate, language, heldout=inputs.heldout)
+            except ConfigError as error:
+                raise ConfigError(f"{self.where}: {error}") from None
+            self.cells[known] = tuple(cells)
         textless = experiment.data.heldout_documents == 0 and language not in inputs.heldout
         if textless and any(cell.name == f"ppl_heldout.{language}" for cell in self.cells[known]):
             raise ConfigError(
@@ -333,16 +339,46 @@ def chosen_exports(experiment: Experiment) -> tuple[float, ...]:
     return tuple(dict.fromkeys([*exports[k - 1 :: k], exports[-1]]))
 
 
-def with_absolute_paths(experiment: Experiment) -> Experiment:
+def check_ranks(resources: Mapping[str, JobResources], experiment: Experiment, where: str) -> None:
+    """What a job of many GPUs would find out only after it had waited for them.
+
+    Raises:
+        ConfigError: two ranks on one GPU; replicas that do not divide the ranks.
+    """
+    for stage in ("fisher", "train"):
+        asked = resources[stage]
+        if asked.nproc_per_node > asked.gpus_per_node > 0:
+            raise ConfigError(
+                f"{where}: resources.{stage}, with the profile's: nproc_per_node = {asked.nproc_per_node}, "
+                f"gpus_per_node = {asked.gpus_per_node}: a GPU takes one rank; leave nproc_per_node out"
+            )
+    ranks, replicas = resources["train"].nodes * resources["train"].nproc_per_node, experiment.train.dp_replicate
+    if ranks % replicas:
+        raise ConfigError(
+            f"{where}: train.dp_replicate = {replicas}: does not divide the {ranks} ranks of a training "
+            "(resources.train: nodes × nproc_per_node)"
+        )
+
+
+def check_include(config: EvaluateConfig, where: str) -> None:
+    """Raise ConfigError unless every folder of further task files is there."""
+    for folder in config.include:
+        if not local_path(folder).is_dir():
+            raise ConfigError(f"{where}: evaluate.include = {folder!r}: no such folder")
+
+
+def with_absolute_paths(experiment: Experiment, where: str) -> Experiment:
     """The experiment as jobs read it: they never depend on their working folder.
+
+    Args:
+        experiment: as it stands in the file.
+        where: the file that errors name.
 
     Raises:
         ConfigError: a folder of `evaluate.include` that is not there.
     """
     model, data, fisher, evaluate = experiment.model, experiment.data, experiment.fisher, experiment.evaluate
-    for folder in evaluate.include:
-        if not local_path(folder).is_dir():
-            raise ConfigError(f"evaluate.include: {folder!r}: no such folder")
+    check_include(evaluate, where)
     if model.path != MINIATURE and local_path(model.path).is_dir():
         model = dataclasses.replace(model, path=str(local_path(model.path)))
     return dataclasses.replace(

@@ -61,7 +61,7 @@ def prefetch(sweep: Path, profile: Path | None, dry_run: bool, update: bool, as_
     experiment = load_experiment(sweep)
     if as_job is not None:
         return _submit(sweep, loaded, as_job, update=update)
-    points = _points(experiment)
+    points = _points(experiment, str(sweep))
     repositories, cells = wanted(points), benchmark_cells(points)
     _check_shell(repositories, cells)
     if not sys.stderr.isatty():
@@ -130,14 +130,14 @@ def _submit(sweep: Path, profile: Profile, partition: str, *, update: bool) -> i
 # ---------------------------------------------------------------------------------------------- what
 
 
-def _points(experiment: Experiment) -> list[Experiment]:
+def _points(experiment: Experiment, where: str) -> list[Experiment]:
     """The points of the grid that differ in what they read, with absolute paths."""
     found: dict[str, Experiment] = {}
     for point in expand(experiment):
         part = point.experiment
         reads = [part.model.path, part.model.revision, part.data.source, part.data.subset, part.data.files]
         reads += [part.fisher.source, part.fisher.subset, part.fisher.split, part.fisher.files, part.fisher.prompt]
-        found.setdefault(records.key_of(reads), with_absolute_paths(part))
+        found.setdefault(records.key_of(reads), with_absolute_paths(part, where))
     return list(found.values())
 
 

@@ -23,6 +23,7 @@ from typing import Any
 from hpc_ewc import hub, miniature, records, rundir
 from hpc_ewc.config import DataConfig, EvaluateConfig, Experiment, FisherConfig, ModelConfig
 from hpc_ewc.errors import ArtefactError, ConfigError, InputError
+from hpc_ewc.launch.first_record import check_first_record
 from hpc_ewc.launch.model_folder import check_trainable
 from hpc_ewc.launch.process import die_with_parent
 from hpc_ewc.sweep import Identities
@@ -67,6 +68,7 @@ class Resolver:
         self.corpus = functools.cache(self._corpus)
         self.fisher = functools.cache(self._fisher)
         self.check_trainable = functools.cache(self._check_trainable)
+        self.check_first = functools.cache(check_first_record)
 
     def resolve(self, experiment: Experiment) -> Inputs:
         """The inputs of one point.
@@ -82,6 +84,10 @@ class Resolver:
         questions, question_id = self._questions(experiment)
         corpus, corpus_id = self.corpus(experiment.data)
         fisher, fisher_id = self.fisher(experiment.fisher)
+        if experiment.data.source != MINIATURE and experiment.data.on_bad_document == "error":
+            self.check_first(corpus, f"{self.where}: data", experiment.data.text_column)
+        if experiment.fisher.source != MINIATURE:
+            self.check_first(fisher, f"{self.where}: fisher", None)
         heldout = self._heldout(experiment.evaluate, experiment.model)
         heldout_ids = {language: self._heldout_id(path) for language, path in heldout.items()}
         self.hashes.save()

@@ -176,7 +176,7 @@ def test_a_benchmark_without_rows_in_the_users_folder_is_refused(tmp_path: Path)
 def test_a_missing_folder_of_task_files_is_refused(tmp_path: Path) -> None:
     sweep = write_experiment(tmp_path)
     sweep.write_text(sweep.read_text().replace("[evaluate]", '[evaluate]\ninclude = ["no/such"]'))
-    with pytest.raises(ConfigError, match=re.escape("evaluate.include: 'no/such': no such folder")):
+    with pytest.raises(ConfigError, match=re.escape("evaluate.include = 'no/such': no such folder")):
         graph_of(sweep)
 
 

@@ -88,7 +88,7 @@ def test_content_names_a_corpus_and_its_place_does_not(tmp_path: Path) -> None:
     second = Resolver("x").resolve(experiment_with(tmp_path, (corpus, f'"{moved}"')))
     assert first.identities == second.identities
     assert first.corpus != second.corpus
-    moved.write_text("another")
+    moved.write_text('{"text": "another"}')
     assert Resolver("x").resolve(experiment_with(tmp_path, (corpus, f'"{moved}"'))).identities != first.identities
 
 
