@@ -223,6 +223,8 @@ class EvaluateConfig:
     """core: the words around the question as in lm-eval; native: in the task's own language."""
     backend: str = option("hf", choices=("hf", "vllm"))
     """What runs the model for lm-eval."""
+    backend_args: str = option("")
+    """Further arguments of vllm, as of lm-eval's --model_args: gpu_memory_utilization=0.8,enforce_eager=True."""
     batch_size: int = option(16, low=1)
     """Requests at once; recorded, since it changes generated scores (lm-eval#2498)."""
     max_length: int = option(2048, low=8)

@@ -181,6 +181,7 @@ class Element:
             "limit": config.limit,
             "seed": config.seed,
             "backend": config.backend,
+            "backend_args": config.backend_args,
             "dtype": self.model_config.dtype,
             "attention": scorer.attention,
             "batch_size": scorer.smallest_batch_size,
@@ -244,6 +245,8 @@ class Element:
                 raise InputError(
                     "evaluate.backend = 'vllm': vllm is not installed here; pip install 'hpc-ewc[vllm]', or take 'hf'"
                 )
+            from lm_eval.utils import simple_parse_args_string
+
             from hpc_ewc.evaluate.vllm import VllmScorer
 
             self.model = VllmScorer(
@@ -253,6 +256,7 @@ class Element:
                 batch_size=self.config.batch_size,
                 max_length=self.config.max_length,
                 seed=self.config.seed,
+                arguments=simple_parse_args_string(self.config.backend_args),
             )
         return self.model
 
@@ -364,7 +368,8 @@ def _finite(value: float | None) -> float | None:
 
 def versions() -> dict[str, str]:
     """Of what decides a score."""
-    packages = ("torch", "transformers", "tokenizers", "lm_eval", "datasets")
+    packages = ["torch", "transformers", "tokenizers", "lm_eval", "datasets"]
+    packages += ["vllm"] if find_spec("vllm") is not None else []
     return {
         "hpc_ewc": hpc_ewc.__version__,
         "python": platform.python_version(),
