@@ -1,4 +1,4 @@
-"""The models that are measured: random Gemma 2s, one for a CPU and one with the shapes of the real 2B."""
+"""The models that are measured: random Gemma 2s, one for a CPU, one with the shapes of the real 2B, one to check by."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ from pathlib import Path
 from typing import Any
 
 CONFIGS: dict[str, dict[str, int]] = {
+    "tiny": {
+        "vocab_size": 2048, "hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "query_pre_attn_scalar": 32,
+        "sliding_window": 64,
+    },
     "small": {
         "vocab_size": 16000, "hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 4,
         "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 48, "query_pre_attn_scalar": 48,
@@ -17,9 +22,9 @@ CONFIGS: dict[str, dict[str, int]] = {
         "sliding_window": 4096,
     },
 }  # fmt: skip
-DTYPE = {"small": "float32", "gemma2-2b": "bfloat16"}
+DTYPE = {"tiny": "float32", "small": "float32", "gemma2-2b": "bfloat16"}
 """Of compute in training; masters are fp32."""
-BATCH = {"small": (4, 256), "gemma2-2b": (1, 4096)}
+BATCH = {"tiny": (2, 128), "small": (4, 256), "gemma2-2b": (1, 4096)}
 """Sequences of a rank in a step, tokens of each."""
 
 

@@ -25,18 +25,20 @@ ROOT = Path(__file__).resolve().parents[1]
 SIZE_OF = {"cpu": "small", "cuda": "gemma2-2b"}
 
 
-def start(doc: str | None, *, ranks: int | None = None) -> argparse.Namespace:
+def start(doc: str | None, *, ranks: int | None = None, size: str | None = None) -> argparse.Namespace:
     """The options of a script: device, size, out, ranks where it has any; `inside` in a process that `alone` started.
 
     Args:
         doc: the script's own.
         ranks: the default number, of a script that runs under torchrun.
+        size: of a script that always measures this one, on a CPU.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     sys.path.insert(0, str(ROOT))
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=SIZE_OF, default="cpu")
-    parser.add_argument("--size", choices=SIZE_OF.values(), help="default: small on a CPU, gemma2-2b on a GPU")
+    parser.add_argument("--device", choices=["cpu"] if size else SIZE_OF, default="cpu")
+    sizes = [size] if size else ["tiny", *SIZE_OF.values()]
+    parser.add_argument("--size", choices=sizes, default=size, help="default: small on a CPU, gemma2-2b on a GPU")
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/<script>-<device>.json")
     if ranks is not None:
         parser.add_argument("--ranks", type=int, default=ranks)
