@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import stat
@@ -14,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from hpc_ewc.launch.ledger import Ledger
+from tests.slurm.faults import fill
 from tests.slurm.sandbox import Sandbox
-from tests.slurm.world import World, make_world
+from tests.slurm.world import World, make_world, tables_without_jobs
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 ALL = {"tokens": 1, "fisher": 1, "train": 1, "evaluate": 2, "report": 1}
@@ -41,16 +41,7 @@ def test_two_nodes_and_an_array_make_the_numbers_and_the_table_of_one_machine(
     world.finish()
     assert_done(world, undisturbed)
     assert world.submissions() == ALL
-    for name in ("results.csv", "table.csv"):
-        here, there = (w.folder / "results" / "undisturbed" / name for w in (undisturbed, world))
-        assert without_jobs(there) == without_jobs(here)
-
-
-def without_jobs(table: Path) -> list[list[str]]:
-    """A table's rows without what no two runs have in common: ids of jobs, seconds."""
-    rows = [line.split(",") for line in table.read_text().splitlines()]
-    own = [index for index, name in enumerate(rows[0]) if name in ("job_id", "seconds", "gpu_hours", "versions")]
-    return [[value for index, value in enumerate(row) if index not in own] for row in rows]
+    assert tables_without_jobs(world) == tables_without_jobs(undisturbed)
 
 
 def test_a_training_that_fails_takes_only_its_own_along(
@@ -217,13 +208,3 @@ def test_the_run_folder_is_full(
     finally:
         cluster.run("down")
         subprocess.run(["umount", str(small)], check=True)
-
-
-def fill(path: Path) -> None:
-    """Take all the room that is left."""
-    with path.open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(bytes(4096))
-        except OSError:
-            os.fsync(file.fileno())

@@ -232,6 +232,17 @@ class World:
         return [path for path in self.root.root.glob("*/*/**/.*") if path.is_file() and path.name != ".metadata"]
 
 
+def tables_without_jobs(world: World) -> list[list[list[str]]]:
+    """The rows of its tables without what no two runs have in common: ids of jobs, seconds."""
+    return [_rows(world.folder / "results" / world.name / name) for name in ("results.csv", "table.csv")]
+
+
+def _rows(table: Path) -> list[list[str]]:
+    rows = [line.split(",") for line in table.read_text().splitlines()]
+    own = [index for index, name in enumerate(rows[0]) if name in ("job_id", "seconds", "gpu_hours", "versions")]
+    return [[value for index, value in enumerate(row) if index not in own] for row in rows]
+
+
 def tell(pids: list[int], number: signal.Signals) -> None:
     """A signal to those of them that still live."""
     for pid in pids:
