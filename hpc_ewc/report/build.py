@@ -19,7 +19,7 @@ from hpc_ewc.report.choose import MAX_LOSS
 from hpc_ewc.report.collect import collect
 from hpc_ewc.report.differences import analyse
 from hpc_ewc.report.document import Document, Figure, build_document
-from hpc_ewc.report.figures import draw_figures
+from hpc_ewc.report.figures import ENDINGS, draw_figures
 from hpc_ewc.report.manifest import footnote, manifest
 from hpc_ewc.report.markdown import render_markdown
 from hpc_ewc.report.page import render_page
@@ -68,7 +68,8 @@ def report(paths: Sequence[Path | str], out: Path | None, options: Options, cons
     facts = manifest(collection, analysis, resamples=options.resamples, seed=options.seed, paired=options.paired)
     document.lists.append(("Made from", footnote(facts)))
     if wants_figures:
-        figures = draw_figures(document, overlay=options.paper)
+        endings = ENDINGS if "figures" in options.formats else ("svg",)
+        figures = draw_figures(document, overlay=options.paper, endings=endings)
     files = render(analysis, document, figures, options, facts)
     out = out or Path("results") / "+".join(dict.fromkeys(source.folder.name for source in collection.sources))
     for name, content in files.items():
@@ -88,11 +89,12 @@ def render(
     shown = figures if "figures" in options.formats else []
     if "markdown" in options.formats:
         texts["report.md"] = render_markdown(document, shown)
+    long = data.long_rows(analysis) if {"csv", "json"} & set(options.formats) else []
     if "csv" in options.formats:
-        texts["results.csv"] = data.render_csv(data.long_rows(analysis))
+        texts["results.csv"] = data.render_csv(long)
         texts["table.csv"] = data.render_csv(data.wide_rows(analysis))
     if "json" in options.formats:
-        texts["results.json"] = data.render_json(analysis, document)
+        texts["results.json"] = data.render_json(analysis, document, long)
     if "latex" in options.formats:
         texts["tables.tex"] = latex.render_tables(document)
         texts["report.tex"] = latex.render_latex_document(document, shown)

@@ -24,6 +24,8 @@ LONG = (
     *("difference", "difference_stderr", "difference_low", "difference_high", "p", "p_holm", "method"),
     *("lost", "gained", "detectable", "batch_size", "dtype", "backend", "max_length", "task_version", "data_hash"),
 )
+OF_RESULT = ("metric", "filter", "subset", "primary", "higher_is_better")
+EMPTY: dict[str, Any] = dict.fromkeys(LONG)
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """A text cell that starts so is run by a spreadsheet."""
 
@@ -31,24 +33,24 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")
 def long_rows(analysis: Analysis) -> list[dict[str, Any]]:
     """One row a result, of every metric, filter and subset; differences stand beside primary and fluency metrics."""
     rows = []
-    for (run, column), record in sorted(analysis.study.records.items(), key=lambda item: item[0]):
-        for result in record["results"]:
-            whole = result.get("subset", "") == "" and (
-                result["metric"] != column.metric or result.get("filter", "none") == column.filter
-            )
-            key = (run, column, result["metric"])
-            row = _run_fields(run) | {
-                "task": column.task,
-                "language": column.language,
-                "variant": column.variant,
-                "cell": column.cell,
-                "chance": column.chance,
-                **{name: record.get(name) for name in LONG if name in record and name not in _run_fields(run)},
-                **{name: result.get(name) for name in ("metric", "filter", "subset", "primary", "higher_is_better")},
-                **_estimate_fields(analysis.values.get(key) if whole else None, result),
-                **_difference_fields(analysis.differences.get(key) if whole else None),
-            }
-            rows.append({name: row.get(name) for name in LONG})
+    study = analysis.study
+    for run in study.runs:
+        of_run = _run_fields(run)
+        for column in study.columns:
+            record = study.records.get((run, column))
+            if record is None:
+                continue
+            shared = EMPTY | {name: record[name] for name in LONG if name in record} | of_run
+            shared |= {name: getattr(column, name) for name in ("task", "language", "variant", "cell", "chance")}
+            for result in record["results"]:
+                whole = result.get("subset", "") == "" and (
+                    result["metric"] != column.metric or result.get("filter", "none") == column.filter
+                )
+                key = (run, column, result["metric"])
+                row = shared | {name: result.get(name) for name in OF_RESULT}
+                row |= _estimate_fields(analysis.values.get(key) if whole else None, result)
+                row |= _difference_fields(analysis.differences.get(key) if whole else None)
+                rows.append(row)
     for (run, mean), estimate in sorted(analysis.mean_values.items(), key=lambda item: (item[0][0], item[0][1].label)):
         row = _run_fields(run) | {
             "task": "mean",
@@ -142,8 +144,8 @@ def _rounded(value: float) -> str:
     return str(value) if isinstance(value, int) else f"{value:.10g}"
 
 
-def render_json(analysis: Analysis, document: Document) -> str:
-    """Everything, for programs: see docs/report.md."""
+def render_json(analysis: Analysis, document: Document, long: list[dict[str, Any]]) -> str:
+    """Everything, for programs, with the rows of `long_rows`: see docs/report.md."""
     study = analysis.study
     choice = document.choice
     value = {
@@ -151,7 +153,7 @@ def render_json(analysis: Analysis, document: Document) -> str:
         "title": document.title,
         "leads": document.leads,
         "illustration": study.illustration,
-        "long": long_rows(analysis),
+        "long": long,
         "wide": wide_rows(analysis),
         "recommended": None if choice is None else choice_fields(document),
         "missing": [dataclasses.asdict(cell) for cell in study.missing],

@@ -73,6 +73,11 @@ class Lines:
         parts = [f"λ = {who[line]}" if line.first.strength is not None else who[line]]
         return ", ".join([*parts, *(f"{head} {texts[line]}" for head, texts in others if texts[line])])
 
+    def setting(self, line: Line) -> str:
+        """What a line shares with those that differ from it in λ alone: learning_rate 0.0002, seed 1."""
+        _, *others = label_columns(self.study, self.lines)
+        return ", ".join(f"{head} {texts[line]}" for head, texts in others if texts[line] and head != "step")
+
     def value(self, line: Line, column: Column, metric: str | None = None) -> tuple[Estimate | None, Spread | None]:
         """Of a column's primary metric, or of another."""
         metric = metric or column.metric

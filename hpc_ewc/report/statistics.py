@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -135,6 +136,7 @@ def minimum_detectable(stderr: float, n: int, *, binary: bool, alpha: float = 0.
     return min(1.0, max(size, math.ceil(1 - math.log2(alpha)) / n)) if binary else size
 
 
+@cache
 def _normal_quantile(p: float) -> float:
     from statistics import NormalDist
 
@@ -188,5 +190,7 @@ def _weights(n: int, seed: Sequence[int], resamples: int) -> Iterator[Array]:
 def interval(replicates: Array, confidence: float = CONFIDENCE) -> tuple[Array, Array]:
     """Percentile interval of each column of [resamples, R]."""
     tail = (1 - confidence) / 2
-    low, high = np.quantile(replicates, [tail, 1 - tail], axis=0)
+    # a copy with each column in one piece: to partition columns where they lie takes four times as long
+    columns = np.array(replicates.T, order="C")
+    low, high = np.quantile(columns, [tail, 1 - tail], axis=1, overwrite_input=True)
     return low, high

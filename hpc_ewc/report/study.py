@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -40,6 +41,14 @@ class Run:
     base_hash: str = field(compare=False)
     is_base: bool = field(compare=False)
 
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        """Once: a report of thousands of cells looks runs up a million times."""
+        return hash((self.order, self.name, self.step))
+
     @property
     def setting(self) -> tuple[Any, ...]:
         """What it shares with its repetitions under other seeds."""
@@ -66,6 +75,14 @@ class Column:
     chance: float | None = field(compare=False)
     cloze: bool = field(compare=False)
     label: str = field(compare=False, default="")
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        """Once, as that of a run."""
+        return hash((self.order, self.metric, self.filter))
 
     def setting(self, name: str) -> Any:
         """One of SETTINGS."""
@@ -209,6 +226,7 @@ def _runs(good: Iterable[dict[str, Any]], stages: Stages) -> dict[str, Run]:
     good = list(good)
     parents = {r["base_hash"] for r in good if r["base_hash"] != r["model_hash"]}
     runs: dict[str, Run] = {}
+    known: dict[Run, Run] = {}
     for record in good:
         is_base = record["model_hash"] in parents or record["run"] == sweep.BASE_RUN
         trained = stages.trained.get((record["source"], record["run"]))
@@ -221,7 +239,7 @@ def _runs(good: Iterable[dict[str, Any]], stages: Stages) -> dict[str, Run]:
         source, name = ("", sweep.BASE_RUN) if is_base else (record["source"], record["run"])
         place = -1.0 if is_base else math.inf if strength is None else strength
         order = (not is_base, source, repr(others), place, float(record["fraction"]), repr(seeds), name)
-        runs[record["where"]] = Run(
+        run = Run(
             order=(*order, record["model_hash"] if is_base else ""),
             source=source,
             name=name,
@@ -234,6 +252,7 @@ def _runs(good: Iterable[dict[str, Any]], stages: Stages) -> dict[str, Run]:
             base_hash=record["base_hash"],
             is_base=is_base,
         )
+        runs[record["where"]] = known.setdefault(run, run)
     return runs
 
 
@@ -255,8 +274,8 @@ def _columns(good: Iterable[dict[str, Any]], target: str) -> dict[str, Column]:
     alike: dict[tuple[str, str, str], set[Column]] = defaultdict(set)
     for column in raw.values():
         alike[column.language, column.task, column.variant].add(column)
-    labels = {column: _label(column, group) for group in alike.values() for column in group}
-    return {where: _with_label(column, labels[column]) for where, column in raw.items()}
+    labelled = {c: dataclasses.replace(c, label=_label(c, group)) for group in alike.values() for c in group}
+    return {where: labelled[column] for where, column in raw.items()}
 
 
 def _column(record: Mapping[str, Any], target: str) -> Column:
@@ -304,9 +323,3 @@ def _label(column: Column, group: set[Column]) -> str:
         if len({getattr(other, name) for other in group}) > 1:
             parts.append(f"{name}={getattr(column, name)}")
     return " ".join(parts)
-
-
-def _with_label(column: Column, label: str) -> Column:
-    import dataclasses
-
-    return dataclasses.replace(column, label=label)

@@ -12,7 +12,7 @@ from hpc_ewc.report.choose import choose
 from hpc_ewc.report.collect import collect
 from hpc_ewc.report.differences import analyse
 from hpc_ewc.report.document import Document, build_document
-from hpc_ewc.report.drawing import curves, plane, style, training
+from hpc_ewc.report.drawing import captions, curves, plane, style, training
 from hpc_ewc.report.figures import draw_figures
 from hpc_ewc.report.paper import accuracy_curve, paper, perplexity_curve
 from hpc_ewc.report.stages import read_stages
@@ -142,9 +142,40 @@ def test_all_figures_are_drawn_in_three_forms_with_the_papers_curve(document: Do
 
 
 def draw_captions(document: Document) -> str:
-    from hpc_ewc.report.figures import _captions
+    return " ".join(captions.captions(document, overlay=False).values())
 
-    return " ".join(_captions(document, overlay=False).values())
+
+def test_of_very_many_strengths_lines_have_bands_few_points_are_named_and_the_captions_say_so(tmp_path: Path) -> None:
+    strengths = (0.0, *(float(10 ** (n / 8)) for n in range(8, 78)))
+    root = tmp_path / "runs" / "many"
+    RunBuilder(root, strengths=strengths, tasks=("arc_easy",), n=12).build()
+    collection = collect([root])
+    document = build_document(analyse(build_study(collection, read_stages(collection)), resamples=100))
+    build = document.build
+    figure = curves.mean_figure(build, paper=False)
+    assert figure is not None
+    (axes,) = figure.axes
+    assert [len(container.lines[0].get_xdata()) for container in axes.containers] == [1, 1], "λ = 0 alone is marked"  # type: ignore[attr-defined]
+    joined = [line for line in axes.lines if len(line.get_xdata()) == 70]
+    assert len(joined) == 2, "every λ > 0 is on the line of its language"
+    plane_figure = plane.tradeoff_figure(build, document.choice)
+    assert plane_figure is not None
+    names = {text.get_text() for text in plane_figure.axes[0].texts}
+    assert {"base", "λ = 0"} <= names
+    assert len(names) < 10
+    lines = training.drawn(build)
+    assert len(lines) == training.MOST_CURVES
+    assert [lines[0].first.strength, lines[-1].first.strength] == [strengths[0], strengths[-1]]
+    said = captions.captions(document, overlay=False)
+    assert "The band along a line, of so many λs: one standard error." in said["mean"]
+    assert "a few are named; all are in the table" in said["tradeoff"]
+    assert "12 of 71 λs are drawn." in said["training"]
+
+
+def test_captions_say_which_settings_are_drawn_where_more_than_strength_differs(document: Document) -> None:
+    assert "faint" not in captions.captions(document, overlay=False)["mean"]
+    lines = document.build.lines
+    assert lines.setting(lines.lines[-1]) == ""
 
 
 def test_the_papers_facts_are_those_of_the_shared_file(shared_data: Path) -> None:

@@ -110,6 +110,16 @@ def test_resampling_agrees_with_scipys_bootstrap() -> None:
         assert [low[0], high[0]] == pytest.approx(list(other.confidence_interval), abs=0.25 * other.standard_error)
 
 
+def test_an_interval_is_numpys_quantiles_and_leaves_what_it_was_given() -> None:
+    for runs in (1, 5):
+        drawn = np.random.default_rng(runs).normal(size=(501, runs))
+        kept = drawn.copy()
+        low, high = statistics.interval(drawn)
+        assert np.array_equal(drawn, kept)
+        expected = np.quantile(kept, [0.025, 0.975], axis=0)
+        np.testing.assert_allclose(np.stack([low, high]), expected, rtol=1e-12)
+
+
 def test_resampled_runs_share_their_documents() -> None:
     values = np.random.default_rng(8).random((50, 1))
     drawn = statistics.resampled(np.hstack([values, values + 0.25]), (3,), resamples=200)

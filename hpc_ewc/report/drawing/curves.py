@@ -7,17 +7,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hpc_ewc.report.analysis import Estimate
-from hpc_ewc.report.drawing.style import GREY, INK, Look, StrengthAxis, look, plain
+from hpc_ewc.report.drawing.style import GREY, INK, MANY, Look, StrengthAxis, look, plain
 from hpc_ewc.report.lines import Line
 from hpc_ewc.report.paper import accuracy_curve, perplexity_curve
 from hpc_ewc.report.study import Column, language_name
 from hpc_ewc.report.tables import Builder, bits_column, plain_name
 
+MOST_GROUPS = 4
+"""Curves of one language in one panel; more are not told apart."""
 Values = Callable[[Line], Estimate | None]
 PaperCurve = tuple[list[float], list[float], float]
 
@@ -59,13 +62,19 @@ def axis_of(build: Builder, *, paper: bool = False) -> StrengthAxis:
 def draw_curve(axes: Axes, build: Builder, curve: Curve, x: StrengthAxis) -> None:
     """Values with standard errors, joined over λ > 0; the base as a line across; the paper's in grey."""
     style = curve.look
-    for number, lines in enumerate(groups(build)):
+    for number, lines in enumerate(groups(build)[:MOST_GROUPS]):
         points = [(line.first.strength or 0.0, e) for line in lines if (e := curve.values(line)) is not None]
         if not points:
             continue
-        places = [x.place(strength) for strength, _ in points]
-        values = [curve.scale * e.value for _, e in points]
-        errors = [curve.scale * (e.stderr or 0.0) for _, e in points]
+        alpha = 1.0 if number == 0 else 0.55
+        joined = [point for point in points if point[0] > 0]
+        places, values, errors = _xy(joined, x, curve.scale)
+        if len(joined) > MANY:
+            low, high = (np.array(values) + sign * np.array(errors) for sign in (-1, 1))
+            axes.fill_between(places, low, high, color=style.colour, alpha=0.25 * alpha, linewidth=0, zorder=2)
+        axes.plot(places, values, color=style.colour, linestyle=style.dashes, linewidth=1.4, alpha=alpha, zorder=3)
+        marked = [point for point in points if point[0] == 0] if len(joined) > MANY else points
+        places, values, errors = _xy(marked, x, curve.scale)
         axes.errorbar(
             places,
             values,
@@ -77,19 +86,9 @@ def draw_curve(axes: Axes, build: Builder, curve: Curve, x: StrengthAxis) -> Non
             linestyle="none",
             elinewidth=1,
             capsize=2,
-            alpha=1.0 if number == 0 else 0.55,
+            alpha=alpha,
             label=curve.label if number == 0 else None,
             zorder=4,
-        )
-        joined = [(p, v) for p, v, (strength, _) in zip(places, values, points, strict=True) if strength > 0]
-        axes.plot(
-            [p for p, _ in joined],
-            [v for _, v in joined],
-            color=style.colour,
-            linestyle=style.dashes,
-            linewidth=1.4,
-            alpha=1.0 if number == 0 else 0.55,
-            zorder=3,
         )
     base = next((line for line in build.lines.lines if line.first.is_base), None)
     value = None if base is None else curve.values(base)
@@ -108,6 +107,14 @@ def draw_curve(axes: Axes, build: Builder, curve: Curve, x: StrengthAxis) -> Non
         axes.plot(places, values, marker=style.marker, markersize=3, markerfacecolor=face, linestyle="none", **grey)
         free = sum(s == 0 for s in strengths)  # sorted: λ = 0 comes first, and is not joined
         axes.plot(places[free:], values[free:], linestyle=style.dashes, linewidth=0.8, **grey)
+
+
+def _xy(
+    points: Sequence[tuple[float, Estimate]], x: StrengthAxis, scale: float
+) -> tuple[list[float], list[float], list[float]]:
+    """Places, values and standard errors."""
+    places = [x.place(strength) for strength, _ in points]
+    return places, [scale * e.value for _, e in points], [scale * (e.stderr or 0.0) for _, e in points]
 
 
 # ---------------------------------------------------------------------------------------------- figures

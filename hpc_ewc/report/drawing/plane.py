@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hpc_ewc.report.choose import Choice, points_text
-from hpc_ewc.report.drawing.style import GREY, INK, look, plain
+from hpc_ewc.report.drawing.style import GREY, INK, MANY, look, plain
 from hpc_ewc.report.lines import Line
 from hpc_ewc.report.study import SOURCE_LANGUAGE, language_name
 from hpc_ewc.report.tables import Builder
@@ -31,8 +31,12 @@ def tradeoff_figure(build: Builder, choice: Choice | None) -> Figure | None:
     best = [points[line] for line in front(build) if line in points]
     best.sort()
     axes.plot([p[0] for p in best], [p[1] for p in best], color=GREY, linewidth=1.0, linestyle="-", zorder=1)
-    for line, (x, y, dx, dy) in points.items():
-        style = look(0)
+    style = look(0)
+    marked = points if len(points) <= MANY else {line: p for line, p in points.items() if line in named(build, choice)}
+    if len(points) > MANY:
+        cloud = [p for line, p in points.items() if line not in marked]
+        axes.plot([p[0] for p in cloud], [p[1] for p in cloud], ".", color=style.colour, alpha=0.4, zorder=2)
+    for line, (x, y, dx, dy) in marked.items():
         axes.errorbar(
             x,
             y,
@@ -52,9 +56,22 @@ def tradeoff_figure(build: Builder, choice: Choice | None) -> Figure | None:
     axes.set_ylabel(f"{language_name(build.study.target)} accuracy in % (learnt →)")
     _make_room(axes, [x for x, *_ in points.values()])
     figure.tight_layout()
-    from_the_top = sorted(points.items(), key=lambda item: -item[1][1])
+    from_the_top = sorted(marked.items(), key=lambda item: -item[1][1])
     _name_points(axes, {build.lines.name(line): (x, y) for line, (x, y, *_) in from_the_top})
     return figure
+
+
+def named(build: Builder, choice: Choice | None) -> set[Line]:
+    """Of very many points those that have a name: the base, the ends of the λs and of the front, the recommended."""
+    lines = build.lines.lines
+    found = {line for line in lines if line.first.is_base}
+    held = [line for line in lines if line.first.strength is not None]
+    mean = build.analysis.mean(build.study.target)
+    values = {} if mean is None else {line: build.lines.mean_value(line, mean)[0] for line in front(build)}
+    best = sorted((e.value, line.first, line) for line, e in values.items() if e is not None)
+    found |= {held[0], held[-1]} if held else set()
+    found |= {best[0][-1], best[-1][-1]} if best else set()
+    return found | ({choice.best.line} if choice is not None and choice.best is not None else set())
 
 
 def _make_room(axes: Axes, values: list[float]) -> None:

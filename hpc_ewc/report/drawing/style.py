@@ -41,6 +41,8 @@ RC: dict[str, Any] = {
 }
 MOST_TICKS = 40
 """λs that have a tick each; of more, those that are written."""
+MANY = 60
+"""Points of a figure, from which on marks and bars would cover each other: a line with a band stands for them."""
 INK = "#222222"
 GREY = "#767676"
 

@@ -23,17 +23,18 @@ from hpc_ewc.report.tables import Builder
 POINTS = 80
 """Of a curve, at most: a longer run is shown by the means of equal stretches."""
 PANELS = (("loss", "task loss, nats a token"), ("penalty", "penalty λ/2 Σ F (θ−θ*)²"), ("distance", "distance ‖θ−θ*‖"))
+MOST_CURVES = 12
+"""λs whose training is drawn; of more, as many, evenly taken from the smallest to the largest."""
 STYLES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)))
 
 
 def training_figure(build: Builder) -> Figure | None:
     """Loss, penalty and distance to the anchor against the step; a line a λ."""
     curves: list[tuple[Line, dict[str, np.ndarray[Any, np.dtype[np.float64]]]]] = []
-    for lines in groups(build)[:1]:
-        for line in lines:
-            read = read_metrics(build, line.first)
-            if read is not None:
-                curves.append((line, read))
+    for line in drawn(build):
+        read = read_metrics(build, line.first)
+        if read is not None:
+            curves.append((line, read))
     if not curves:
         return None
     shown = [(name, label) for name, label in PANELS if any(np.isfinite(read[name]).any() for _, read in curves)]
@@ -60,6 +61,14 @@ def training_figure(build: Builder) -> Figure | None:
     figure.legend(handles, labels, loc="lower center", ncols=min(7, len(labels)), fontsize=8.5)
     figure.tight_layout(rect=(0, 0.04 + 0.05 * math.ceil(len(labels) / 7), 1, 1))
     return figure
+
+
+def drawn(build: Builder) -> list[Line]:
+    """The lines whose training is drawn: those of the first group, or some of them where they are many."""
+    lines = next(iter(groups(build)), [])
+    if len(lines) <= MOST_CURVES:
+        return lines
+    return [lines[round(place)] for place in np.linspace(0, len(lines) - 1, MOST_CURVES)]
 
 
 def read_metrics(build: Builder, run: Run) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]] | None:

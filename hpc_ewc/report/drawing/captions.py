@@ -1,0 +1,76 @@
+"""What stands under each figure: what its marks are, and what is not in it."""
+
+from __future__ import annotations
+
+from hpc_ewc.report.choose import points_text
+from hpc_ewc.report.document import Document
+from hpc_ewc.report.drawing.curves import MOST_GROUPS, groups
+from hpc_ewc.report.drawing.style import MANY
+from hpc_ewc.report.drawing.training import drawn
+from hpc_ewc.report.formats import strength_text
+from hpc_ewc.report.paper import paper
+from hpc_ewc.report.study import SOURCE_LANGUAGE, language_name
+from hpc_ewc.report.tables import Builder
+
+
+def captions(document: Document, overlay: bool) -> dict[str, str]:
+    """Of every figure, by its name.
+
+    Args:
+        document: the report.
+        overlay: the paper's curves are drawn.
+    """
+    build, choice = document.build, document.choice
+    old, new = language_name(SOURCE_LANGUAGE), language_name(build.study.target)
+    common = f"{_how_drawn(build)} λ = 0 has no place on a log axis: it stands left of the break and is not joined."
+    common += _which_groups(build)
+    paper_words = f" Grey: {paper()['source']}; {paper()['how']} {paper()['warning']}" if overlay else ""
+    label = "An illustration with the miniature model. " if build.study.illustration else ""
+    tradeoff = f"{label}{old} kept against {new} learnt, mean accuracy over tasks. Joined: the front."
+    if choice is not None:
+        tradeoff += f" Shaded: more than {points_text(choice.max_loss)} of {old} lost."
+        if choice.best is not None:
+            strength = strength_text(choice.best.line.first.strength)
+            tradeoff += (
+                f" Ringed: λ = {strength}, the largest gain among the runs outside the shade, on the half of the "
+                f"documents that it was chosen on; chosen in {100 * choice.best.chosen:.0f} % of resamples."
+            )
+        if sum(line.first.strength is not None for line in build.lines.lines) >= MANY:
+            tradeoff += " Of so many points a few are named; all are in the table."
+    return {
+        "accuracy": f"{label}Accuracy of each task against λ. {common}{paper_words}",
+        "mean": f"{label}Mean accuracy over tasks against λ. {common}{paper_words}",
+        "perplexity": f"{label}Perplexity of TruthfulQA's questions with their answers, and bits per byte. "
+        f"{common}{paper_words}",
+        "tradeoff": tradeoff,
+        "training": f"{label}Task loss, penalty and distance to the anchor while training, by λ; a long run "
+        f"is shown by the means of 80 equal stretches.{_which_curves(build)}",
+        "fisher": f"{label}Where the Fisher information lies: share of its trace by layer and by kind of parameter.",
+    }
+
+
+def _how_drawn(build: Builder) -> str:
+    """What bars and bands are."""
+    bars = "Bars: one standard error."
+    if any(sum(line.first.strength != 0 for line in lines) > MANY for lines in groups(build)):
+        bars = "The band along a line, of so many λs: one standard error."
+    return f"{bars} Dotted lines: the base model, with its standard error as a band."
+
+
+def _which_groups(build: Builder) -> str:
+    """Which curve is which, where runs differ in more than λ."""
+    names = [build.lines.setting(lines[0]) for lines in groups(build)]
+    if len(names) < 2:
+        return ""
+    faint = names[1:MOST_GROUPS]
+    words = f" In full colour {names[0]}; faint {'; '.join(faint)}."
+    left = len(names) - MOST_GROUPS
+    return f"{words} {left} more settings are in the tables alone." if left > 0 else words
+
+
+def _which_curves(build: Builder) -> str:
+    lines, every = drawn(build), groups(build)
+    if not every or (len(every) == 1 and len(lines) == len(every[0])):
+        return ""
+    of = f" Of {build.lines.setting(every[0][0])}." if len(every) > 1 else ""
+    return of + (f" {len(lines)} of {len(every[0])} λs are drawn." if len(lines) < len(every[0]) else "")
