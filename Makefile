@@ -1,5 +1,6 @@
 # make demo   the miniature experiment, from nothing to its table, on this machine (no account, no GPU, no hub)
 # make test   everything that is quick;  make test-slow  the rest;  make check  style and types;  make bench  figures
+# make real   sweeps/gemma3-270m-lt.toml through slurm/sandbox (root, Debian's Slurm, real texts in SHARED); again: goes on
 # make docs   docs/reference, from the code
 # Each fills .venv first. Another Python: make PYTHON=/path/to/python3.12 demo
 
@@ -9,7 +10,10 @@ BIN    := $(VENV)/bin
 # The tests pretrain the miniature once, and keep it here.
 export HPC_EWC_TEST_CACHE ?= $(CURDIR)/.cache
 
-.PHONY: demo test test-slow check format bench docs clean
+# Real texts and benchmark rows, and the tool that makes a pretrained Gemma out of packages.
+SHARED ?= ../shared
+
+.PHONY: demo real test test-slow check format bench docs clean
 .DELETE_ON_ERROR:
 
 # torch first and by its exact version: a range would take gigabytes of CUDA where a CPU build is at hand.
@@ -24,6 +28,13 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: $(VENV)/.installed
 	$(BIN)/hpc-ewc submit sweeps/miniature.toml --profile slurm/local.toml
+
+# Two nodes of half the machine each: one training at a time, which needs 11 GB.
+real: $(VENV)/.installed
+	$(BIN)/python sweeps/gemma3_270m_lt.py --shared $(SHARED)
+	python3 slurm/sandbox up --nodes 2
+	eval "$$(python3 slurm/sandbox env)"; $(BIN)/hpc-ewc submit sweeps/gemma3-270m-lt.toml --profile slurm/sandbox.toml --yes \
+	    && $(BIN)/hpc-ewc status runs/gemma3-270m-lt --watch
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -m 'not slow and not gpu'
