@@ -209,6 +209,10 @@ def check_python(python: str, words: list[str], run: bool, monkeypatch: pytest.M
                 read(made.main, rest)
         case ["-m", "torch.distributed.run", *rest]:
             check_torchrun(rest)
+        case ["-m", "tests.slurm.soak", *rest]:
+            from tests.slurm import soak
+
+            read(soak.main, rest)
         case ["slurm/sandbox", *rest]:
             assert python in ("python3", "python")
             done = subprocess.run([sys.executable, "-c", READ_SANDBOX, *rest], cwd=REPOSITORY, capture_output=True)
