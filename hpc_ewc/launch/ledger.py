@@ -259,6 +259,7 @@ def submit_lock(root: RunDir) -> Iterator[None]:
         SubmitError: another submit holds it, or its folder cannot be made.
     """
     me = this_process()
+    made = [folder for folder in (root.root, *root.root.parents) if not folder.exists()]
     try:
         root.root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -276,6 +277,9 @@ def submit_lock(root: RunDir) -> Iterator[None]:
     finally:
         if lock_holder(root) == me:
             root.lock.unlink(missing_ok=True)
+        for folder in made:  # a submit that was refused leaves nothing; a folder that holds something stays
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def lock_holder(root: RunDir) -> Process | None:
