@@ -341,6 +341,10 @@ def train_until_read_only(rank: int, world_size: int, folder: Path, disk: Path) 
         result = make_step(self, batch, rate)
         if batch.step == 2:
             until = time.monotonic() + 30
+            # the first checkpoint is written beside the steps; on a busy machine it may not be whole yet
+            while not list((folder / "checkpoints").glob("[0-9]*/done.json")):
+                assert time.monotonic() < until
+                time.sleep(0.05)
             # busy while a checkpoint is being written
             while (
                 rank == 0 and subprocess.run(["mount", "-o", "remount,ro", str(disk)], capture_output=True).returncode
