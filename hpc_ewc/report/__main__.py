@@ -70,8 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not options.paths:
             raise ConfigError("give a folder: python -m hpc_ewc.report runs/NAME")
         report(options.paths, options.out, _checked(options), console)
-    except HpcEwcError as error:
-        print(error, file=sys.stderr)
+    except (HpcEwcError, OSError) as error:  # no space, no permission: the file is in the message
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
     return 0
 

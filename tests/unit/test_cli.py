@@ -1,4 +1,4 @@
-"""The commands: quick to answer, torch nowhere, mistakes in one line."""
+"""The commands: quick to answer, torch nowhere. What they refuse: tests/end_to_end/test_bad_input.py."""
 
 from __future__ import annotations
 
@@ -59,53 +59,6 @@ def test_python_m(repository: Path) -> None:
     assert done.stderr.startswith("ConfigError: nowhere: not a run folder")
 
 
-BAD = {
-    "no-such.toml": (None, "no-such.toml: no such file"),
-    "Big Name.toml": ("", "Big Name.toml: "),
-    "broken.toml": ("[model", "broken.toml: not valid TOML"),
-    "unknown.toml": (
-        '[model]\npath = "miniature"\n[data]\nsource = "miniature"\n[ewc]\nstrenght = 1',
-        "unknown key 'ewc.strenght'; did you mean 'strength'?",
-    ),
-    "type.toml": ('[model]\npath = 3\n[data]\nsource = "miniature"', "type.toml: model.path = 3: must be a string"),
-    "grid.toml": (
-        '[model]\npath = "miniature"\n[data]\nsource = "miniature"\n[grid]\newc.lambda = [1]',
-        "grid over unknown key 'ewc.lambda'",
-    ),
-    "twice.toml": (
-        '[model]\npath = "miniature"\n[data]\nsource = "miniature"\n[grid]\newc.strength = [1, 1.0]',
-        "a value stands twice",
-    ),
-    "suite.toml": (
-        '[model]\npath = "miniature"\n[data]\nsource = "miniature"\n[fisher]\nsource = "miniature"\n'
-        '[evaluate]\nsuites = ["arc_esy.en"]',
-        "unknown suite, cell or task 'arc_esy.en'; did you mean 'arc_easy.en'?",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_a_mistake_ends_with_2_before_anything_starts(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    text, message = BAD[name]
-    if text is not None:
-        (tmp_path / name).write_text(text)
-    assert main(["submit", name]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert message in err
-    assert err.count("\n") == 1
-    assert re.match(r"(Config|Input|Submit)Error: ", err)
-    assert not (tmp_path / "runs").exists()
-
-
-def test_a_profile_s_mistake_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "p.toml").write_text("[local]\ncpu = 2\n")
-    assert main(["submit", str(write_experiment(tmp_path)), "--profile", "p.toml"]) == 2
-    assert capsys.readouterr().err == "ConfigError: p.toml: unknown key 'local.cpu'; did you mean 'cpus'?\n"
-
-
 def test_a_cluster_s_profile_is_shown_where_there_is_no_slurm(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,16 +69,6 @@ def test_a_cluster_s_profile_is_shown_where_there_is_no_slurm(
     assert "up to 16.0 GPU-hours" in capsys.readouterr().out
     assert main(["submit", sweep, "--profile", "p.toml"]) == 2
     assert "is this a login node of a Slurm cluster" in capsys.readouterr().err
-
-
-def test_many_gpu_hours_want_a_yes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "p.toml").write_text("max_gpu_hours = 10\n[resources.train]\ngpus_per_node = 4\nnodes = 2\n")
-    monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
-    assert main(["submit", str(write_experiment(tmp_path)), "--profile", "p.toml"]) == 2
-    assert "up to 16 GPU-hours, max_gpu_hours = 10; say --yes" in capsys.readouterr().err
-    assert not (tmp_path / "runs").exists()
 
 
 def test_a_dry_run_shows_what_is_shared_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

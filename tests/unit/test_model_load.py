@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from hpc_ewc.errors import InputError
+from hpc_ewc.launch import model_folder
+from hpc_ewc.model import gemma
 from hpc_ewc.model.gemma import is_tied
 from hpc_ewc.model.load import find_model, load_model
 from tests.distributed.training_folder import build_model
@@ -108,3 +110,7 @@ def test_a_tokenizer_with_ids_beyond_the_embedding_is_refused(folder: Path) -> N
     file.write_text(json.dumps(tokenizer))
     with pytest.raises(InputError, match="tokenizer does not match the model: id 5000"):
         load_model(folder)
+
+
+def test_a_login_node_knows_the_families_that_can_be_trained() -> None:
+    assert set(model_folder.FAMILIES) == set(gemma.FAMILIES)
