@@ -106,7 +106,7 @@ def test_jobs_know_nothing_of_tokens_and_import_the_copy(world: Path) -> None:
 
 
 def test_no_more_runs_at_once_than_there_are_cores(world: Path) -> None:
-    order(world, "sleep 0.5", "train")
+    order(world, "sleep 3", "train")
     more = "[resources.train]\ncpus_per_task = 2\n[resources.fisher]\ncpus_per_task = 9\n"
     assert run(write_experiment(world.parent, [0, 1, 2], more=more), cpus=4) == 0
     running: set[str] = set()
