@@ -174,7 +174,10 @@ def test_an_interrupted_corpus_is_not_taken_for_the_whole_and_goes_on(login: Log
     cut = login.prefetch()
     assert cut.returncode == 1
     assert "- org/corpus: " in cut.stderr
-    refused = login.run("submit", "small.toml", "--dry-run")
+    dry = login.run("submit", "small.toml", "--dry-run")
+    assert dry.returncode == 0, dry.stderr
+    assert "corpus org/corpus\n  fetch them with: hpc-ewc prefetch small.toml" in dry.stdout
+    refused = login.run("submit", "small.toml")
     assert refused.returncode == 2
     assert "org/corpus: 1 of 2 files are not in the cache yet, such as lt/part-1.jsonl; go on" in refused.stderr
     whole = hub.sent["model.safetensors"], hub.sent["lt/part-0.jsonl"]
