@@ -241,5 +241,5 @@ def fisher_square_bytes(shape: Shape, examples: float) -> float:
 
 
 def evaluation_flop(shape: Shape, cost: float) -> float:
-    """Of a forward over `cost` million tokens (suites.py: written ones count ten times)."""
+    """Of a forward over `cost` million tokens (suites/tasks.py: written ones count ten times)."""
     return cost * 1e6 * 2.0 * shape.matmul_parameters

@@ -1,0 +1,262 @@
+"""Every key of `sweeps/*.toml`, its type, range, default and meaning: the fields of frozen dataclasses.
+
+A field that `identifies` enters the hash that names the artefacts of its section (sweep.py); one that does not
+(batch sizes of a rank, checkpointing, logging, resources) can change between two submits and nothing runs again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hpc_ewc.config.fields import option
+
+NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]*")
+STAGES = ("tokens", "fisher", "train", "evaluate", "report")
+LANGUAGE = re.compile(r"[a-z][a-z0-9_-]*")
+"""It becomes part of the names of cells and of their files."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """[model]: what is trained."""
+
+    path: str = option()
+    """Hub id, folder of a Hugging Face checkpoint, or "miniature"."""
+    revision: str | None = option(None)
+    """Commit of the hub repository; absent: the one in the cache."""
+    dtype: str = option("bfloat16", choices=("bfloat16", "float32"))
+    """Of compute; the masters are fp32."""
+    attention: str = option("auto", choices=("auto", "eager", "flex_attention", "flash_attention_2"))
+    """Attention kernel; auto takes the fastest on the device that honours Gemma 2's softcap."""
+    loss: str = option("chunked", choices=("chunked", "full", "liger"))
+    """How head and cross-entropy are computed; chunked never holds all logits."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """[data]: the text of the new language."""
+
+    source: str = option()
+    """Hub id, "files", or "miniature"."""
+    subset: str = option("lt")
+    """Configuration name of a hub data set; "" for none."""
+    files: tuple[str, ...] = option(())
+    """Paths or globs, when source = "files": .jsonl .parquet .txt, also .gz .zst."""
+    text_column: str = option("text")
+    """Column that holds the document."""
+    language: str = option("lt", identifies=False)
+    """Of the text; names the perplexity cell of its held-out documents."""
+    fraction: float = option(0.1, above=0.0, high=1.0)
+    """The first of the corpus, in document order."""
+    expected_tokens: int | None = option(None, low=1, identifies=False)
+    """How many these are, as far as is known before they are counted: for the forecast of a dry run alone."""
+    heldout_documents: int = option(1000, low=0)
+    """Chosen by hash, never trained on."""
+    sequence_length: int = option(512, low=8)
+    """Tokens of one sample."""
+    packing: str = option("concatenate", choices=("concatenate", "truncate"))
+    """concatenate: documents joined and cut; truncate: the first tokens of each document, as the paper's code."""
+    on_bad_document: str = option("error", choices=("error", "skip"))
+    """skip: counted in the manifest."""
+
+
+@dataclass(frozen=True)
+class FisherConfig:
+    """[fisher]: what the importance of each parameter is measured on."""
+
+    source: str = option("cais/mmlu")
+    """Hub id, "files", or "miniature"."""
+    subset: str = option("all")
+    """Configuration name of a hub data set; "" for none."""
+    files: tuple[str, ...] = option(())
+    """Paths or globs, when source = "files"."""
+    split: str = option("validation")
+    """MMLU's validation is used by nothing else; the paper's own choice, test, contaminates the evaluation."""
+    prompt: str = option("paper", choices=("paper", "text"))
+    """paper: its MMLU prompt; text: the `text` column, or question and answer in words."""
+    labels: str = option("gold", choices=("gold", "sampled"))
+    """gold: empirical Fisher; sampled: drawn from the model, the true Fisher."""
+    samples: int = option(1, low=1)
+    """Draws for each example, when labels = "sampled"."""
+    tokens: str = option("answer", choices=("answer", "all"))
+    """Which tokens are scored."""
+    method: str = option("batched", choices=("batched", "reduce_scatter"))
+    """reduce_scatter is the slow oracle."""
+    batch_size: int = option(8, low=1, identifies=False)
+    """Examples of a rank at once; does not change the result."""
+    max_examples: int | None = option(None, low=1)
+    """Absent: all."""
+    dtype: str = option("float32", choices=("float32", "bfloat16"))
+    """How F is stored; it is summed in fp32."""
+    on_nonfinite: str = option("error", choices=("error", "skip"))
+    """skip: counted in the manifest."""
+    seed: int = option(0, low=0)
+    """Of the sampled labels."""
+
+
+@dataclass(frozen=True)
+class EwcConfig:
+    """[ewc]: the penalty λ/2 Σ F_i (θ_i − θ*_i)² (Kirkpatrick et al. 2017, eq. 3)."""
+
+    strength: float = option(0.0, low=0.0, high=1e30)
+    """λ. Means nothing without its Fisher's scale: tr F is recorded beside it."""
+    mode: str = option("gradient", choices=("gradient", "proximal"))
+    """gradient: the paper's; proximal: an implicit step, exact at any λ."""
+    clip: str = option("total", choices=("total", "task"))
+    """total: the penalty's gradient is clipped with the task's; task: it is added after clipping."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """[train]: optimizer, schedule, length."""
+
+    learning_rate: float = option(2e-5, above=0.0, high=10.0)
+    """Peak, of AdamW."""
+    warmup_ratio: float = option(0.05, low=0.0, high=1.0)
+    """Share of the steps over which the learning rate rises."""
+    schedule: str = option("cosine", choices=("cosine", "linear", "constant"))
+    """Decay after warm-up."""
+    betas: tuple[float, float] = option((0.9, 0.999), low=0.0, high=0.999999)
+    """Of AdamW."""
+    eps: float = option(1e-8, above=0.0, high=1.0)
+    """Of AdamW."""
+    max_grad_norm: float = option(1.0, above=0.0, high=1e30)
+    """The gradient is scaled down to this norm."""
+    weight_decay: float = option(0.0, low=0.0, high=1.0)
+    """Pulls to 0, against the anchor; the same for every λ, else λ = 0 is no control."""
+    global_batch_size: int = option(64, low=1)
+    """Sequences of one optimizer step, over all ranks."""
+    local_batch_size: int = option(8, low=1, identifies=False)
+    """Sequences a rank holds at once; the rest is accumulation."""
+    epochs: float | None = option(None, above=0.0, high=1e6)
+    """Passes over the tokens; or `steps`, one of the two. Both absent: 1.0."""
+    steps: int | None = option(None, low=1)
+    """Optimizer steps."""
+    attend_across_documents: bool = option(True)
+    """Within a sample, attention reaches into the documents before; false: each document sees itself alone."""
+    export_at: tuple[float, ...] = option((1.0,), above=0.0, high=1.0)
+    """Fractions of the run at which a Hugging Face checkpoint is written; ends in 1.0."""
+    checkpoint_every_s: float = option(600.0, above=0.0, high=1e9, identifies=False)
+    """Seconds between two checkpoints; one is also written at each stop."""
+    keep_checkpoints: int = option(2, low=1, identifies=False)
+    """Newest checkpoints that are kept while the run goes on."""
+    keep_every: int | None = option(None, low=1, identifies=False)
+    """Also keep the checkpoints at multiples of this step."""
+    keep_optimizer: bool = option(True, identifies=False)
+    """False: a finished run keeps its last weights alone; checkpoints with the optimizer's state are removed."""
+    activation_checkpointing: str = option("none", choices=("none", "selective", "full"), identifies=False)
+    """Recompute activations in the backward: less memory, more time."""
+    compile: bool = option(False, identifies=False)
+    """torch.compile of each layer."""
+    dp_replicate: int = option(1, low=1, identifies=False)
+    """Replicas of the sharded model (HSDP); the rest of the ranks is the shard axis."""
+    watchdog_s: float = option(1800.0, above=0.0, high=1e9, identifies=False)
+    """A run that makes no step for this long dumps its stacks and ends."""
+    log_every: int = option(1, low=1, identifies=False)
+    """Steps between two lines of metrics.jsonl."""
+    seed: int = option(0, low=0)
+    """Of the data order."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """[evaluate]: which checkpoints are asked which tasks."""
+
+    suites: tuple[str, ...] = option(("en", "lt", "fluency"))
+    """Suites, or single cells such as arc_easy.lt, or names of lm-eval tasks."""
+    include: tuple[str, ...] = option(())
+    """Folders of further lm-eval task files (YAML)."""
+    heldout: dict[str, str] = option({})
+    """Files of held-out text, such as en = "a.jsonl" or "lt.news" = "b.jsonl"; the corpus' own needs none."""
+    questions: str | None = option(None)
+    """Folder of rows to ask instead of the hub's data sets: <language>/<task>/<split>.jsonl, docs/evaluation.md."""
+    cloze: bool | None = option(None)
+    """MMLU and Belebele ask for the answer's words, not its letter: for small models. Absent: for the miniature's."""
+    max_gen_toks: int | None = option(None, low=1)
+    """Length of a generated answer; absent: lm-eval's, for the miniature 32."""
+    judge: str | None = option(None)
+    """Model whose perplexity of the answers is asked in `judged_answers`; hub id or folder. Absent: no such cell."""
+    judge_questions: dict[str, str] = option({})
+    """Files of what is answered then, by language, {"question": …} a line; absent: TruthfulQA's questions."""
+    judge_tokens: int = option(128, low=1)
+    """Length of such an answer, at most."""
+    checkpoints: str = option("final")
+    """Which of the exports: final, all, or "every 2" (the second, fourth, …, and the last)."""
+    base: bool = option(True)
+    """Evaluate the untrained model too: differences are to it."""
+    shots: dict[str, int] = option({"gsm8k": 5, "mmlu": 5}, low=0, high=100)
+    """Worked examples in the prompt, by task; 0 for the others."""
+    prompts: tuple[str, ...] = option(("core",), choices=("core", "native"))
+    """core: the words around the question as in lm-eval; native: in the task's own language."""
+    backend: str = option("hf", choices=("hf", "vllm"))
+    """What runs the model for lm-eval."""
+    backend_args: str = option("")
+    """Further arguments of vllm, as of lm-eval's --model_args: gpu_memory_utilization=0.8,enforce_eager=True."""
+    batch_size: int = option(16, low=1)
+    """Requests at once; recorded, since it changes generated scores (lm-eval#2498)."""
+    max_length: int = option(2048, low=8)
+    """Tokens of context."""
+    limit: int | None = option(None, low=1)
+    """First documents of each task; absent: all."""
+    seed: int = option(1234, low=0)
+    """Of few-shot sampling."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """[resources.<stage>]: what one job of a stage asks for. Absent keys take the stage's default."""
+
+    nodes: int | None = option(None, low=1, identifies=False)
+    """Machines."""
+    nproc_per_node: int | None = option(None, low=1, identifies=False)
+    """Ranks on each; absent: gpus_per_node, else 1."""
+    gpus_per_node: int | None = option(None, low=0, identifies=False)
+    """GPUs on each."""
+    cpus_per_task: int | None = option(None, low=1, identifies=False)
+    """CPU cores on each (one Slurm task a node)."""
+    mem_gb: int | None = option(None, low=1, identifies=False)
+    """Memory on each."""
+    time_min: int | None = option(None, low=1, identifies=False)
+    """Time limit."""
+    elements: int | None = option(None, low=1, identifies=False)
+    """Array elements: for tokens of the corpus, for evaluate of each checkpoint."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One experiment: what is trained on what, held by which Fisher, over which grid, asked which tasks."""
+
+    model: ModelConfig
+    data: DataConfig
+    fisher: FisherConfig = dataclasses.field(default_factory=FisherConfig)
+    ewc: EwcConfig = dataclasses.field(default_factory=EwcConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
+    grid: dict[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+    """Values by dotted key, such as {"ewc.strength": (0.0, 1e6)}; the runs are their product."""
+    resources: dict[str, Resources] = dataclasses.field(default_factory=dict)
+
+
+SECTIONS: dict[str, type[Any]] = {
+    "model": ModelConfig,
+    "data": DataConfig,
+    "fisher": FisherConfig,
+    "ewc": EwcConfig,
+    "train": TrainConfig,
+    "evaluate": EvaluateConfig,
+}
+GRID_SECTIONS = ("model", "data", "fisher", "ewc", "train")
+
+
+def replace_at(experiment: Experiment, values: Mapping[str, Any]) -> Experiment:
+    """The experiment with `values` by dotted key, such as {"ewc.strength": 1e6}, and no grid left."""
+    changed: dict[str, Any] = {}
+    for key, value in values.items():
+        section, name = key.split(".")
+        part = changed.get(section, getattr(experiment, section))
+        changed[section] = dataclasses.replace(part, **{name: value})
+    return dataclasses.replace(experiment, **changed, grid={})

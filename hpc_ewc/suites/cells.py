@@ -1,0 +1,248 @@
+"""Which cells an experiment asks for, and how they are dealt to jobs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from hpc_ewc.config import LANGUAGE, EvaluateConfig
+from hpc_ewc.errors import ConfigError, did_you_mean
+from hpc_ewc.suites.tasks import BENCHMARKS, FLUENCY, JUDGED, LANGUAGES, SUITES, TASKS, Task
+
+UNDETERMINED = "und"
+"""Language (ISO 639-2) of an lm-eval task that was named without one."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One task in one language, as this experiment asks it."""
+
+    task: str
+    language: str
+    variant: str = ""
+    suite: str = ""
+    shots: int | None = 0
+    """Worked examples in the prompt; None: what the lm-eval task itself says."""
+    metric: str = ""
+    """The primary one; "" for a task of lm-eval that is not ours: its first."""
+    filter: str = ""
+    chance: float | None = None
+    higher_is_better: bool = True
+    cost: float = field(default=1.0, compare=False)
+
+    @property
+    def name(self) -> str:
+        """`task.language[.variant]`, also the name of its files."""
+        return ".".join(part for part in (self.task, self.language, self.variant) if part)
+
+    @property
+    def text(self) -> str:
+        """`language[.variant]`: which of `evaluate.heldout` a cell of `ppl_heldout` reads."""
+        return f"{self.language}.{self.variant}" if self.variant else self.language
+
+    @property
+    def kind(self) -> str:
+        """How it is asked, as in `Task`; lm-eval for a task that is not ours."""
+        return TASKS[self.task].kind if self.task in TASKS else "lm-eval"
+
+    def at(self, fraction: float) -> str:
+        """`<fraction>:<cell>`, as stage.json's `expected` lists it."""
+        return f"{fraction!r}:{self.name}"
+
+
+def expand_suites(config: EvaluateConfig, language: str, heldout: Iterable[str] = ()) -> list[Cell]:
+    """The cells that `[evaluate]` asks for, each once, in the order of `suites`.
+
+    Args:
+        config: its `suites` are names of suites, of single cells, of tasks (all languages), or of lm-eval tasks, which
+            may be given a language for the tables: `xcopa_et.et`.
+        language: of the corpus; its held-out documents are a cell of `fluency`.
+        heldout: further held-out texts that the caller knows of, beside `config.heldout`.
+
+    Raises:
+        ConfigError: a name that is none of these; the nearest names are given. Arguments that the backend cannot have.
+    """
+    _check_backend(config)
+    for text in config.heldout:
+        if not re.fullmatch(r"[a-z]{2,3}(\.[a-z0-9_]+)?", text):
+            raise ConfigError(f"evaluate.heldout.{text!r}: allowed are a language or language.name, such as lt.news")
+    texts = list(dict.fromkeys([language, *config.heldout, *heldout]))
+    cells: dict[str, Cell] = {}
+    for name in config.suites:
+        for cell in _named(name, config, texts):
+            cells.setdefault(cell.name, cell)
+    if not cells:
+        raise ConfigError(f"evaluate.suites is empty; known: {', '.join(SUITES)}, and single cells such as arc_easy.lt")
+    _check_shots(config, cells.values())
+    return list(cells.values())
+
+
+def _check_shots(config: EvaluateConfig, cells: Iterable[Cell]) -> None:
+    """Raise ConfigError for worked examples of a task that is neither ours nor asked."""
+    known = {*TASKS, *(cell.task for cell in cells)}
+    for task in config.shots:
+        if task not in known:
+            raise ConfigError(f"evaluate.shots.{task}: no task of that name is asked{did_you_mean(task, known)}")
+
+
+BACKEND_KEYS = {
+    "pretrained": "it is the checkpoint",
+    "model": "it is the checkpoint",
+    "tokenizer": "it is the checkpoint's",
+    "add_bos_token": "every request begins with one BOS",
+    "dtype": "model.dtype says it",
+    "batch_size": "evaluate.batch_size says it",
+    "max_length": "evaluate.max_length says it",
+    "max_model_len": "evaluate.max_length says it",
+    "seed": "evaluate.seed says it",
+}
+"""Arguments of a backend that are not free."""
+
+
+def _check_backend(config: EvaluateConfig) -> None:
+    """Arguments are name=value, for a backend that takes some, and none that something else decides.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    given = config.backend_args
+    if given and config.backend == "hf":
+        raise ConfigError(
+            f"evaluate.backend_args = {given!r}: backend 'hf' takes none: model.dtype, model.attention and "
+            "evaluate.batch_size are its settings; take it out, or set evaluate.backend"
+        )
+    for word in filter(None, given.split(",")):
+        name, equals, value = word.partition("=")
+        if not (name and equals and value):
+            raise ConfigError(f"evaluate.backend_args: {word!r} is not name=value, such as gpu_memory_utilization=0.8")
+        if name in BACKEND_KEYS:
+            raise ConfigError(f"evaluate.backend_args: '{name}' is not free, {BACKEND_KEYS[name]}; take it out")
+
+
+def _named(name: str, config: EvaluateConfig, heldout: list[str]) -> list[Cell]:
+    """The cells of one entry of `evaluate.suites`."""
+    if name in LANGUAGES:
+        return [cell for task in BENCHMARKS for cell in _cells(task, name, config)]
+    if name == "fluency":
+        asked = [("ppl_truthfulqa", language) for language in LANGUAGES] + [("ppl_heldout", x) for x in heldout]
+        asked += [(JUDGED, language) for language in _judged(config)] if config.judge else []
+        return [_cell(TASKS[task], *_parts(text), config) for task, text in asked]
+    task, _, rest = name.partition(".")
+    if task == JUDGED and config.judge is None:
+        raise ConfigError(f"evaluate.suites: '{name}' needs a model that judges: set evaluate.judge")
+    if task in TASKS:
+        known = {cell.name: cell for cell in _every_cell(TASKS[task], config, heldout)}
+        if not rest and task == "ppl_heldout":
+            return list(known.values())
+        if not rest:
+            return [
+                cell for language in _languages(TASKS[task], config) for cell in _cells(TASKS[task], language, config)
+            ]
+        if name not in known:
+            raise ConfigError(f"evaluate.suites: unknown cell '{name}'{did_you_mean(name, known)}")
+        return [known[name]]
+    return [_foreign(name, config)]
+
+
+def _every_cell(task: Task, config: EvaluateConfig, heldout: list[str]) -> list[Cell]:
+    if task.name == "ppl_heldout":
+        return [_cell(task, *_parts(text), config) for text in heldout]
+    cells = []
+    for language in _languages(task, config):
+        cells.append(_cell(task, language, "", config))
+        if task.worded and language != "en":
+            cells.append(_cell(task, language, "native", config))
+    return cells
+
+
+def _languages(task: Task, config: EvaluateConfig) -> Iterable[str]:
+    return _judged(config) if task.name == JUDGED else task.sources
+
+
+def _judged(config: EvaluateConfig) -> Iterable[str]:
+    return config.judge_questions or LANGUAGES
+
+
+def _parts(text: str) -> tuple[str, str]:
+    """Language and variant of a held-out text: `lt.news` is a second one in Lithuanian."""
+    language, _, variant = text.partition(".")
+    return language, variant
+
+
+def _cells(task: Task, language: str, config: EvaluateConfig) -> list[Cell]:
+    """A task in one language in each of `prompts`; where there are no words to translate, once."""
+    translatable = task.worded and language != "en"
+    variants = ["native" if prompt == "native" and translatable else "" for prompt in config.prompts]
+    return [_cell(task, language, variant, config) for variant in dict.fromkeys(variants)]
+
+
+def _cell(task: Task, language: str, variant: str, config: EvaluateConfig) -> Cell:
+    dearer = 1.0 if language == "en" else 1.5  # tokenizers cut other languages into more tokens
+    return Cell(
+        task=task.name,
+        language=language,
+        variant=variant,
+        suite="fluency" if task in FLUENCY else language,
+        shots=0 if task.kind in ("perplexity", "judged") else config.shots.get(task.name, 0),
+        metric=task.metric,
+        filter=task.filter,
+        chance=task.chance,
+        higher_is_better=task.higher_is_better,
+        cost=task.cost * dearer,
+    )
+
+
+def _foreign(name: str, config: EvaluateConfig) -> Cell:
+    """A task of lm-eval, or of the user's own YAML, by its name there."""
+    installed = _lm_eval_names(config.include)
+    task, _, language = name.rpartition(".")
+    if installed is not None and name not in installed and task not in installed:
+        ours = [*SUITES, *TASKS, *(f"{task}.{language}" for task in TASKS for language in LANGUAGES)]
+        hint = did_you_mean(name, [*ours, *installed])
+        if not hint.startswith("; did"):
+            hint = f"; known: {', '.join(ours[: len(SUITES) + len(TASKS)])}, and lm-eval's own (`lm-eval ls tasks`)"
+        raise ConfigError(f"evaluate.suites: unknown suite, cell or task '{name}'{hint}")
+    if not task or (installed is not None and name in installed):
+        task, language = name, UNDETERMINED
+    if not (re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", task) and LANGUAGE.fullmatch(language)):
+        raise ConfigError(
+            f"evaluate.suites: '{name}': allowed is a task of lm-eval, also with a language of small letters, such as "
+            "xcopa_et.et"
+        )
+    return Cell(task, language, suite=task, shots=config.shots.get(task), cost=5.0)
+
+
+@cache
+def _lm_eval_names(include: tuple[str, ...] = ()) -> frozenset[str] | None:
+    """Names of tasks, groups and tags in lm-eval and in the folders `include`; None where lm-eval is not installed.
+
+    Read from its files, without importing it: 14,000 of them in about a second.
+    """
+    spec = find_spec("lm_eval")
+    if spec is None or spec.origin is None:
+        return None
+    pattern = re.compile(rb"^[\"']?(?:task|group|tag)[\"']?:[ \t]*[\"']?([A-Za-z0-9_.+-]+)", re.MULTILINE)
+    names: set[str] = set()
+    for folder in (Path(spec.origin).parent / "tasks", *map(Path, include)):
+        for path in folder.rglob("*.yaml"):
+            names.update(match.decode() for match in pattern.findall(path.read_bytes()))
+    return frozenset(names)
+
+
+def deal(cells: Sequence[Cell], n: int) -> list[list[Cell]]:
+    """The cells in at most `n` bundles of about equal cost, for `n` array elements.
+
+    Each cell goes to the cheapest bundle so far, dearest first: MMLU and GSM8K of each language come to stand alone
+    when there are elements enough. No bundle is empty; the same cells give the same bundles.
+    """
+    if n < 1:
+        raise ConfigError(f"resources.evaluate.elements = {n}: must be at least 1")
+    bundles: list[list[Cell]] = [[] for _ in range(min(n, len(cells)))]
+    for cell in sorted(cells, key=lambda cell: (-cell.cost, cell.name)):
+        min(bundles, key=lambda bundle: sum(other.cost for other in bundle)).append(cell)
+    order = {cell.name: place for place, cell in enumerate(cells)}
+    return [sorted(bundle, key=lambda cell: order[cell.name]) for bundle in bundles]
