@@ -16,6 +16,7 @@ from hpc_ewc.errors import ArtefactError
 from hpc_ewc.launch import forecast
 from hpc_ewc.launch.gpus import Rates, rates
 from hpc_ewc.launch.graph import Node, gpu_hours
+from hpc_ewc.launch.limits import exceeds, limit_of
 from hpc_ewc.launch.shapes import Shape, find_shape
 from hpc_ewc.launch.view import columns
 
@@ -55,6 +56,13 @@ class Stage:
     hours: float = 0.0
     """GPU-hours at the rates that are assumed."""
     files: int = 0
+    time_min: int = 0
+    """The time limit of one of its jobs."""
+
+    @property
+    def job_hours(self) -> float:
+        """That a job of a stage with no elements runs: its ranks, a GPU each, share the GPU-hours."""
+        return self.hours / self.ranks
 
     @property
     def total(self) -> float:
@@ -117,7 +125,8 @@ class Forecast:
         seconds += forecast.fisher_square_bytes(shape, examples) / self.rates.bandwidth_tb_s / 1e12
         kept = forecast.fisher_disk(shape, experiment.fisher)
         most = kept + 4.0 * shape.parameters  # and the sums of a job that is stopped
-        return Stage("fisher", ranks, gpus, tuple(memory.items()), kept, most, seconds / 3600 if gpus else 0.0, files)
+        hours, time_min = seconds / 3600 if gpus else 0.0, node.resources.time_min
+        return Stage("fisher", ranks, gpus, tuple(memory.items()), kept, most, hours, files, time_min)
 
     def _train(self, node: Node) -> Stage:
         experiment, shape, (ranks, gpus) = node.experiment, self.shape(node), _ranks(node)
@@ -131,7 +140,7 @@ class Forecast:
         kept, most = forecast.training_disk(shape, experiment.model, train)
         flop = forecast.training_flop(shape, self.trained(node), experiment.data.sequence_length)
         hours = _or_nan(flop / self.rates.train / 3.6e15) if gpus else 0.0
-        return Stage(label, ranks, gpus, tuple(memory.items()), kept, most, hours, files)
+        return Stage(label, ranks, gpus, tuple(memory.items()), kept, most, hours, files, node.resources.time_min)
 
     def _evaluate(self, node: Node) -> Stage:
         experiment, shape, (_, gpus) = node.experiment, self.shape(node), _ranks(node)
@@ -242,6 +251,18 @@ class Forecast:
         yield f"  at an assumed {self.rates.stated}; gpu_tflops of the profile says better"
         if math.isnan(hours):
             yield "  unknown: the tokens of the corpus, or the model's shape; say data.expected_tokens, --config"
+        yield from self._limit_lines()
+
+    def _limit_lines(self) -> Iterator[str]:
+        """Fisher or training that will need more than one job's time; a local job has no limit."""
+        if self.plan.profile.executor != "slurm":
+            return
+        for stage, count in self.stages.items():
+            name = stage.label.split(",")[0]
+            if stage.gpus and stage.time_min:
+                limit = limit_of(stage.time_min, self.plan.profile.slurm.of(name))
+                line = exceeds(name, f"{stage.label}{_times(count)}", stage.job_hours, limit)
+                yield from [f"  longer than its time limit, at that rate: {line}"] if line else []
 
 
 def _ranks(node: Node) -> tuple[int, bool]:
