@@ -44,12 +44,13 @@ class Stage:
     Args:
         folder: of the artefact, such as runs/paper/train/strength=1e+06-3f2a9c1b77de.
         element: name of this array element, where several jobs make one artefact together.
+        kind: what it must be of, such as "train"; None: of any.
 
     Raises:
-        ArtefactError: stage.json is missing, half-written or foreign.
+        ArtefactError: stage.json is missing, half-written, foreign or of another kind.
     """
 
-    def __init__(self, folder: Path | str, element: str = "0") -> None:
+    def __init__(self, folder: Path | str, element: str = "0", kind: str | None = None) -> None:
         self.dir = StageDir(Path(folder).absolute())
         try:
             facts = records.read_checked(self.dir.stage_json, "stage")
@@ -57,6 +58,9 @@ class Stage:
             raise ArtefactError(f"{self.dir.path}: no stage.json; not a folder that `hpc-ewc submit` made") from None
         self.element = element
         self.name: str = facts["stage"]
+        if kind is not None and kind != self.name:
+            own = f"`python -m hpc_ewc.worker {self.name}` makes it"
+            raise ArtefactError(f"{self.dir.path}: of {self.name}, not of {kind}: {own}")
         self.run: str = facts["run"]
         self.key: str = facts["key"]
         self.inputs: dict[str, Any] = facts["inputs"]

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from hpc_ewc.errors import HpcEwcError
 from hpc_ewc.stage import listen_early
 
 STAGES = ("tokens", "fisher", "train", "evaluate")
@@ -18,19 +19,29 @@ OTHERS = ("prefetch",)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run one stage's worker; its exit status."""
+    """Run one stage's worker; its exit status. What goes wrong by our own account is one line on stderr."""
     if not arguments or arguments[0] not in (*STAGES, *OTHERS):
         sys.stderr.write(f"usage: python -m hpc_ewc.worker {'|'.join(STAGES)} DIR …\n")
         return 2
     module = importlib.import_module(f"hpc_ewc.worker.{arguments[0]}")
-    return int(module.main(list(arguments[1:])) or 0)
+    try:
+        return int(module.main(list(arguments[1:])) or 0)
+    except HpcEwcError as error:
+        if _under_torchrun():
+            raise  # its report names the error of the first rank that failed
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")  # the traceback stands in failed.json
+        return 1
+
+
+def _under_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def run() -> int:
     """`main`, recorded for torchrun where there is one: an import that fails is then known too."""
     if sys.argv[1:2] and sys.argv[1] in STAGES:
         listen_early()  # `record` imports torch
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
+    if not _under_torchrun():
         return main(sys.argv[1:])
     from torch.distributed.elastic.multiprocessing.errors import record
 

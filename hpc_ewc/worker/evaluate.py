@@ -31,7 +31,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--cells", required=True, help="names of cells, such as mmlu.en,mmlu.lt")
     arguments = parser.parse_args(argv)
     names = [name for name in arguments.cells.split(",") if name]
-    stage = Stage(arguments.folder, element=f"{arguments.checkpoint!r}-{names[0]}" if names else "none")
+    if not names:
+        parser.error("--cells names none; those of an element stand in stage.json under `expected`")
+    stage = Stage(arguments.folder, element=f"{arguments.checkpoint!r}-{names[0]}", kind="evaluate")
     stage.listen()
     environment.prepare()
     with stage.attempt():

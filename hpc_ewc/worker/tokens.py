@@ -22,7 +22,7 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     try:
         part, of = parse_part(arguments.part)
-        stage = Stage(arguments.dir, element=str(part))
+        stage = Stage(arguments.dir, element=str(part), kind="tokens")
         stage.listen()
         with stage.attempt():
             tokenise(stage, part=part, of=of)

@@ -12,7 +12,7 @@ def main(argv: Sequence[str]) -> int:
     """Train what DIR describes, or go on with it; 0 when it is done or was asked to stop."""
     parser = argparse.ArgumentParser(prog="python -m hpc_ewc.worker train")
     parser.add_argument("dir", help="folder of the artefact, with stage.json and config.toml")
-    stage = Stage(parser.parse_args(argv).dir)
+    stage = Stage(parser.parse_args(argv).dir, kind="train")
     stage.listen()
     if stage.is_done():
         return 0
