@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from hpc_ewc import hub
 from hpc_ewc.errors import InputError
-from hpc_ewc.launch.resolve import choose_files, model_files
+from hpc_ewc.launch.source_files import choose_files, model_files
 
 WORKERS = 4
 """Files at once: login nodes are shared."""

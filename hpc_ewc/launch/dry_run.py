@@ -9,7 +9,7 @@ from hpc_ewc.launch import code
 from hpc_ewc.launch.absent import describe_absent
 from hpc_ewc.launch.graph import Node, elements
 from hpc_ewc.launch.predict import Forecast
-from hpc_ewc.launch.resolve import fetch_command
+from hpc_ewc.launch.source_files import fetch_command
 from hpc_ewc.launch.view import STAGES, columns
 
 if TYPE_CHECKING:

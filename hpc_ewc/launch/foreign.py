@@ -20,10 +20,13 @@ from typing import Any
 from hpc_ewc import miniature, records, suites
 from hpc_ewc.config import DataConfig, EvaluateConfig, Experiment, ModelConfig, build_section, render_toml
 from hpc_ewc.errors import ArtefactError, ConfigError, InputError
-from hpc_ewc.launch.graph import Asked, Graph, build_evaluation, check_include
+from hpc_ewc.launch.build_graph import Asked, build_evaluation, check_include
+from hpc_ewc.launch.graph import Graph
+from hpc_ewc.launch.miniature import MINIATURE
 from hpc_ewc.launch.model_folder import check_model
 from hpc_ewc.launch.profile import Profile, load_profile
-from hpc_ewc.launch.resolve import MINIATURE, Inputs, Resolver, is_hub_id, local_path
+from hpc_ewc.launch.resolve import Inputs, Resolver
+from hpc_ewc.launch.source_files import is_hub_id, local_path
 from hpc_ewc.launch.submit import Request, carry_out, run_folder
 from hpc_ewc.rundir import RunDir
 from hpc_ewc.sweep import BASE_RUN, plain_word

@@ -17,11 +17,14 @@ from hpc_ewc.errors import ConfigError, SubmitError
 from hpc_ewc.launch import code
 from hpc_ewc.launch.absent import NotingResolver, absent_benchmarks
 from hpc_ewc.launch.artefacts import Found, find, make_ready
-from hpc_ewc.launch.graph import REPORT, Graph, build_graph, elements, gpu_hours
+from hpc_ewc.launch.build_graph import build_graph
+from hpc_ewc.launch.graph import REPORT, Graph, elements, gpu_hours
 from hpc_ewc.launch.ledger import History, Ledger, submit_lock
+from hpc_ewc.launch.miniature import prepare_miniature, uses_miniature
 from hpc_ewc.launch.outcome import report_fingerprint
 from hpc_ewc.launch.profile import Profile, check_filled_in, check_time, load_profile, slots
-from hpc_ewc.launch.resolve import Resolver, local_path, prepare_miniature, uses_miniature
+from hpc_ewc.launch.resolve import Resolver
+from hpc_ewc.launch.source_files import local_path
 from hpc_ewc.launch.view import Display
 from hpc_ewc.rundir import RunDir, rank_logs
 from hpc_ewc.sweep import expand

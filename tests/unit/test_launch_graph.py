@@ -11,7 +11,8 @@ from hpc_ewc import records
 from hpc_ewc.config import load_experiment
 from hpc_ewc.errors import ConfigError
 from hpc_ewc.launch.artefacts import Found, find, make_ready, missing_cells
-from hpc_ewc.launch.graph import Graph, Node, build_graph, elements, gpu_hours, priorities
+from hpc_ewc.launch.build_graph import build_graph
+from hpc_ewc.launch.graph import Graph, Node, elements, gpu_hours, priorities
 from hpc_ewc.launch.profile import Profile
 from hpc_ewc.launch.resolve import Resolver
 from hpc_ewc.rundir import RunDir

@@ -1,0 +1,108 @@
+"""Files that an experiment names: paths and globs, and what of a hub repository's files is used.
+
+The cache's folders are read as they are documented by huggingface_hub, which is not imported.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from hpc_ewc import hub, records
+from hpc_ewc.errors import ConfigError, InputError
+
+TEXT_SUFFIXES = (".jsonl", ".parquet", ".txt")
+COMPRESSIONS = (".gz", ".zst")
+TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "*.model", "vocab*", "merges*")
+
+
+def local_path(name: str) -> Path:
+    """A path of the TOML: `~` and `$VAR` expand, a relative one starts at the current folder."""
+    return Path(os.path.expandvars(name)).expanduser().absolute()
+
+
+def expand_files(names: Iterable[str], label: str) -> list[Path]:
+    """The files that paths and globs name, in order, each once.
+
+    Raises:
+        ConfigError: one that names none, or a file of a kind that cannot be read.
+    """
+    found: dict[Path, None] = {}
+    for name in names:
+        pattern = str(local_path(name))
+        matches = sorted(path for path in map(Path, glob.glob(pattern, recursive=True)) if path.is_file())  # noqa: PTH207
+        if not matches:
+            raise ConfigError(f"{label}: {name!r} names no file; it was looked for as {pattern}")
+        for path in matches:
+            if kind_of(path) not in TEXT_SUFFIXES:
+                raise ConfigError(
+                    f"{label}: {path}: allowed are {', '.join(TEXT_SUFFIXES)}, also {' and '.join(COMPRESSIONS)}"
+                )
+            found[path] = None
+    return list(found)
+
+
+def kind_of(path: Path) -> str:
+    """The suffix that says how a file is read, a compression left out."""
+    return Path(path.stem).suffix if path.suffix in COMPRESSIONS else path.suffix
+
+
+# ---------------------------------------------------------------------------------------------- the hub's cache
+
+
+def is_hub_id(name: str) -> bool:
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) is not None
+
+
+def hub_snapshot(kind: str, name: str, revision: str | None, label: str, fix: str) -> Path:
+    """The folder of a hub repository in this machine's cache, named by its commit.
+
+    Raises:
+        InputError: it is not there; the command that fetches it is named.
+    """
+    snapshot = hub.repository(kind, name) / "snapshots" / (hub.commit_of(kind, name, revision) or "main")
+    if not snapshot.is_dir():
+        version = f" at {revision}" if revision else ""
+        raise InputError(
+            f"{label} = {name!r}: not in the cache {hub.cache()}{version}, and not a folder here; fetch it with: "
+            f"{fix.replace('NAME', name)}"
+        )
+    return snapshot
+
+
+def fetch_command(where: str) -> str:
+    """The command that fetches what an experiment file names; of a single model, the hub's own."""
+    return f"hpc-ewc prefetch {where}" if where.endswith(".toml") else "hf download NAME"
+
+
+def model_files(names: Iterable[str]) -> list[str]:
+    """What of a model's repository is used: weights, configuration, tokenizer; not its copies in other formats."""
+    patterns = (*records.MODEL_FILES, *TOKENIZER_FILES)
+    return sorted({name for name in names for pattern in patterns if "/" not in name and fnmatchcase(name, pattern)})
+
+
+def snapshot_files(snapshot: Path, subset: str, split: str) -> list[Path]:
+    """The files of a subset and split: subset as a folder or first part of the name, split likewise.
+
+    Where no file is marked with the split, all of the subset are taken if it is "train" (a corpus without splits).
+    """
+    names = [str(path.relative_to(snapshot)) for path in snapshot.rglob("*") if path.is_file()]
+    return [snapshot / name for name in choose_files(names, subset, split)]
+
+
+def choose_files(names: Iterable[str], subset: str, split: str) -> list[str]:
+    """The same of the files of a repository by their names alone, in order."""
+    files = [path for path in map(Path, names) if kind_of(path) in TEXT_SUFFIXES]
+    if subset:
+        files = [path for path in files if _marked(path, subset)]
+    of_split = [path for path in files if _marked(path, split)]
+    return [str(path) for path in sorted(of_split if of_split or split != "train" else files)]
+
+
+def _marked(path: Path, word: str) -> bool:
+    """Whether a folder of the path is `word`, or the file's name begins with it: validation-00000-of-00001.parquet."""
+    return word in path.parts[:-1] or re.match(re.escape(word) + r"(?![A-Za-z0-9])", path.name) is not None
