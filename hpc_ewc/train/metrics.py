@@ -6,9 +6,9 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -59,6 +59,39 @@ def cut_back(path: Path, step: int) -> None:
         return
     kept = [line for line in records.read_lines(path) if line.get("step", 0) <= step]
     records.write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
+
+
+class Objective(NamedTuple):
+    """Loss of the first tenth of the logged steps, and loss and penalty of the last tenth, nats a token."""
+
+    began: float
+    ended: float
+    penalty: float
+
+    @property
+    def overshot(self) -> bool:
+        """Whether the run ended worse than θ* by its own measure, because of a penalty it should have lowered.
+
+        At θ* the penalty is 0, so no minimum of loss + penalty lies above the loss there. A run that ends above it
+        was thrown about by the penalty's gradient: steps longer than its curvature allows (lr·λ·F, docs/penalty.md).
+        """
+        return self.ended + self.penalty > self.began and self.penalty > 0.1 * self.began
+
+    def __str__(self) -> str:
+        """What to say of a run that overshot."""
+        return (
+            f"loss + penalty began at {self.began:.4g} and ended at {self.ended:.4g} + {self.penalty:.4g}, worse than "
+            'never to have moved: the steps are too long for this λ; take ewc.mode = "proximal", a smaller λ or a '
+            "smaller train.learning_rate (docs/penalty.md)"
+        )
+
+
+def objective(lines: Sequence[Mapping[str, Any]]) -> Objective:
+    """What metrics.jsonl, one line at least, says of the objective; a tenth is one line at least."""
+    tenth = max(1, len(lines) // 10)
+    ends = [[float(line[key]) for line in part] for key, part in (("loss", lines[:tenth]), ("loss", lines[-tenth:]))]
+    penalties = [float(line["penalty"]) for line in lines[-tenth:]]
+    return Objective(*(sum(values) / tenth for values in (*ends, penalties)))
 
 
 class Console:

@@ -25,7 +25,7 @@ from hpc_ewc.train.anchor import build_hold
 from hpc_ewc.train.checkpoint import Checkpoints
 from hpc_ewc.train.loop import NonFiniteLossError, Trainer
 from hpc_ewc.train.manifest import training_facts
-from hpc_ewc.train.metrics import Console, cut_back, flop_per_token, memory_gb, peak_tflops
+from hpc_ewc.train.metrics import Console, cut_back, flop_per_token, memory_gb, objective, peak_tflops
 from hpc_ewc.train.optimizer import build_optimizer, learning_rate_at, optimizer_state, set_step_count
 from hpc_ewc.train.plan import make_plan
 from hpc_ewc.train.watchdog import Watchdog
@@ -254,7 +254,10 @@ class Run:
             **self.trainer.hold.summary(),
         }
         if self.rank == 0:
-            self.stage.finish(self.outputs(), **summary)
+            went = objective(list(records.read_lines(self.stage.dir.metrics)))
+            if went.overshot:
+                self.console.say(f"warning: {went}")
+            self.stage.finish(self.outputs(), **summary, overshot=went.overshot)
             if not self.config.keep_optimizer:
                 self.checkpoints.drop_before(self.done)
         dist.barrier()

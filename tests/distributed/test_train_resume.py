@@ -86,13 +86,26 @@ def test_a_finished_run_says_what_it_made(inputs: dict[str, Any], tmp_path: Path
     count, trace = (sum(float(f(t)) for t in fisher.values()) for f in (torch.numel, torch.sum))
     assert summary["fisher_trace"] == pytest.approx(trace)
     assert summary["scaled_mean"] == pytest.approx(EWC["strength"] * trace / count)
-    assert summary["gpu_hours"] == 0.0
+    assert (summary["gpu_hours"], summary["overshot"]) == (0.0, False)
     assert {"metrics.jsonl", "manifest.json", "exports/00000003/model.safetensors"} <= set(done["outputs"])
     manifest = records.read_json(stage.dir.manifest_json)
     assert (manifest["world_size"], manifest["attention"], manifest["dtype"]) == (2, "eager", "float32")
     assert manifest["scaled_mean"] == summary["scaled_mean"]
     progress = records.read_json(stage.dir.progress())
     assert (progress["done"], progress["total"], progress["unit"]) == (3, 3, "step")
+
+
+@pytest.mark.parametrize("mode", ["gradient", "proximal"])
+def test_a_strong_penalty_throws_a_run_about_in_its_gradient_and_holds_it_as_a_proximal_step(
+    inputs: dict[str, Any], tmp_path: Path, mode: str
+) -> None:
+    stage = build_stage(tmp_path / "run", **inputs | {"ewc": {"strength": 1e9, "mode": mode}})
+    run_ranks(2, one_run, tmp_path / "run", None)
+    done = records.read_done(stage.dir.done, stage.key)
+    assert done is not None
+    assert done["summary"]["overshot"] is (mode == "gradient")
+    last = read_metrics(tmp_path / "run")[-1]
+    assert (last["penalty"] > last["loss"]) is (mode == "gradient")
 
 
 def finish_twice(rank: int, world_size: int, folder: Path) -> int:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from hpc_ewc.train.metrics import cut_back, flop_per_token, peak_tflops
+from hpc_ewc.train.metrics import cut_back, flop_per_token, objective, peak_tflops
 from tests.distributed.tiny_gemma import build_gemma
 
 
@@ -46,3 +46,22 @@ def test_metrics_are_cut_back_to_the_checkpoint(tmp_path: Path) -> None:
     cut_back(file, 0)
     assert file.read_text() == ""
     cut_back(tmp_path / "absent", 3)
+
+
+@pytest.mark.parametrize(
+    ("losses", "penalties", "overshot"),
+    [
+        ([3.0] * 10 + [2.0] * 10, [0.0] * 20, False),  # λ = 0
+        ([3.0] * 10 + [2.5] * 10, [0.0] * 10 + [0.4] * 10, False),  # held, and better for it
+        ([3.0] * 10 + [3.1] * 10, [0.0] * 10 + [1e-6] * 10, False),  # frozen: the last batches were harder
+        ([3.0] * 10 + [2.9] * 10, [0.0] * 10 + [2.3] * 10, True),
+        ([3.0], [0.0], False),
+    ],
+)
+def test_a_run_that_ends_above_its_anchor_by_its_own_measure_overshot(
+    losses: list[float], penalties: list[float], overshot: bool
+) -> None:
+    went = objective([{"loss": loss, "penalty": penalty} for loss, penalty in zip(losses, penalties, strict=True)])
+    assert (went.began, went.ended, went.penalty) == pytest.approx((losses[0], losses[-1], penalties[-1]))
+    assert went.overshot is overshot
+    assert f"began at {losses[0]:g} and ended at {losses[-1]:g} + {penalties[-1]:g}, worse than never" in str(went)
