@@ -17,6 +17,7 @@ from rich.console import Console
 from hpc_ewc.errors import ConfigError, HpcEwcError, did_you_mean
 from hpc_ewc.report.build import FORMATS, Options, report
 from hpc_ewc.report.compare import compare_paths, print_comparison
+from hpc_ewc.report.measure import GAINS
 from hpc_ewc.report.subsets import KINDS
 
 
@@ -34,6 +35,9 @@ class Arguments:
     """Tables of the parts of a task too: groups, subjects (MMLU)."""
     max_loss: float = 1.0
     """Points of accuracy in the old language, mean over tasks, that a recommended λ may cost."""
+    gain: str = "auto"
+    """By what the gain in the new language is measured: accuracy, text (bits per byte), auto (accuracy, unless all
+    runs are at chance)."""
     paper: bool = False
     """Draw the paper's own curves beside ours; its λ has another scale."""
     unpaired: bool = False
@@ -77,7 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _checked(options: Arguments) -> Options:
-    for flag, values, known in (("--format", options.format, FORMATS), ("--subsets", options.subsets, KINDS)):
+    lists = (("--format", options.format, FORMATS), ("--subsets", options.subsets, KINDS))
+    for flag, values, known in (*lists, ("--gain", (options.gain,), GAINS)):
         for value in values:
             if value not in known:
                 raise ConfigError(f"{flag} {value}: allowed are {', '.join(known)}{did_you_mean(value, known)}")
@@ -94,6 +99,7 @@ def _checked(options: Arguments) -> Options:
         seed=options.seed,
         subsets=options.subsets,
         max_loss=options.max_loss / 100,
+        gain=options.gain,
         paper=options.paper,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from hpc_ewc.report.means import Mean
 from hpc_ewc.report.statistics import Array
@@ -45,16 +45,23 @@ class Difference:
     """Smallest true difference that would have been found with probability 0.8."""
     log_ratio: float | None = None
     """Of perplexities: difference of mean −log p, in nats."""
+    resampled_stderr: float | None = None
+    """By the bootstrap of the pairs."""
 
     @property
     def is_significant(self) -> bool:
         """At 5 % after Holm's correction."""
         return self.p_holm is not None and self.p_holm < 0.05
 
+    @property
+    def bootstrapped(self) -> Difference:
+        """The same with the bootstrap's standard error, where documents were resampled."""
+        return self if self.resampled_stderr is None else replace(self, stderr=self.resampled_stderr)
+
 
 @dataclass
 class Half:
-    """A mean over tasks on half of the documents."""
+    """A mean over tasks, or bits per byte of a text, on half of the documents."""
 
     value: float
     replicates: Array
@@ -74,14 +81,17 @@ class Analysis:
     differences: dict[tuple[Run, Column, str], Difference] = field(default_factory=dict)
     mean_values: dict[tuple[Run, Mean], Estimate] = field(default_factory=dict)
     mean_differences: dict[tuple[Run, Mean], Difference] = field(default_factory=dict)
+    chances: dict[Column, float] = field(default_factory=dict)
+    """What guessing would score: by the catalogue, else by the number of answers that each document offers."""
     left_out: list[str] = field(default_factory=list)
     """Parts that are not here because a package is missing, or was not asked for."""
     clustered: dict[Column, int] = field(default_factory=dict)
     """Number of clusters, in columns whose documents share passages."""
     tied: dict[Column | Mean, set[Run]] = field(default_factory=dict)
     """The best of a column, with all that cannot be told from it on the same documents (95 %)."""
-    halves: dict[tuple[bool, Run, Mean], Half] = field(default_factory=dict)
-    """Means on the half of the documents on which a λ is chosen (True), and on the other."""
+    halves: dict[tuple[bool, Run, Mean | Column], Half] = field(default_factory=dict)
+    """Means, and bits per byte of the learnt language: on the half of the documents on which a λ is chosen (True), and
+    on the other."""
 
     def mean(self, language: str) -> Mean | None:
         """The first mean of a language: the one that the summary shows."""

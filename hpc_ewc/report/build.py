@@ -43,6 +43,8 @@ class Options:
     """groups, subjects: tables of the parts of a task."""
     max_loss: float = MAX_LOSS
     """Of accuracy in the old language that a recommended λ may cost."""
+    gain: str = "auto"
+    """How the gain in the new language is measured: auto, accuracy or text."""
     paper: bool = False
     """Draw the paper's own curves beside ours."""
 
@@ -64,7 +66,7 @@ def report(paths: Sequence[Path | str], out: Path | None, options: Options, cons
     if wants_figures and find_spec("matplotlib") is None:
         analysis.left_out.append("figures are left out: matplotlib is not installed")
         wants_figures = False
-    document = build_document(analysis, subsets=options.subsets, max_loss=options.max_loss)
+    document = build_document(analysis, subsets=options.subsets, max_loss=options.max_loss, gain=options.gain)
     facts = manifest(collection, analysis, resamples=options.resamples, seed=options.seed, paired=options.paired)
     document.lists.append(("Made from", footnote(facts)))
     if wants_figures:

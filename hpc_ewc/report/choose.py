@@ -6,6 +6,7 @@ merit. How sure the choice is, is how often each λ would have been chosen under
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +15,9 @@ from hpc_ewc.report import statistics
 from hpc_ewc.report.formats import percent
 from hpc_ewc.report.lines import Line
 from hpc_ewc.report.means import Mean
+from hpc_ewc.report.measure import Gain, gain, over
 from hpc_ewc.report.statistics import Array
-from hpc_ewc.report.study import SOURCE_LANGUAGE, language_name
+from hpc_ewc.report.study import SOURCE_LANGUAGE, Column, language_name
 from hpc_ewc.report.tables import Builder, Cell, Head, Table
 
 MAX_LOSS = 0.01
@@ -24,7 +26,7 @@ MAX_LOSS = 0.01
 
 @dataclass(frozen=True)
 class Change:
-    """Of a mean against the base, on one half."""
+    """Against the base, on one half: of a mean over tasks, or in bits per byte."""
 
     value: float
     stderr: float
@@ -57,17 +59,19 @@ class Choice:
     """On which was chosen, and on which is reported."""
     none: float
     """Share of the resamples in which no setting keeps the old language."""
+    gain: Gain
+    """By what the new language is measured."""
 
 
 def choose(build: Builder, max_loss: float = MAX_LOSS) -> Choice | None:
-    """The recommendation; None where means cannot be split by document, or there is nothing to choose from."""
-    old, new = build.analysis.mean(SOURCE_LANGUAGE), build.analysis.mean(build.study.target)
+    """The recommendation; None where values cannot be split by document, or there is nothing to choose from."""
+    old, new = build.analysis.mean(SOURCE_LANGUAGE), gain(build)
     if old is None or new is None:
         return None
     lines = [line for line in build.lines.lines if line.first.strength is not None]
     changes = {}
     for line in lines:
-        each = [_change(build, line, mean, half) for half in (True, False) for mean in (old, new)]
+        each = [_change(build, line, what, half) for half in (True, False) for what in (old, new.what)]
         if all(each):
             changes[line] = [change for change in each if change is not None]
     lines = list(changes)
@@ -76,9 +80,9 @@ def choose(build: Builder, max_loss: float = MAX_LOSS) -> Choice | None:
     # from the largest λ: of two with the same gain the one that is held more
     lines.sort(key=lambda line: -(line.first.strength or 0.0))
     points = np.array([[changes[line][0][0], changes[line][1][0]] for line in lines])
-    best = _pick(points[None, :, 0], points[None, :, 1], max_loss)[0]
+    best = _pick(points[None, :, 0], new.sign * points[None, :, 1], max_loss)[0]
     drawn_old, drawn_new = (np.stack([changes[line][part][1] for line in lines], axis=1) for part in (0, 1))
-    picks = _pick(drawn_old, drawn_new, max_loss)
+    picks = _pick(drawn_old, new.sign * drawn_new, max_loss)
     parts = [_summaries([changes[line][part] for line in lines]) for part in range(4)]
     candidates = [
         Candidate(
@@ -86,24 +90,25 @@ def choose(build: Builder, max_loss: float = MAX_LOSS) -> Choice | None:
         )
         for place, line in enumerate(lines)
     ]
-    documents = _documents(build, lines[0], old, new)
+    documents = _documents(build, lines[0], old, new.what)
     return Choice(
         best=None if best < 0 else candidates[best],
         candidates=sorted(candidates, key=lambda c: c.line.first),
         max_loss=max_loss,
         documents=documents,
         none=float((picks < 0).mean()),
+        gain=new,
     )
 
 
-def _change(build: Builder, line: Line, mean: Mean, half: bool) -> tuple[float, Array] | None:
+def _change(build: Builder, line: Line, what: Mean | Column, half: bool) -> tuple[float, Array] | None:
     """Against the base, over the seeds of a line: the value, and the same under resampling."""
-    halves = build.analysis.halves
-    pairs = [(halves.get((half, run, mean)), build.study.bases.get(run)) for run in line.runs]
+    halves, parts = build.analysis.halves, len(what.columns) if isinstance(what, Mean) else 1
+    pairs = [(halves.get((half, run, what)), build.study.bases.get(run)) for run in line.runs]
     values, drawn = [], []
     for mine, base in pairs:
-        theirs = None if base is None else halves.get((half, base, mean))
-        if mine is None or theirs is None or {mine.tasks, theirs.tasks} != {len(mean.columns)}:
+        theirs = None if base is None else halves.get((half, base, what))
+        if mine is None or theirs is None or {mine.tasks, theirs.tasks} != {parts}:
             return None
         values.append(mine.value - theirs.value)
         drawn.append(mine.replicates - theirs.replicates)
@@ -126,9 +131,9 @@ def _summaries(changes: list[tuple[float, Array]]) -> list[Change]:
     ]
 
 
-def _documents(build: Builder, line: Line, old: Mean, new: Mean) -> tuple[int, int]:
+def _documents(build: Builder, line: Line, *parts: Mean | Column) -> tuple[int, int]:
     halves = build.analysis.halves
-    counts = [sum(halves[half, line.first, mean].documents for mean in (old, new)) for half in (True, False)]
+    counts = [sum(halves[half, line.first, what].documents for what in parts) for half in (True, False)]
     return counts[0], counts[1]
 
 
@@ -140,13 +145,15 @@ def choice_table(build: Builder, choice: Choice | None) -> Table | None:
     if choice is None:
         return None
     old, new = language_name(SOURCE_LANGUAGE), language_name(build.study.target)
-    table = build.table("choice", "Choosing λ")
-    table.heads += [Head(f"{name} {half} half") for half in ("first", "other") for name in (f"Δ {old}", f"Δ {new}")]
+    table, text = build.table("choice", "Choosing λ"), choice.gain.text
+    table.heads += [
+        Head(f"{name} {half} half") for half in ("first", "other") for name in (f"Δ {old}", choice.gain.head)
+    ]
     table.heads += [Head("allowed"), Head("chosen in")]
     for candidate in choice.candidates:
         row = build.labelled(candidate.line)
-        row += [_cell(change) for change in (candidate.old, candidate.new)]
-        row += [_cell(change) for change in (candidate.old_reported, candidate.new_reported)]
+        row += [_cell(candidate.old, percent), _cell(candidate.new, text)]
+        row += [_cell(candidate.old_reported, percent), _cell(candidate.new_reported, text)]
         allowed = candidate.old.value >= -choice.max_loss
         row.append(Cell("yes" if allowed else "no", float(allowed)))
         is_best = candidate is choice.best
@@ -154,7 +161,7 @@ def choice_table(build: Builder, choice: Choice | None) -> Table | None:
         table.rows.append(row)
     table.notes.append(
         f"Rule: of the runs that lose at most {points_text(choice.max_loss)} of {old}, the one that gains most "
-        f"{new} (means over tasks, points against the base). Chosen on the first half of the documents "
+        f"{new} ({_measures(build, choice.gain)}). Chosen on the first half of the documents "
         f"(n={choice.documents[0]:,}, by hash), reported on the other (n={choice.documents[1]:,}). Chosen in: share of "
         "bootstrap resamples of the first half in which the rule picks this row. ± standard error, by bootstrap."
     )
@@ -172,7 +179,9 @@ def sentence(build: Builder, choice: Choice) -> str:
     best = choice.best
     lost, gained = best.old_reported, best.new_reported
     words = f"Recommended: {build.lines.name(best.line)}. On the other half it changes {old} by {_with_interval(lost)} "
-    words += f"and {new} by {_with_interval(gained)} points"
+    text = choice.gain.text
+    words += "" if text is percent else "points "
+    words += f"and {new} by {_with_interval(gained, text)} {choice.gain.unit}"
     others = [c for c in choice.candidates if c is not best and c.chosen > 0]
     second = max(others, key=lambda candidate: candidate.chosen, default=None)
     words += f"; under resampled documents the rule picks it in {100 * best.chosen:.0f} % of cases"
@@ -182,6 +191,8 @@ def sentence(build: Builder, choice: Choice) -> str:
         words += f", no run in {100 * choice.none:.0f} %"
     if lost.low < -choice.max_loss:
         words += f". Its loss may be larger than allowed: the interval reaches {percent(lost.low, sign=True)}"
+    if choice.gain.why:
+        words += f". The gain in {new} is measured in {_unit(choice.gain)}: {choice.gain.why}"
     return words + ("." if build.lines.repeated else ". This is about these checkpoints, one seed each.")
 
 
@@ -190,11 +201,29 @@ def points_text(share: float) -> str:
     return f"{100 * share:g} point" + ("" if 100 * share == 1 else "s")
 
 
-def _cell(change: Change) -> Cell:
-    detail = f"95 % {percent(change.low, sign=True)} to {percent(change.high, sign=True)}"
-    return Cell(percent(change.value, change.stderr, sign=True), change.value, detail=detail)
+def _measures(build: Builder, measured: Gain) -> str:
+    """Of loss and gain, in words."""
+    old = build.analysis.mean(SOURCE_LANGUAGE)
+    if isinstance(measured.what, Mean):
+        alike = old is not None and old.single is None and measured.what.single is None
+        words = "means over tasks" if alike else f"{_mean_words(old)}; {_mean_words(measured.what)}"
+        return f"{words}, points against the base"
+    return f"{_mean_words(old)}, points against the base; {measured.unit}"
 
 
-def _with_interval(change: Change) -> str:
-    low, high = percent(change.low, sign=True), percent(change.high, sign=True)
-    return f"{percent(change.value, change.stderr, sign=True)} (95 %: {low} to {high})"
+def _mean_words(mean: Mean | None) -> str:
+    return "mean over tasks" if mean is None or mean.single is None else f"{over(mean)} alone"
+
+
+def _unit(measured: Gain) -> str:
+    return "accuracy" if isinstance(measured.what, Mean) else measured.unit
+
+
+def _cell(change: Change, text: Callable[..., str]) -> Cell:
+    detail = f"95 % {text(change.low, sign=True)} to {text(change.high, sign=True)}"
+    return Cell(text(change.value, change.stderr, sign=True), change.value, detail=detail)
+
+
+def _with_interval(change: Change, text: Callable[..., str] = percent) -> str:
+    low, high = text(change.low, sign=True), text(change.high, sign=True)
+    return f"{text(change.value, change.stderr, sign=True)} (95 %: {low} to {high})"

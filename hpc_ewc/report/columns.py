@@ -34,8 +34,8 @@ class ColumnAnalysis:
         self.resamples = resamples
         self.seed = (seed, zlib.crc32(column.cell.encode()))
         self.runs = [run for run in self.study.runs if (run, column) in self.study.records]
-        self.bounds: dict[tuple[Run, str], tuple[float, float]] = {}
-        """Of differences to the base: 95 %, by run and metric."""
+        self.bounds: dict[tuple[Run, str], tuple[float, float, float]] = {}
+        """Of differences to the base, by run and metric: 95 %, and the standard error, by the bootstrap."""
 
     def fill(self, replicates: dict[Mean, dict[Run, Array]]) -> None:
         for run in self.runs:
@@ -80,6 +80,8 @@ class ColumnAnalysis:
                 continue
             if read is not None:
                 scores[run] = read
+                if read.documents.guess is not None and self.column.kind == "share" and read.is_binary:
+                    self.analysis.chances.setdefault(self.column, read.documents.guess)
                 if read.documents.clusters is not None:
                     self.analysis.clustered[self.column] = int(read.documents.clusters.max()) + 1
         return scores
@@ -115,6 +117,8 @@ class ColumnAnalysis:
                 self._primary(runs, drawn, replicates)
         if self.column.kind == "share":
             self._halve(runs, values, first)
+        elif self.column.kind == "perplexity" and self.column.language == self.study.target:
+            self._halve_text(runs, values, first)
 
     def _difference_intervals(self, runs: list[Run], metric: str, drawn: Array) -> None:
         """Of each run against its base, all at once: a call a run takes longer than the quantiles themselves."""
@@ -122,9 +126,10 @@ class ColumnAnalysis:
         bases = {run: places[base] for run in runs if (base := self.study.bases.get(run)) in places}
         if not bases:
             return
-        lows, highs = statistics.interval(drawn[:, [places[run] for run in bases]] - drawn[:, list(bases.values())])
-        for run, low, high in zip(bases, lows, highs, strict=True):
-            self.bounds[run, metric] = float(low), float(high)
+        changes = drawn[:, [places[run] for run in bases]] - drawn[:, list(bases.values())]
+        lows, highs = statistics.interval(changes)
+        for run, low, high, error in zip(bases, lows, highs, changes.std(axis=0, ddof=1), strict=True):
+            self.bounds[run, metric] = float(low), float(high), float(error)
 
     def _primary(self, runs: list[Run], drawn: Array, replicates: dict[Mean, dict[Run, Array]]) -> None:
         """Who is best, and this column's part in the means."""
@@ -154,6 +159,22 @@ class ColumnAnalysis:
             for mean in self.analysis.means:
                 for place, run in enumerate(runs) if self.column in mean.columns else ():
                     self._add_half(choosing, run, mean, float(point[place]), drawn[:, place], int(chosen.sum()))
+
+    def _halve_text(self, runs: list[Run], values: Array, first: Scores) -> None:
+        """Bits per byte of this text on either half of its documents."""
+        assert first.bytes is not None
+        for choosing in (True, False):
+            chosen = first.documents.half == choosing
+            if not chosen.any():
+                continue
+            below = first.bytes[chosen]
+            drawn = statistics.resampled(
+                values[chosen], (*self.seed, int(choosing)), denominator=below, resamples=self.resamples
+            )
+            point, documents = values[chosen].sum(axis=0) / below.sum() / LN2, int(chosen.sum())
+            for place, run in enumerate(runs):
+                half = Half(float(point[place]), drawn[:, place] / LN2, documents, 1)
+                self.analysis.halves[choosing, run, self.column] = half
 
     def _add_half(self, choosing: bool, run: Run, mean: Mean, value: float, drawn: Array, documents: int) -> None:
         key, count = (choosing, run, mean), len(mean.columns)
@@ -191,8 +212,10 @@ class ColumnAnalysis:
                 pair = _shares(mine.values[a], theirs.values[b], clusters)
             else:
                 pair = _texts(mine.values[a], theirs.values[b], getattr(mine, below)[a], clusters, metric)
-            low, high = self.bounds.get((run, metric), (None, None))
-            self.analysis.differences[run, self.column, metric] = Difference(n=len(a), low=low, high=high, **pair)
+            low, high, error = self.bounds.get((run, metric), (None, None, None))
+            self.analysis.differences[run, self.column, metric] = Difference(
+                n=len(a), low=low, high=high, resampled_stderr=error, **pair
+            )
 
     def _unpaired(self, run: Run, base: Run) -> None:
         for metric in self._measures():

@@ -150,7 +150,7 @@ def _compared(records: list[dict[str, Any]], sources: list[Source]) -> Compariso
     ]
     means = [
         Judgement(
-            mean.label,
+            "mean over tasks" if mean.single is None else f"{plain_name(mean.single)} alone",
             mean.language,
             analysis.mean_differences[other, mean],
             True,
@@ -175,7 +175,7 @@ def _table(analysis: Analysis, one: Run, other: Run) -> Table:
             table.rows.append(_row(analysis, (one, other), column, difference))
     for mean in analysis.means:
         difference = analysis.mean_differences.get((other, mean))
-        if difference is not None:
+        if difference is not None and mean.single is None:
             table.rows.append(_row(analysis, (one, other), mean, difference))
     table.notes.append(
         "± standard error, paired by document. p after Holm's correction over the cells, and over the means. "
@@ -198,7 +198,7 @@ def _row(analysis: Analysis, runs: tuple[Run, Run], what: Column | Mean, differe
 
 def _overall(comparison: Comparison, mean: Judgement) -> str:
     difference = mean.difference
-    words = f"{language_name(mean.language)}, mean over tasks: B changes A's {percent(mean.a)} by "
+    words = f"{language_name(mean.language)}, {mean.name}: B changes A's {percent(mean.a)} by "
     words += percent(difference.value, difference.stderr, sign=True)
     if difference.low is not None and difference.high is not None:
         words += f" (95 %: {percent(difference.low, sign=True)} to {percent(difference.high, sign=True)})"

@@ -8,7 +8,8 @@ from hpc_ewc.report.analysis import Analysis, Difference, Estimate
 from hpc_ewc.report.formats import NOTHING, percent, strength_text
 from hpc_ewc.report.means import Mean
 from hpc_ewc.report.study import SOURCE_LANGUAGE, Column, Run, Study
-from hpc_ewc.report.tables import Builder, Cell, Head, Table, bits_column, difference_cell, value_cell
+from hpc_ewc.report.tables import Builder, Cell, Head, Table, difference_cell, value_cell
+from hpc_ewc.report.texts import bits_column
 
 LOSS, FACTOR = 0.20, 2.0
 """λ = 0 must lose so much English accuracy, or multiply its bits per byte by so much."""

@@ -13,6 +13,7 @@ from typing import Any
 from hpc_ewc.report.analysis import Analysis, Difference, Estimate
 from hpc_ewc.report.choose import sentence
 from hpc_ewc.report.document import Document
+from hpc_ewc.report.means import Mean
 from hpc_ewc.report.study import Run
 from hpc_ewc.report.terminal import clean
 
@@ -41,7 +42,8 @@ def long_rows(analysis: Analysis) -> list[dict[str, Any]]:
             if record is None:
                 continue
             shared = EMPTY | {name: record[name] for name in LONG if name in record} | of_run
-            shared |= {name: getattr(column, name) for name in ("task", "language", "variant", "cell", "chance")}
+            shared |= {name: getattr(column, name) for name in ("task", "language", "variant", "cell")}
+            shared["chance"] = analysis.chances.get(column)
             for result in record["results"]:
                 whole = result.get("subset", "") == "" and (
                     result["metric"] != column.metric or result.get("filter", "none") == column.filter
@@ -168,6 +170,7 @@ def choice_fields(document: Document) -> dict[str, Any]:
     assert choice is not None
     return {
         "max_loss": choice.max_loss,
+        "gain_in": "accuracy" if isinstance(choice.gain.what, Mean) else f"bits_per_byte of {choice.gain.what.cell}",
         "documents_chosen_on": choice.documents[0],
         "documents_reported_on": choice.documents[1],
         "strength": None if choice.best is None else choice.best.line.first.strength,

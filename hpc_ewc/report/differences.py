@@ -27,7 +27,8 @@ def analyse(study: Study, *, paired: bool = True, resamples: int = statistics.RE
         resamples: of the bootstrap.
         seed: of the bootstrap.
     """
-    analysis = Analysis(study, means(study))
+    known = {column: column.chance for column in study.columns if column.chance is not None}
+    analysis = Analysis(study, means(study), chances=known)
     paired = paired and _packages(analysis)
     reader = SampleReader(study)
     replicates: dict[Mean, dict[Run, Array]] = defaultdict(dict)
@@ -83,6 +84,9 @@ def _fill_mean(analysis: Analysis, mean: Mean, replicates: dict[Run, Array]) -> 
         if base not in whole:
             continue
         each = [analysis.differences[run, column, column.metric] for column in mean.columns]
+        if mean.single is not None:  # no mean: the task's own test, corrected in the family of the means
+            analysis.mean_differences[run, mean] = dataclasses.replace(each[0], p_holm=None)
+            continue
         moments = statistics.mean_of([Moments(d.value, d.stderr, d.df) for d in each])
         low, high = bounds.get(run, (None, None))
         analysis.mean_differences[run, mean] = Difference(

@@ -11,7 +11,9 @@ from hpc_ewc.report.criterion import criterion_table
 from hpc_ewc.report.lines import Lines
 from hpc_ewc.report.study import Study
 from hpc_ewc.report.subsets import subset_tables
-from hpc_ewc.report.tables import Builder, Table, differences, fluency, judged, knowledge, summary
+from hpc_ewc.report.summary import summary
+from hpc_ewc.report.tables import Builder, Table, differences, knowledge
+from hpc_ewc.report.texts import fluency, judged, texts
 from hpc_ewc.report.tradeoff import tradeoff
 from hpc_ewc.report.training import cost_table, held_table
 
@@ -39,16 +41,19 @@ class Document:
     choice: Choice | None
 
 
-def build_document(analysis: Analysis, *, subsets: Sequence[str] = (), max_loss: float = MAX_LOSS) -> Document:
+def build_document(
+    analysis: Analysis, *, subsets: Sequence[str] = (), max_loss: float = MAX_LOSS, gain: str = "auto"
+) -> Document:
     """The whole report of an analysis.
 
     Args:
         analysis: the numbers.
         subsets: "groups", "subjects": tables of the parts of a task too.
         max_loss: of accuracy in the old language that a recommended λ may cost.
+        gain: how the gain in the new language is measured: auto, accuracy or text.
     """
     study = analysis.study
-    build = Builder(Lines(analysis))
+    build = Builder(Lines(analysis), gain)
     choice = choose(build, max_loss)
     return Document(
         title=f"Report on {study.title}",
@@ -65,6 +70,7 @@ def _tables(build: Builder, choice: Choice | None, subsets: Sequence[str]) -> li
     if not build.study.runs:
         return []
     tables: list[Table | None] = [summary(build), criterion_table(build), tradeoff(build), choice_table(build, choice)]
+    tables.append(texts(build))
     tables += [knowledge(build, language) for language in build.languages]
     tables += [differences(build, language) for language in build.languages]
     tables += [fluency(build, column) for column in build.study.columns if column.kind == "perplexity"]

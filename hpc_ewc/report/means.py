@@ -22,6 +22,11 @@ class Mean:
     columns: tuple[Column, ...]
     label: str
 
+    @property
+    def single(self) -> Column | None:
+        """The only task, where there is but one: then this is no mean, and is not called one."""
+        return self.columns[0] if len(self.columns) == 1 else None
+
     def is_whole(self, study: Study, run: Run) -> bool:
         """The run has a value in every column: a mean over fewer tasks would be another quantity."""
         return all((run, column) in study.records for column in self.columns)

@@ -34,6 +34,8 @@ class Documents:
     half: NDArray[np.bool_]
     """[n] the half on which a λ may be chosen; the other is for reporting. Questions on one passage stay together, and
     so do a document and its translation of the same number."""
+    guess: float | None
+    """What guessing scores where one of several answers is right: mean of one over their number. None: no answers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +136,9 @@ def _documents(column: Column, keys: tuple[Key, ...], rows: list[dict[str, Any]]
     clusters = np.array([codes[name] for name in names], dtype=np.int64) if len(codes) < len(names) else None
     ids = [row.get("cluster") or f"{row['subset']}:{row['doc_id']}" for row in rows]
     half = np.array([hashlib.sha256(f"{column.task}:{i}".encode()).digest()[0] & 1 == 1 for i in ids], dtype=bool)
-    return Documents(keys, clusters, half)
+    answers = [len(row.get("loglikelihoods") or ()) for row in rows]
+    guess = sum(1 / count for count in answers) / len(rows) if rows and min(answers) > 1 else None
+    return Documents(keys, clusters, half, guess)
 
 
 def _check(path: Path, scores: Scores, column: Column, record: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from hpc_ewc.report.contamination import MARK, contaminated
 from hpc_ewc.report.formats import NOTHING, bits, number, p_text, percent
 from hpc_ewc.report.lines import Line, Lines, Spread, label_columns
 from hpc_ewc.report.means import Mean
-from hpc_ewc.report.study import PERPLEXITIES, Column, language_name
+from hpc_ewc.report.study import Column, language_name
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,10 @@ class Table:
 class Builder:
     """Builds every table of a report."""
 
-    def __init__(self, lines: Lines) -> None:
+    def __init__(self, lines: Lines, gain: str = "auto") -> None:
         self.lines = lines
+        self.gain = gain
+        """How the gain in the new language is to be measured: auto, accuracy or text."""
         self.analysis = lines.analysis
         self.study = lines.study
         self.labels = label_columns(self.study, lines.lines)
@@ -119,44 +121,12 @@ def text_of(column: Column) -> Callable[..., str]:
 # ---------------------------------------------------------------------------------------------- the tables
 
 
-def summary(build: Builder) -> Table:
-    """The first table: what was kept, what was learnt, at which λ."""
-    lines, table = build.lines, build.table("summary", "Kept and learnt")
-    shown = [mean for language in build.languages if (mean := build.analysis.mean(language))]
-    fluency = [column for language in build.languages if (column := bits_column(build, language))]
-    table.heads += [Head(mean.label) for mean in shown]
-    table.heads += [Head(f"Δ {language_name(mean.language)}") for mean in shown]
-    table.heads += [Head(f"bits/byte {language_name(column.language)}") for column in fluency]
-    for line in lines.lines:
-        row = build.labelled(line)
-        row += [value_cell(lines.mean_value(line, mean), percent) for mean in shown]
-        row += [difference_cell(lines.mean_difference(line, mean), percent) for mean in shown]
-        row += [value_cell(lines.value(line, column, "bits_per_byte"), bits) for column in fluency]
-        table.rows.append(row)
-    if shown:
-        over = "; ".join(f"{language_name(m.language)}: {len(m.columns)} tasks" for m in shown)
-        table.notes.append(
-            f"Accuracy in per cent ± standard error, mean over tasks ({over}). Δ: points against the base."
-        )
-    if fluency:
-        texts = ", ".join(f"{language_name(c.language)}: {plain_name(c)}" for c in fluency)
-        table.notes.append(f"Bits per byte, lower is better ({texts}).")
-    return table
-
-
-def bits_column(build: Builder, language: str) -> Column | None:
-    """Where bits per byte of a language are read: held-out text where there is some, else TruthfulQA's."""
-    columns = [c for c in build.study.columns if c.language == language and c.kind == "perplexity"]
-    columns.sort(key=lambda column: (column.task != "ppl_heldout", column.variant))
-    return columns[0] if columns else None
-
-
 def knowledge(build: Builder, language: str) -> Table | None:
     """Accuracy of each task of a language."""
     columns = [c for c in build.study.columns if c.language == language and c.kind in ("share", "number")]
     if not columns:
         return None
-    shown = [mean for mean in build.analysis.means if mean.language == language]
+    shown = [mean for mean in build.analysis.means if mean.language == language and mean.single is None]
     table = build.table(f"accuracy.{language}", f"{language_name(language)}: accuracy in per cent")
     table.heads += [Head(head(build, column)) for column in columns] + [Head(short(mean)) for mean in shown]
     every: list[Column | Mean] = [*columns, *shown]
@@ -166,8 +136,9 @@ def knowledge(build: Builder, language: str) -> Table | None:
         row += [value_cell(build.lines.value(line, c), text_of(c), bold=line in best[c]) for c in columns]
         row += [value_cell(build.lines.mean_value(line, mean), percent, bold=line in best[mean]) for mean in shown]
         table.rows.append(row)
-    if any(column.chance is not None for column in columns):
-        chances = [Cell(NOTHING if c.chance is None else percent(c.chance), c.chance) for c in columns]
+    known = build.analysis.chances
+    if any(column in known for column in columns):
+        chances = [Cell(percent(known[c]), known[c]) if c in known else Cell(NOTHING) for c in columns]
         table.foot.append(build.foot("chance", [*chances, *[Cell("")] * len(shown)]))
     table.notes += [*settings_notes(build, columns), *mean_notes(build, language, shown)]
     if any(best.values()):
@@ -181,7 +152,7 @@ def differences(build: Builder, language: str) -> Table | None:
     rows = [line for line in build.lines.lines if any(build.lines.difference(line, c) for c in columns)]
     if not rows:
         return None
-    shown = [mean for mean in build.analysis.means if mean.language == language]
+    shown = [mean for mean in build.analysis.means if mean.language == language and mean.single is None]
     table = build.table(f"difference.{language}", f"{language_name(language)}: points against the base")
     table.heads += [Head(head(build, column)) for column in columns] + [Head(short(mean)) for mean in shown]
     for line in rows:
@@ -198,50 +169,6 @@ def differences(build: Builder, language: str) -> Table | None:
         "over every run × primary metric (tasks), or every run × language (means). Seen from: a true difference "
         "smaller than this may well have gone unseen (80 % power, before correction; the widest of the column)."
     )
-    return table
-
-
-def fluency(build: Builder, column: Column) -> Table:
-    """Perplexities and bits per byte of one text, and what they became."""
-    lines, language = build.lines, language_name(column.language)
-    title = f"{language}: {plain_name(column)}, perplexity and bits per byte"
-    table = build.table(f"fluency.{column.language}.{column.label.replace(' ', '.')}", title)
-    unit = "bits/byte" if column.metric == "bits_per_byte" else "ppl"
-    table.heads += [Head(part) for part in ("ppl", "mean ppl", "median ppl", "bits/byte", f"Δ {unit}")]
-    for line in lines.lines:
-        row = build.labelled(line)
-        row += [value_cell(lines.value(line, column, metric), number) for metric in PERPLEXITIES[:3]]
-        row.append(value_cell(lines.value(line, column, "bits_per_byte"), bits))
-        row.append(difference_cell(lines.difference(line, column), text_of(column)))
-        table.rows.append(row)
-    table.legend.append(
-        "Lower is better. ppl: exp(ΣNLL/Σtokens). mean, median: of each document's own perplexity; the mean is the "
-        "paper's, and a few documents decide it. bits/byte: ΣNLL/Σbytes/ln 2, free of the tokenizer. "
-        "Δ against the base, paired by document; *: p < .05 after Holm's correction."
-    )
-    table.notes += settings_notes(build, [column])
-    return table
-
-
-def judged(build: Builder, column: Column) -> Table:
-    """Answers that another model reads: how likely it finds them, and whether they say anything."""
-    lines, language = build.lines, language_name(column.language)
-    table = build.table(f"judged.{column.language}", f"{language}: {plain_name(column)} by another model")
-    table.heads += [Head(part) for part in ("ppl", "mean ppl", "repeated %", "words", "empty %", "Δ nats/token")]
-    for line in lines.lines:
-        row = build.labelled(line)
-        row += [value_cell(lines.value(line, column, metric), number) for metric in ("perplexity", "perplexity_mean")]
-        row.append(value_cell(lines.value(line, column, "repetition"), percent))
-        row.append(value_cell(lines.value(line, column, "length"), number))
-        row.append(value_cell(lines.value(line, column, "empty"), percent))
-        row.append(difference_cell(lines.difference(line, column), number))
-        table.rows.append(row)
-    table.legend.append(
-        "ppl: of all answers under the judging model; mean: of each one's own. A ppl near 1 is repetition: repeated, "
-        "the share of 4-grams of words that came before in the answer. Δ: mean over the questions of −log p a token, "
-        "against the base, paired by question; below 0 the judge finds the answers likelier, not better."
-    )
-    table.notes += settings_notes(build, [column])
     return table
 
 
@@ -339,7 +266,7 @@ def _circumstances(build: Builder, column: Column) -> list[str]:
 
 def mean_notes(build: Builder, language: str, shown: list[Mean]) -> list[str]:
     columns = build.study.means(language)
-    if columns and not shown:
+    if columns and build.analysis.mean(language) is None:
         return ["No mean: no run has every task under the same limit, backend, precision and seed."]
     if len(shown) > 1:
         return [f"{short(mean)}: {', '.join(c.label for c in mean.columns)}." for mean in shown]

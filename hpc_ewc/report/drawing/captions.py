@@ -8,9 +8,12 @@ from hpc_ewc.report.drawing.curves import MOST_GROUPS, groups
 from hpc_ewc.report.drawing.style import MANY
 from hpc_ewc.report.drawing.training import drawn
 from hpc_ewc.report.formats import strength_text
+from hpc_ewc.report.means import Mean
+from hpc_ewc.report.measure import gain, over
 from hpc_ewc.report.paper import paper
 from hpc_ewc.report.study import SOURCE_LANGUAGE, language_name
 from hpc_ewc.report.tables import Builder
+from hpc_ewc.report.texts import shown_texts
 
 
 def captions(document: Document, overlay: bool) -> dict[str, str]:
@@ -26,7 +29,7 @@ def captions(document: Document, overlay: bool) -> dict[str, str]:
     common += _which_groups(build)
     paper_words = f" Grey: {paper()['source']}; {paper()['how']} {paper()['warning']}" if overlay else ""
     label = "An illustration with the miniature model. " if build.study.illustration else ""
-    tradeoff = f"{label}{old} kept against {new} learnt, mean accuracy over tasks. Joined: the front."
+    tradeoff = f"{label}{old} kept against {new} learnt: {_measured(build)}. Joined: the front."
     if choice is not None:
         tradeoff += f" Shaded: more than {points_text(choice.max_loss)} of {old} lost."
         if choice.best is not None:
@@ -40,13 +43,32 @@ def captions(document: Document, overlay: bool) -> dict[str, str]:
     return {
         "accuracy": f"{label}Accuracy of each task against λ. {common}{paper_words}",
         "mean": f"{label}Mean accuracy over tasks against λ. {common}{paper_words}",
-        "perplexity": f"{label}Perplexity of TruthfulQA's questions with their answers, and bits per byte. "
-        f"{common}{paper_words}",
+        "perplexity": f"{label}{_texts(build)}. {common}{paper_words}",
         "tradeoff": tradeoff,
         "training": f"{label}Task loss, penalty and distance to the anchor while training, by λ; a long run "
         f"is shown by the means of 80 equal stretches.{_which_curves(build)}",
         "fisher": f"{label}Where the Fisher information lies: share of its trace by layer and by kind of parameter.",
     }
+
+
+def _measured(build: Builder) -> str:
+    """What the axes of the trade-off are."""
+    old, new = build.analysis.mean(SOURCE_LANGUAGE), gain(build)
+    if new is not None and not isinstance(new.what, Mean):
+        first = f"accuracy of {over(old)}" if old is not None and old.single else "mean accuracy over tasks"
+        return f"{first}; {new.unit}, fewer above"
+    means = [mean for mean in (old, None if new is None else new.what) if isinstance(mean, Mean)]
+    alone = [f"{language_name(mean.language)}: {over(mean)} alone" for mean in means if mean.single]
+    return "; ".join(["mean accuracy over tasks", *alone])
+
+
+def _texts(build: Builder) -> str:
+    """Which of the two quantities there are."""
+    pairs = any(column.task == "ppl_truthfulqa" for column in build.study.columns)
+    parts = ["perplexity of TruthfulQA's questions with their answers"] if pairs else []
+    parts += ["bits per byte"] if shown_texts(build) else []
+    words = ", and ".join(parts)
+    return f"{words[:1].upper()}{words[1:]} against λ, a panel a text"
 
 
 def _how_drawn(build: Builder) -> str:

@@ -17,7 +17,8 @@ from hpc_ewc.report.drawing.style import GREY, INK, MANY, Look, StrengthAxis, lo
 from hpc_ewc.report.lines import Line
 from hpc_ewc.report.paper import accuracy_curve, perplexity_curve
 from hpc_ewc.report.study import Column, language_name
-from hpc_ewc.report.tables import Builder, bits_column, plain_name
+from hpc_ewc.report.tables import Builder, plain_name
+from hpc_ewc.report.texts import shown_texts
 
 MOST_GROUPS = 4
 """Curves of one language in one panel; more are not told apart."""
@@ -123,6 +124,7 @@ def _xy(
 def accuracy_figure(build: Builder, *, paper: bool) -> Figure | None:
     """A panel a task, both languages in each, the mean last: the paper's figure 3."""
     panels: dict[str, list[tuple[int, Column]]] = defaultdict(list)
+    means = _mean_curves(build, paper, several=True)
     for place, language in enumerate(build.languages):
         for column in build.study.means(language):
             if not column.variant:
@@ -130,7 +132,7 @@ def accuracy_figure(build: Builder, *, paper: bool) -> Figure | None:
     if not panels or not groups(build):
         return None
     x = axis_of(build, paper=paper)
-    count = len(panels) + 1
+    count = len(panels) + bool(means)
     columns = min(4, count)
     rows = -(-count // columns)
     figure, grid = plt.subplots(rows, columns, figsize=(2.75 * columns, 2.35 * rows + 0.5), squeeze=False, sharex=True)
@@ -139,14 +141,14 @@ def accuracy_figure(build: Builder, *, paper: bool) -> Figure | None:
         for place, column in members:
             draw_curve(axes, build, _task_curve(build, column, place, paper), x)
         axes.set_title(plain(plain_name(members[0][1])))
-    last = each[len(panels)]
-    for curve in _mean_curves(build, paper):
-        draw_curve(last, build, curve, x)
-    last.set_title("mean over tasks", fontweight="bold")
+    for curve in means:
+        draw_curve(each[len(panels)], build, curve, x)
+        each[len(panels)].set_title("mean over tasks", fontweight="bold")
     for axes in each[count:]:
         axes.set_visible(False)
     _finish(figure, each[:count], columns, x, "accuracy in %")
-    _legend(figure, build, last, paper)
+    shown = [column for members in panels.values() for _, column in members]
+    _legend(figure, build, each[:count], paper, chance=any(build.analysis.chances.get(column) for column in shown))
     return figure
 
 
@@ -160,20 +162,23 @@ def mean_figure(build: Builder, *, paper: bool) -> Figure | None:
     for curve in curves:
         draw_curve(axes, build, curve, x)
     _finish(figure, [axes], 1, x, "accuracy in %, mean over tasks")
-    _legend(figure, build, axes, paper)
+    _legend(figure, build, [axes], paper)
     return figure
 
 
 def perplexity_figure(build: Builder, *, paper: bool) -> Figure | None:
     """TruthfulQA's mean perplexity (the paper's figure 1a) and bits per byte, against λ."""
     texts = [c for c in build.study.columns if c.kind == "perplexity" and c.task == "ppl_truthfulqa"]
-    held = [c for language in build.languages if (c := bits_column(build, language)) is not None]
+    held: dict[str, list[Column]] = defaultdict(list)
+    for column in shown_texts(build):
+        held[column.variant].append(column)
     if not (texts or held) or not groups(build):
         return None
     x = axis_of(build, paper=paper)
-    parts = [(texts, "perplexity_mean"), (held, "bits_per_byte")]
+    parts = [(texts, "perplexity_mean"), *((columns, "bits_per_byte") for columns in held.values())]
     parts = [(columns, metric) for columns, metric in parts if columns]
-    figure, grid = plt.subplots(1, len(parts), figsize=(5.0 * len(parts), 3.9), squeeze=False)
+    width = 5.0 if len(parts) < 3 else 4.0
+    figure, grid = plt.subplots(1, len(parts), figsize=(width * len(parts), 3.9), squeeze=False)
     for axes, (columns, metric) in zip(grid.flat, parts, strict=True):
         for column in columns:
             place = build.languages.index(column.language)
@@ -198,7 +203,7 @@ def perplexity_figure(build: Builder, *, paper: bool) -> Figure | None:
             plain(", ".join(titles)) + (": mean over texts" if metric == "perplexity_mean" else ": all bytes")
         )
     figure.tight_layout(rect=(0, 0.07, 1, 1), w_pad=2.5)
-    _legend(figure, build, grid.flat[0], paper)
+    _legend(figure, build, list(grid.flat), paper)
     return figure
 
 
@@ -210,19 +215,21 @@ def _task_curve(build: Builder, column: Column, place: int, paper: bool) -> Curv
         language_name(column.language),
         look(place),
         lambda line: build.lines.value(line, column)[0],
-        column.chance or None,
+        build.analysis.chances.get(column) or None,
         accuracy_curve(column.task, column.language) if paper else None,
     )
 
 
-def _mean_curves(build: Builder, paper: bool) -> list[Curve]:
+def _mean_curves(build: Builder, paper: bool, *, several: bool = False) -> list[Curve]:
+    """Of each language; with `several` only of those that have more than one task: one has a panel of its own."""
     curves = []
     for place, language in enumerate(build.languages):
         mean = build.analysis.mean(language)
-        if mean is not None:
+        if mean is not None and not (several and mean.single):
+            alone = f": {plain_name(mean.single)} alone" if mean.single else ""
             curves.append(
                 Curve(
-                    language_name(language),
+                    plain(f"{language_name(language)}{alone}"),
                     look(place),
                     lambda line, mean=mean: build.lines.mean_value(line, mean)[0],  # type: ignore[misc]
                     paper=accuracy_curve("mean", language) if paper else None,
@@ -245,17 +252,17 @@ def _finish(figure: Figure, panels: Sequence[Axes], columns: int, x: StrengthAxi
     figure.tight_layout(rect=(0, 0.07 if len(panels) == 1 else 0.06, 1, 1))
 
 
-def _legend(figure: Figure, build: Builder, axes: Axes, paper: bool) -> None:
+def _legend(figure: Figure, build: Builder, panels: Sequence[Axes], paper: bool, *, chance: bool = False) -> None:
     """Below all panels: languages, then what the other marks mean."""
     from matplotlib.lines import Line2D
 
-    handles, labels = axes.get_legend_handles_labels()
-    handles = list(handles)
+    each = [zip(*axes.get_legend_handles_labels(), strict=True) for axes in panels]
+    known = {label: handle for pairs in each for handle, label in pairs}
+    handles, labels = list(known.values()), list(known)
     if any(line.first.is_base for line in build.lines.lines):
         handles.append(Line2D([], [], color=INK, linewidth=0.9, linestyle=(0, (1, 1.5))))
         labels.append("base model")
-    shown = [column for language in build.languages for column in build.study.means(language)]
-    if len(figure.axes) > 2 and any(column.chance for column in shown):
+    if chance:
         handles.append(Line2D([], [], color=GREY, linewidth=0.8, linestyle=(0, (4, 3))))
         labels.append("chance")
     if paper:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from hpc_ewc.report.choose import Choice, points_text
 from hpc_ewc.report.drawing.style import GREY, INK, MANY, look, plain
 from hpc_ewc.report.lines import Line
+from hpc_ewc.report.means import Mean
+from hpc_ewc.report.measure import Gain, gain
 from hpc_ewc.report.study import SOURCE_LANGUAGE, language_name
 from hpc_ewc.report.tables import Builder
 from hpc_ewc.report.tradeoff import front
@@ -16,15 +22,16 @@ from hpc_ewc.report.tradeoff import front
 
 def tradeoff_figure(build: Builder, choice: Choice | None) -> Figure | None:
     """A point a run, the front joined, the recommended λ ringed, what the rule forbids shaded."""
-    old, new = build.analysis.mean(SOURCE_LANGUAGE), build.analysis.mean(build.study.target)
+    old, new = build.analysis.mean(SOURCE_LANGUAGE), gain(build)
     if old is None or new is None:
         return None
+    scale = 100.0 if isinstance(new.what, Mean) else 1.0
     points: dict[Line, tuple[float, float, float, float]] = {}
     for line in build.lines.lines:
-        kept, learnt = build.lines.mean_value(line, old)[0], build.lines.mean_value(line, new)[0]
+        kept, learnt = build.lines.mean_value(line, old)[0], new.value(build, line)
         if kept is not None and learnt is not None:
-            errors = (100 * (kept.stderr or 0.0), 100 * (learnt.stderr or 0.0))
-            points[line] = (100 * kept.value, 100 * learnt.value, *errors)
+            errors = (100 * (kept.stderr or 0.0), scale * (learnt.stderr or 0.0))
+            points[line] = (100 * kept.value, scale * learnt.value, *errors)
     if len(points) < 2:
         return None
     figure, axes = plt.subplots(figsize=(6.2, 4.6))
@@ -50,15 +57,25 @@ def tradeoff_figure(build: Builder, choice: Choice | None) -> Figure | None:
             zorder=4 if line.first.is_base else 3,
         )
     axes.margins(0.12)
+    if new.sign < 0:
+        axes.invert_yaxis()
     if choice is not None:
-        _mark(axes, build, choice, points)
+        _shade(axes, choice, points)
     axes.set_xlabel(f"{language_name(SOURCE_LANGUAGE)} accuracy in % (kept →)")
-    axes.set_ylabel(f"{language_name(build.study.target)} accuracy in % (learnt →)")
+    axes.set_ylabel(_learnt(new))
     _make_room(axes, [x for x, *_ in points.values()])
-    figure.tight_layout()
-    from_the_top = sorted(marked.items(), key=lambda item: -item[1][1])
+    _ring(figure, axes, build, choice, points)
+    from_the_top = sorted(marked.items(), key=lambda item: -new.sign * item[1][1])
     _name_points(axes, {build.lines.name(line): (x, y) for line, (x, y, *_) in from_the_top})
     return figure
+
+
+def _learnt(new: Gain) -> str:
+    """Name of the upright axis."""
+    language = language_name(new.what.language)
+    if isinstance(new.what, Mean):
+        return f"{language} accuracy in % (learnt →)"
+    return plain(f"{language} bits per byte{new.what.variant and ', '}{new.what.variant} (learnt →)")
 
 
 def named(build: Builder, choice: Choice | None) -> set[Line]:
@@ -66,9 +83,9 @@ def named(build: Builder, choice: Choice | None) -> set[Line]:
     lines = build.lines.lines
     found = {line for line in lines if line.first.is_base}
     held = [line for line in lines if line.first.strength is not None]
-    mean = build.analysis.mean(build.study.target)
-    values = {} if mean is None else {line: build.lines.mean_value(line, mean)[0] for line in front(build)}
-    best = sorted((e.value, line.first, line) for line, e in values.items() if e is not None)
+    new = gain(build)
+    values = {} if new is None else {line: (new.sign, new.value(build, line)) for line in front(build)}
+    best = sorted((sign * e.value, line.first, line) for line, (sign, e) in values.items() if e is not None)
     found |= {held[0], held[-1]} if held else set()
     found |= {best[0][-1], best[-1][-1]} if best else set()
     return found | ({choice.best.line} if choice is not None and choice.best is not None else set())
@@ -127,35 +144,36 @@ def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
-def _mark(axes: Axes, build: Builder, choice: Choice, points: dict[Line, tuple[float, float, float, float]]) -> None:
+def _shade(axes: Axes, choice: Choice, points: dict[Line, tuple[float, float, float, float]]) -> None:
+    """Where more is lost than the rule allows."""
     base = next((line for line in points if line.first.is_base), None)
-    if base is not None:
-        limit = points[base][0] - 100 * choice.max_loss
-        low = min(axes.get_xlim()[0], limit)
-        axes.axvspan(low - 100, limit, color="#000000", alpha=0.05, linewidth=0, zorder=0)
-        axes.set_xlim(low, axes.get_xlim()[1] if axes.get_xlim()[1] < 130 else None)
-        axes.text(
-            limit,
-            0.02,
-            f"loses more than {points_text(choice.max_loss)} ",
-            transform=axes.get_xaxis_transform(),
-            ha="right",
-            va="bottom",
-            fontsize=8,
-            color=GREY,
-        )
-    if choice.best is not None and choice.best.line in points:
+    if base is None:
+        return
+    limit = points[base][0] - 100 * choice.max_loss
+    low, high = axes.get_xlim()
+    low = min(low, limit - 0.05 * (high - low))
+    axes.axvspan(low - 100, limit, color="#000000", alpha=0.05, linewidth=0, zorder=0)
+    axes.set_xlim(low, high)
+
+
+def _ring(
+    figure: Figure,
+    axes: Axes,
+    build: Builder,
+    choice: Choice | None,
+    points: dict[Line, tuple[float, float, float, float]],
+) -> None:
+    """The recommended λ; what that and the shade mean stands below, where no point is."""
+    handles: list[Any] = []
+    if choice is not None and any(line.first.is_base for line in points):
+        handles.append(Patch(color="#000000", alpha=0.08, linewidth=0))
+        handles[-1].set_label(f"loses more than {points_text(choice.max_loss)}")
+    if choice is not None and choice.best is not None and choice.best.line in points:
         x, y, *_ = points[choice.best.line]
-        axes.plot(
-            x, y, marker="o", markersize=15, markerfacecolor="none", markeredgecolor="#D55E00", markeredgewidth=1.8
-        )
-        axes.annotate(
-            f"recommended\n({100 * choice.best.chosen:.0f} % of resamples)",
-            (x, y),
-            xytext=(-12, -12),
-            textcoords="offset points",
-            ha="right",
-            va="top",
-            fontsize=8.5,
-            color="#A04000",
-        )
+        ring = {"marker": "o", "markerfacecolor": "none", "markeredgecolor": "#D55E00", "markeredgewidth": 1.8}
+        axes.plot(x, y, markersize=15, **ring)  # type: ignore[arg-type]  # of floats and strings
+        name = f"recommended: {build.lines.name(choice.best.line)} ({100 * choice.best.chosen:.0f} % of resamples)"
+        handles.append(Line2D([], [], linestyle="none", markersize=10, label=plain(name), **ring))  # type: ignore[arg-type]
+    if handles:
+        figure.legend(handles=handles, loc="lower center", ncols=len(handles), fontsize=8.5)
+    figure.tight_layout(rect=(0, 0.06 if handles else 0, 1, 1))
