@@ -1,5 +1,6 @@
 # make demo   the miniature experiment, from nothing to its table, on this machine (no account, no GPU, no hub)
 # make test   everything that is quick;  make test-slow  the rest;  make check  style and types;  make bench  figures
+# make bench-gpu   Gemma 2 2B on this machine's GPUs, under ten minutes: a table, and the JSON to commit
 # make real   sweeps/gemma3-270m-lt.toml through slurm/sandbox (root, Debian's Slurm, real texts in SHARED); again: goes on
 # make docs   docs/reference, from the code
 # Each fills .venv first. Another Python: make PYTHON=/path/to/python3.12 demo
@@ -13,7 +14,7 @@ export HPC_EWC_TEST_CACHE ?= $(CURDIR)/.cache
 # Real texts and benchmark rows, and the tool that makes a pretrained Gemma out of packages.
 SHARED ?= ../shared
 
-.PHONY: demo real test test-slow check format bench docs clean
+.PHONY: demo real test test-slow check format bench bench-gpu docs clean
 .DELETE_ON_ERROR:
 
 # torch first and by its exact version: a range would take gigabytes of CUDA where a CPU build is at hand.
@@ -53,6 +54,9 @@ format: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	for script in $$(grep -l __main__ benchmarks/*.py); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+bench-gpu: $(VENV)/.installed
+	$(BIN)/python benchmarks/gpu.py
 
 docs: $(VENV)/.installed
 	$(BIN)/python docs/reference/generate.py

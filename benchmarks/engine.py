@@ -4,24 +4,44 @@ from __future__ import annotations
 
 import os
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from models import BATCH, CONFIGS, DTYPE, config_of
 
 
-def build_engine(size: str, strength: float, like: Any = None) -> Any:
+@dataclass(frozen=True)
+class Choice:
+    """What the engine computes with, as keys of [model] and [train] say it."""
+
+    attention: str = "auto"
+    loss: str = "chunked"
+    activation_checkpointing: str = "none"
+    compile: bool = False
+    dtype: str | None = None
+    """None: that of the size."""
+    layers: int | None = None
+    """None: as many as the size has."""
+
+
+USUAL = Choice()
+
+
+def build_engine(size: str, strength: float, like: Any = None, choice: Choice = USUAL) -> Any:
     """A `Trainer` whose weights were made in shards; every rank calls it.
 
     Args:
         size: of the model.
         strength: λ; 0 is training without a Fisher.
         like: another of the same size, whose model and process group are shared: only one of them is trained at a time.
+        choice: of the ways to compute it.
     """
     import torch
 
     from hpc_ewc.config import EwcConfig, TrainConfig
     from hpc_ewc.ewc import EwcPenalty
+    from hpc_ewc.model.layers import prepare_layers
     from hpc_ewc.train import collective
     from hpc_ewc.train.anchor import Elastic, Free
     from hpc_ewc.train.loop import Trainer
@@ -29,7 +49,8 @@ def build_engine(size: str, strength: float, like: Any = None) -> Any:
 
     if like is None:
         place = collective.join(600)
-        model, parameters = build_sharded(size, place)
+        model, parameters = build_sharded(size, place, choice)
+        prepare_layers(model, choice.activation_checkpointing, choice.compile)
         optimizer = build_optimizer(parameters, TrainConfig())
     else:
         place, model, parameters, optimizer = like.device, like.model, like.parameters, like.optimizer
@@ -42,8 +63,8 @@ def build_engine(size: str, strength: float, like: Any = None) -> Any:
     return Trainer(model, parameters, optimizer, hold, EwcConfig(strength), TrainConfig(), place)
 
 
-def build_sharded(size: str, place: Any) -> tuple[Any, dict[str, Any]]:
-    """The model and its parameters by name, normal at 0.02."""
+def build_sharded(size: str, place: Any, choice: Choice = USUAL) -> tuple[Any, dict[str, Any]]:
+    """The model and its parameters by name, normal at 0.02: made on the device, each rank its shards alone."""
     import torch
 
     from hpc_ewc.model.attention import choose_attention
@@ -51,15 +72,16 @@ def build_sharded(size: str, place: Any) -> tuple[Any, dict[str, Any]]:
     from hpc_ewc.model.load import Origin
     from hpc_ewc.model.mesh import build_mesh, shard_model
 
-    dtype = getattr(torch, DTYPE[size])
+    dtype = getattr(torch, choice.dtype or DTYPE[size])
     with tempfile.TemporaryDirectory() as folder:
-        config_of(size).save_pretrained(folder)
-        attention = choose_attention("auto", Path(folder), place)
-        model = build_empty(Path(folder), attention)
+        changes = {} if choice.layers is None else {"num_hidden_layers": choice.layers}
+        config_of(size, **changes).save_pretrained(folder)
+        attention = choose_attention(choice.attention, Path(folder), place)
+        model = build_empty(Path(folder), attention, choice.loss)  # type: ignore[arg-type]
     shard_model(model, build_mesh(place.type), dtype)
     model.to_empty(device=place)
     build_buffers(model)
-    model.origin = Origin(Path(), dtype, attention, "chunked")
+    model.origin = Origin(Path(), dtype, attention, choice.loss)
     model.train()
     parameters = dict(model.named_parameters())
     torch.manual_seed(int(os.environ.get("RANK", "0")))
@@ -71,16 +93,38 @@ def build_sharded(size: str, place: Any) -> tuple[Any, dict[str, Any]]:
     return model, parameters
 
 
-def synthetic_batch(size: str, step: int = 0) -> Any:
-    """This rank's random tokens of a step, as the loader gives them."""
+def holdings(engine: Any) -> dict[str, int]:
+    """Bytes in this rank's shards after a step with a penalty, by what they are."""
+    parameters = list(engine.parameters.values())
+    states = [engine.optimizer.state[parameter] for parameter in parameters]
+    held = engine.hold._penalty._parts
+    return {
+        "weights": local_bytes(parameters),
+        "gradients": local_bytes([parameter.grad for parameter in parameters]),
+        "moments": local_bytes([state[name] for state in states for name in ("exp_avg", "exp_avg_sq")]),
+        "Fisher": local_bytes([part.fisher for part in held]),
+        "anchor": local_bytes([part.anchor for part in held]),
+    }
+
+
+def local_bytes(tensors: list[Any]) -> int:
+    """Of what lies on this rank."""
+    local = [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors]
+    return sum(tensor.numel() * tensor.element_size() for tensor in local)
+
+
+def synthetic_batch(size: str, step: int = 0, shape: tuple[int, int] | None = None, microbatches: int = 1) -> Any:
+    """This rank's random tokens of a step, as the loader gives them; `shape`: sequences at once, tokens of each."""
     import numpy as np
     import torch
     import torch.distributed as dist
 
     from hpc_ewc.data.loader import StepBatch
 
-    rows, length = BATCH[size]
-    ranks = dist.get_world_size() if dist.is_initialized() else 1
+    rows, length = shape or BATCH[size]
+    count = rows * microbatches * (dist.get_world_size() if dist.is_initialized() else 1)
     generator = torch.Generator().manual_seed(1000 * step + int(os.environ.get("RANK", "0")))
-    ids = torch.randint(1, CONFIGS[size]["vocab_size"], (rows, length), generator=generator)
-    return StepBatch(step, np.arange(rows * ranks), rows * ranks * (length - 1), ({"input_ids": ids, "labels": ids},))
+    vocabulary = CONFIGS[size]["vocab_size"]
+    each = [torch.randint(1, vocabulary, (rows, length), generator=generator) for _ in range(microbatches)]
+    parts = tuple({"input_ids": ids, "labels": ids} for ids in each)
+    return StepBatch(step, np.arange(count), count * (length - 1), parts)

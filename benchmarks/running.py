@@ -9,12 +9,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +28,34 @@ ROOT = Path(__file__).resolve().parents[1]
 SIZE_OF = {"cpu": "small", "cuda": "gemma2-2b"}
 
 
-def start(doc: str | None, *, ranks: int | None = None, size: str | None = None) -> argparse.Namespace:
+def start(
+    doc: str | None,
+    *,
+    ranks: int | None = None,
+    size: str | None = None,
+    device: str = "cpu",
+    options: Callable[[argparse.ArgumentParser], None] | None = None,
+) -> argparse.Namespace:
     """The options of a script: device, size, out, ranks where it has any; `inside` in a process that `alone` started.
 
     Args:
         doc: the script's own.
         ranks: the default number, of a script that runs under torchrun.
         size: of a script that always measures this one, on a CPU.
+        device: the default.
+        options: adds a script's own.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     sys.path.insert(0, str(ROOT))
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=["cpu"] if size else SIZE_OF, default="cpu")
+    parser.add_argument("--device", choices=["cpu"] if size else SIZE_OF, default=device)
     sizes = [size] if size else ["tiny", *SIZE_OF.values()]
     parser.add_argument("--size", choices=sizes, default=size, help="default: small on a CPU, gemma2-2b on a GPU")
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/<script>-<device>.json")
     if ranks is not None:
         parser.add_argument("--ranks", type=int, default=ranks)
+    if options is not None:
+        options(parser)
     parser.add_argument("--inside", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     arguments.size = arguments.size or SIZE_OF[arguments.device]
@@ -54,8 +68,8 @@ def start(doc: str | None, *, ranks: int | None = None, size: str | None = None)
     return arguments
 
 
-def save(arguments: argparse.Namespace, result: dict[str, Any]) -> None:
-    """Write the result beside its environment, and print it."""
+def save(arguments: argparse.Namespace, result: dict[str, Any], shown: bool = True) -> None:
+    """Write the result beside its environment, and print it, or its place alone."""
     name = Path(sys.argv[0]).stem
     usual = arguments.size == SIZE_OF[arguments.device]
     named = f"{name}-{arguments.device}{'' if usual else '-' + arguments.size}.json"
@@ -65,7 +79,7 @@ def save(arguments: argparse.Namespace, result: dict[str, Any]) -> None:
     text = json.dumps(whole, indent=1, ensure_ascii=False) + "\n"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(text)
-    print(text + str(out))
+    print((text if shown else "") + str(out))
 
 
 # ---------------------------------------------------------------------------------------------- processes
@@ -80,6 +94,30 @@ def alone(arguments: argparse.Namespace, *inside: object, ranks: int = 0, exact_
         ranks: 0: no torchrun.
         exact_memory: the allocator gives every freed block back to the system, so that a peak is a peak; slower.
     """
+    ended = attempt(arguments, *inside, ranks=ranks, exact_memory=exact_memory, quiet=False)
+    if ended.status != 0:
+        sys.exit(f"{Path(sys.argv[0]).name}: {' '.join(map(str, inside))}: ended with status {ended.status}")
+    return ended.result
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended: its status (of a signal, negative), what it handed in, the end of what it printed."""
+
+    status: int
+    result: dict[str, Any]
+    printed: str = ""
+
+
+def attempt(
+    arguments: argparse.Namespace,
+    *inside: object,
+    ranks: int = 0,
+    exact_memory: bool = False,
+    quiet: bool = True,
+    limit_s: float | None = None,
+) -> Ended:
+    """As `alone`, of something that may fail: it is told, not raised. After `limit_s` the process and its ranks end."""
     command = [sys.executable]
     if ranks:
         command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
@@ -88,14 +126,37 @@ def alone(arguments: argparse.Namespace, *inside: object, ranks: int = 0, exact_
     if exact_memory:
         environ |= {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
     with tempfile.TemporaryDirectory() as folder:
-        result = Path(folder) / "result.json"
-        subprocess.run(command, check=True, env=environ | {"BENCHMARK_RESULT": str(result)})
-        return dict(json.loads(result.read_text()))
+        result, printed = Path(folder) / "result.json", Path(folder) / "printed"
+        with printed.open("w") as file:
+            process = subprocess.Popen(
+                command,
+                env=environ | {"BENCHMARK_RESULT": str(result)},
+                stdout=file if quiet else None,
+                stderr=subprocess.STDOUT if quiet else None,
+            )
+            try:
+                status = process.wait(limit_s)
+            except subprocess.TimeoutExpired:
+                status = -signal.SIGALRM
+            finally:
+                end(process)
+        found = dict(json.loads(result.read_text())) if result.exists() else {}
+        return Ended(status, found, printed.read_text(errors="replace")[-4000:])
 
 
-def say(result: Mapping[str, Any]) -> None:
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End it, if it still runs: torchrun, told so, ends its ranks first, which have sessions of their own."""
+    if process.poll() is None:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(20)
+    process.kill()
+    process.wait()
+
+
+def say(result: Mapping[str, Any], of_any_rank: bool = False) -> None:
     """Hand a result to the process that asked; rank 0's counts."""
-    if os.environ.get("RANK", "0") == "0":
+    if of_any_rank or os.environ.get("RANK", "0") == "0":
         Path(os.environ["BENCHMARK_RESULT"]).write_text(json.dumps(result))
 
 

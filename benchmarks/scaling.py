@@ -18,7 +18,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from engine import build_engine
+from engine import build_engine, holdings
 from models import config_of
 from running import RESULTS, alone, rounded, save, say, seconds_of, start
 
@@ -119,7 +119,7 @@ def inside(arguments: Namespace, folder: Path, ranks: int) -> None:
     batch = global_batch(engine.model.config.vocab_size, ranks)
     loss, _ = engine.step(batch, 1e-3)
     share = shape.parameters / ranks
-    pairs = {name: (held, of * share) for name, (held, of) in holdings(engine).items()}
+    pairs = pairs_of_shards(engine, share)
     traffic.take()
     engine.step(batch, 1e-3)
     sent, expected = traffic.take(), forecast.training_traffic(shape, TrainConfig(), "float32", ranks)
@@ -159,24 +159,12 @@ BATCHES = 2
 """Into which a rank's questions are cut."""
 
 
-def holdings(engine: Any) -> dict[str, tuple[int, int]]:
-    """Bytes in this rank's shards, and a parameter's by the formula: 4, 8, 4, and F and θ* in bf16."""
-    parameters = list(engine.parameters.values())
-    states = [engine.optimizer.state[parameter] for parameter in parameters]
-    moments = [state[name] for state in states for name in ("exp_avg", "exp_avg_sq")]
-    held = [tensor for part in engine.hold._penalty._parts for tensor in (part.anchor, part.fisher)]
-    return {
-        "weights": (local_bytes(parameters), 4),
-        "gradients": (local_bytes([parameter.grad for parameter in parameters]), 4),
-        "moments": (local_bytes(moments), 8),
-        "F and θ*": (local_bytes(held), 4),
-    }
-
-
-def local_bytes(tensors: list[Any]) -> int:
-    """Of what lies on this rank."""
-    local = [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors]
-    return sum(tensor.numel() * tensor.element_size() for tensor in local)
+def pairs_of_shards(engine: Any, share: float) -> dict[str, tuple[float, float]]:
+    """Bytes in this rank's shards, and by the formula: 4, 8, 4 a parameter, and F and θ* in bf16."""
+    found = holdings(engine)
+    found["F and θ*"] = found.pop("Fisher") + found.pop("anchor")
+    each = {"weights": 4, "gradients": 4, "moments": 8, "F and θ*": 4}
+    return {name: (own, each[name] * share) for name, own in found.items()}
 
 
 class Traffic:
