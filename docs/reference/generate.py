@@ -21,6 +21,7 @@ from typing import Any
 
 from hpc_ewc import cli, config
 from hpc_ewc.launch import profile
+from hpc_ewc.launch.resources import DEFAULT_TIME_MIN
 from hpc_ewc.report import __main__ as report
 
 HERE = Path(__file__).resolve().parent
@@ -133,7 +134,7 @@ def read_dataclass(cls: type) -> list[Argument]:
             continue
         kind = hints[field.name]
         value = (
-            "" if kind is bool else f" {'N' if kind in (int, float) else 'WORD…' if 'tuple' in str(kind) else 'PATH'}"
+            "" if kind is bool else f" {'N' if kind in (int, float) else 'WORD…' if 'tuple' in str(kind) else 'WORD' if kind is str else 'PATH'}"
         )
         value_words = " ".join(field.default) if "tuple" in str(kind) else field.default
         default = "off" if kind is bool else shown_default(value_words)
@@ -216,9 +217,7 @@ def experiment() -> str:
     ]
     stages = " ".join(config.STAGES)
     blocks += section(f"[resources.STAGE], one of {stages}", config.Resources)
-    blocks.append(
-        f"Where neither the profile nor the experiment says it: one node, one rank, {profile.DEFAULT_TIME_MIN} min."
-    )
+    blocks.append(f"Where neither the profile nor the experiment says it: one node, one rank, {DEFAULT_TIME_MIN} min.")
     return "\n\n".join(blocks)
 
 

@@ -17,8 +17,9 @@ from hpc_ewc.config import EvaluateConfig, Experiment
 from hpc_ewc.errors import ConfigError
 from hpc_ewc.launch.graph import REPORT, Graph, Node
 from hpc_ewc.launch.miniature import MINIATURE
-from hpc_ewc.launch.profile import JobResources, Profile, job_resources
+from hpc_ewc.launch.profile import Profile
 from hpc_ewc.launch.resolve import Inputs
+from hpc_ewc.launch.resources import JobResources, job_resources
 from hpc_ewc.launch.source_files import local_path
 from hpc_ewc.rundir import RunDir, StageDir
 from hpc_ewc.suites import Cell

@@ -15,7 +15,8 @@ from hpc_ewc.launch.findings import Finding, look, not_tried, ok, wrong
 from hpc_ewc.launch.graph import REPORT
 from hpc_ewc.launch.machine import STAGES
 from hpc_ewc.launch.node_check import check_nodes, describe, scratch_run, script_of
-from hpc_ewc.launch.profile import JobResources, Profile, job_resources
+from hpc_ewc.launch.profile import Profile
+from hpc_ewc.launch.resources import JobResources, job_resources
 from hpc_ewc.launch.scheduler import SchedulerError
 from hpc_ewc.launch.slurm_refusal import FIXES
 from hpc_ewc.launch.slurm_script import clean_environment

@@ -17,7 +17,8 @@ from hpc_ewc.config import load_experiment
 from hpc_ewc.errors import ConfigError
 from hpc_ewc.launch.findings import Finding, wrong
 from hpc_ewc.launch.machine import check_folders, check_inputs, check_machine
-from hpc_ewc.launch.profile import Profile, check_filled_in, load_profile
+from hpc_ewc.launch.profile import Profile
+from hpc_ewc.launch.profile_reading import check_filled_in, load_profile
 from hpc_ewc.launch.source_files import local_path
 
 READY, NOT_READY = 0, 1

@@ -8,7 +8,7 @@ from typing import Any
 
 from hpc_ewc import records, suites
 from hpc_ewc.config import Experiment
-from hpc_ewc.launch.profile import JobResources
+from hpc_ewc.launch.resources import JobResources
 from hpc_ewc.rundir import RunDir, StageDir
 from hpc_ewc.suites import Cell
 

@@ -26,8 +26,8 @@ from hpc_ewc.launch.graph import REPORT, Element, Graph, Node, elements, priorit
 from hpc_ewc.launch.ledger import Ledger
 from hpc_ewc.launch.outcome import Outcome, decide, read_exit, tail
 from hpc_ewc.launch.process import Process, kill_tree, process, this_process
-from hpc_ewc.launch.profile import Profile
-from hpc_ewc.launch.torchrun import SECRETS, WorkerJob, local_command, report_command, uses_torchrun, worker_environment
+from hpc_ewc.launch.profile import SECRETS, Profile
+from hpc_ewc.launch.torchrun import WorkerJob, local_command, report_command, uses_torchrun, worker_environment
 from hpc_ewc.launch.view import Display, Row, duration, read_progress
 
 POLL_S = 0.2

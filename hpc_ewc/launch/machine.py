@@ -21,7 +21,8 @@ from hpc_ewc.config import Experiment
 from hpc_ewc.errors import HpcEwcError
 from hpc_ewc.launch.code import PACKAGE
 from hpc_ewc.launch.findings import Finding, look, not_tried, ok, wrong
-from hpc_ewc.launch.profile import Profile, job_resources
+from hpc_ewc.launch.profile import Profile
+from hpc_ewc.launch.resources import job_resources
 from hpc_ewc.sweep import expand
 
 STAGES = ("tokens", "fisher", "train", "evaluate")

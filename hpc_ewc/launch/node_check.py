@@ -22,7 +22,8 @@ from hpc_ewc.launch.graph import Element
 from hpc_ewc.launch.machine import check_gpus, check_python, write_trouble
 from hpc_ewc.launch.outcome import last_lines
 from hpc_ewc.launch.probe_job import ProbeTask
-from hpc_ewc.launch.profile import JobResources, Profile
+from hpc_ewc.launch.profile import Profile
+from hpc_ewc.launch.resources import JobResources
 from hpc_ewc.launch.scheduler import SchedulerError
 from hpc_ewc.launch.slurm_script import Script, build_script, check_paths, clean_environment
 from hpc_ewc.launch.torchrun import worker_environment

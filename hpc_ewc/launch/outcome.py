@@ -20,7 +20,8 @@ from hpc_ewc.config import load_experiment
 from hpc_ewc.errors import ArtefactError
 from hpc_ewc.launch.artefacts import failure, find, missing_cells
 from hpc_ewc.launch.graph import REPORT, Element, Node
-from hpc_ewc.launch.profile import Profile, job_resources
+from hpc_ewc.launch.profile import Profile
+from hpc_ewc.launch.resources import job_resources
 from hpc_ewc.rundir import RunDir, StageDir
 
 Outcome = Literal["finished", "stopped", "failed"]

@@ -27,11 +27,12 @@ from hpc_ewc.launch.download import Repository, check_space, fetch, look, merge,
 from hpc_ewc.launch.miniature import MINIATURE, prepare_miniature, uses_miniature
 from hpc_ewc.launch.model_folder import check_model
 from hpc_ewc.launch.process import die_with_parent
-from hpc_ewc.launch.profile import Profile, check_filled_in, load_profile
+from hpc_ewc.launch.profile import SECRETS, Profile
+from hpc_ewc.launch.profile_reading import check_filled_in, load_profile
 from hpc_ewc.launch.resolve import Resolver
 from hpc_ewc.launch.slurm_script import inherited_environment
 from hpc_ewc.launch.source_files import is_hub_id, local_path
-from hpc_ewc.launch.torchrun import OFFLINE, SECRETS
+from hpc_ewc.launch.torchrun import OFFLINE
 from hpc_ewc.launch.view import columns
 from hpc_ewc.rundir import cache_dir
 from hpc_ewc.sweep import expand

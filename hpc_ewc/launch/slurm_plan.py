@@ -8,8 +8,9 @@ from pathlib import Path
 
 from hpc_ewc.launch.artefacts import Found
 from hpc_ewc.launch.graph import REPORT, Element, Graph, Node
-from hpc_ewc.launch.profile import Profile, slots
+from hpc_ewc.launch.profile import Profile
 from hpc_ewc.launch.reconcile import Live
+from hpc_ewc.launch.resources import slots
 from hpc_ewc.launch.slurm_task import SlurmTask
 from hpc_ewc.launch.torchrun import uses_torchrun, worker_environment
 

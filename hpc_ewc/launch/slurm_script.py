@@ -24,7 +24,8 @@ from submitit.slurm.slurm import _make_sbatch_string
 
 from hpc_ewc import records, rundir
 from hpc_ewc.errors import ConfigError
-from hpc_ewc.launch.profile import JobResources, Profile, SlurmConfig
+from hpc_ewc.launch.profile import Profile, SlurmConfig
+from hpc_ewc.launch.resources import JobResources
 from hpc_ewc.rundir import RunDir
 
 INHERITED = (

@@ -22,8 +22,10 @@ from hpc_ewc.launch.graph import REPORT, Graph, elements, gpu_hours
 from hpc_ewc.launch.ledger import History, Ledger, submit_lock
 from hpc_ewc.launch.miniature import prepare_miniature, uses_miniature
 from hpc_ewc.launch.outcome import report_fingerprint
-from hpc_ewc.launch.profile import Profile, check_filled_in, check_time, load_profile, slots
+from hpc_ewc.launch.profile import Profile
+from hpc_ewc.launch.profile_reading import check_filled_in, check_time, load_profile
 from hpc_ewc.launch.resolve import Resolver
+from hpc_ewc.launch.resources import slots
 from hpc_ewc.launch.source_files import local_path
 from hpc_ewc.launch.view import Display
 from hpc_ewc.rundir import RunDir, rank_logs

@@ -21,7 +21,6 @@ from typing import IO
 
 from hpc_ewc import records, rundir
 from hpc_ewc.launch.process import Process, children, die_with_parent, send
-from hpc_ewc.launch.profile import SECRETS as SECRETS  # for those who start jobs
 
 POLL_S = 0.2
 WORKER = "hpc_ewc.worker"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc_ewc import records
-from hpc_ewc.launch.profile import load_profile
+from hpc_ewc.launch.profile_reading import load_profile
 from hpc_ewc.launch.resolve import Resolver
 from hpc_ewc.launch.submit import read_sweep
 from hpc_ewc.rundir import RunDir

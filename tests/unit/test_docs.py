@@ -24,7 +24,7 @@ from hpc_ewc import cli, config, miniature, records
 from hpc_ewc.config import build_experiment
 from hpc_ewc.errors import ArtefactError
 from hpc_ewc.launch.ledger import Ledger
-from hpc_ewc.launch.profile import build_profile
+from hpc_ewc.launch.profile_reading import build_profile
 from hpc_ewc.report import __main__ as report
 from hpc_ewc.report import build
 from hpc_ewc.report.build import Options

@@ -42,7 +42,9 @@ from hpc_ewc.launch.node_check import (
     scratch_run,
     wait,
 )
-from hpc_ewc.launch.profile import JobResources, Profile, build_profile
+from hpc_ewc.launch.profile import Profile
+from hpc_ewc.launch.profile_reading import build_profile
+from hpc_ewc.launch.resources import JobResources
 from hpc_ewc.launch.scheduler import SchedulerError, SlurmJob
 from hpc_ewc.rundir import RunDir
 

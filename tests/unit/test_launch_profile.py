@@ -11,7 +11,9 @@ import pytest
 
 from hpc_ewc.config import build_experiment
 from hpc_ewc.errors import ConfigError
-from hpc_ewc.launch.profile import Profile, SlurmConfig, build_profile, job_resources, load_profile
+from hpc_ewc.launch.profile import Profile, SlurmConfig
+from hpc_ewc.launch.profile_reading import build_profile, load_profile
+from hpc_ewc.launch.resources import job_resources
 
 MINIMAL = {"model": {"path": "miniature"}, "data": {"source": "miniature"}}
 

@@ -19,8 +19,10 @@ from hpc_ewc.launch import slurm
 from hpc_ewc.launch.graph import Element
 from hpc_ewc.launch.ledger import Job, Ledger
 from hpc_ewc.launch.process import this_process
-from hpc_ewc.launch.profile import JobResources, Profile, SlurmConfig, build_profile
+from hpc_ewc.launch.profile import Profile, SlurmConfig
+from hpc_ewc.launch.profile_reading import build_profile
 from hpc_ewc.launch.reconcile import other_executor_lives, settle
+from hpc_ewc.launch.resources import JobResources
 from hpc_ewc.launch.scheduler import SchedulerError
 from hpc_ewc.launch.slurm_output import SlurmJob
 from hpc_ewc.launch.slurm_plan import covers

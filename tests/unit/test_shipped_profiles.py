@@ -10,13 +10,9 @@ import pytest
 from hpc_ewc.config import build_experiment
 from hpc_ewc.errors import ConfigError
 from hpc_ewc.launch.doctor import check_gaps
-from hpc_ewc.launch.profile import (
-    Profile,
-    build_profile,
-    check_filled_in,
-    job_resources,
-    load_profile,
-)
+from hpc_ewc.launch.profile import Profile
+from hpc_ewc.launch.profile_reading import build_profile, check_filled_in, load_profile
+from hpc_ewc.launch.resources import job_resources
 from hpc_ewc.launch.slurm_script import build_script
 from hpc_ewc.rundir import RunDir
 
