@@ -133,9 +133,9 @@ def read_dataclass(cls: type) -> list[Argument]:
             arguments.append(Argument(shown, default, text, optional))
             continue
         kind = hints[field.name]
-        value = (
-            "" if kind is bool else f" {'N' if kind in (int, float) else 'WORD…' if 'tuple' in str(kind) else 'WORD' if kind is str else 'PATH'}"
-        )
+        word = "WORD" if kind is str else "PATH"
+        word = "N" if kind in (int, float) else "WORD…" if "tuple" in str(kind) else word
+        value = "" if kind is bool else f" {word}"
         value_words = " ".join(field.default) if "tuple" in str(kind) else field.default
         default = "off" if kind is bool else shown_default(value_words)
         arguments.append(Argument(f"--{field.name.replace('_', '-')}{value}", default, text))
