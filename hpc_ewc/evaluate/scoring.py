@@ -1,7 +1,8 @@
 """lm-eval's HFLM around one loaded model: BOS exactly once, a stop between batches, room for the first batch.
 
 lm-eval computes every score. What is added here stands around its calls: requests too long for the context keep their
-BOS when they are cut, a batch that does not fit is halved, and each batch is counted.
+BOS when they are cut, a batch that does not fit is halved, each batch is counted, and the model's head is not asked
+about positions that are not scored.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,10 @@ class Scorer(OneBos, HFLM):  # type: ignore[misc]
             softmax_dtype="float32",  # in bfloat16 a log-probability of 8 nats is rounded to 1/32
         )
         self.bos = int(tokenizer.bos_token_id)
+        self.first_scored: dict[int, int] = {}
+        """By `_rows_hash` of what the model reads, the position whose logits are the first that are needed."""
+        self.head_is_free = "logits_to_keep" in signature(model.forward).parameters
+        """Whether the model's head can be left out for positions before those."""
         self.on_batch = on_batch
         self.requested = batch_size
         self.begin()
@@ -91,8 +97,19 @@ class Scorer(OneBos, HFLM):  # type: ignore[misc]
     # ------------------------------------------------------------------------------------------ batches
 
     def _model_call(self, inps: torch.Tensor, attn_mask: Any = None, labels: Any = None) -> torch.Tensor:
+        """As lm-eval's, without the logits before the first that a request of this batch needs.
+
+        Of a question's tokens only the answer's are scored, and over a vocabulary of 256,000 the head costs more than
+        all layers of a small model. lm-eval counts positions from the end, so it takes fewer as they are.
+        """
         self.on_batch(len(inps))
-        logits: torch.Tensor = super()._model_call(inps, attn_mask, labels)
+        first = min(self.first_scored.get(_rows_hash(row), 0) for row in inps.tolist()) if self.head_is_free else 0
+        keep = {"logits_to_keep": inps.shape[1] - first} if first else {}
+        hook = self.model.register_forward_pre_hook(lambda model, given, named: (given, named | keep), with_kwargs=True)
+        try:
+            logits: torch.Tensor = super()._model_call(inps, attn_mask, labels)
+        finally:
+            hook.remove()
         return logits
 
     def _model_generate(self, context: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -124,7 +141,11 @@ class Scorer(OneBos, HFLM):  # type: ignore[misc]
     ) -> list[tuple[float, bool]]:
         requests = [self.fitted(request) for request in requests]
         score = super()._loglikelihood_tokens
-        self.expected = len({hash((*context, *scored[:-1])) for _, context, scored in requests})
+        self.first_scored = {}
+        for _, context, scored in requests:  # several may share what the model reads, scored from different positions
+            read, first = _rows_hash([*context, *scored[:-1]]), len(context) - 1
+            self.first_scored[read] = min(first, self.first_scored.get(read, first))
+        self.expected = len(self.first_scored)
         by_size: dict[int, list[int]] = {}
         for i, size in enumerate(self._planned([len(context) + len(scored) for _, context, scored in requests])):
             by_size.setdefault(size, []).append(i)
@@ -203,6 +224,14 @@ class Scorer(OneBos, HFLM):  # type: ignore[misc]
             logger.warning(
                 "scores depend on the batch: up to %.3g nats (rounding explains %.3g)", self.batch_invariance, allowed
             )
+
+
+def _rows_hash(row: Sequence[int]) -> int:
+    """Of the tokens of a row, whether it is padded, with zeros on the right, or not."""
+    length = len(row)
+    while length and row[length - 1] == 0:
+        length -= 1
+    return hash(tuple(row[:length]))
 
 
 def free_memory(device: torch.device) -> int:

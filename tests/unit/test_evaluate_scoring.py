@@ -147,7 +147,57 @@ def test_how_many_requests_are_to_come_is_known_before_the_first(model: Any, tok
 def test_questions_are_scored_as_lm_eval_scores_them(model: Any, tokenizer: Any) -> None:
     plain = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4, max_length=128)
     ours = scorer(model, tokenizer).loglikelihood(choices())
-    assert ours == plain.loglikelihood(choices(), disable_tqdm=True)
+    assert_same(ours, plain.loglikelihood(choices(), disable_tqdm=True))
+
+
+def assert_same(ours: list[tuple[float, bool]], theirs: list[tuple[float, bool]]) -> None:
+    assert [value for value, _ in ours] == pytest.approx([value for value, _ in theirs], abs=1e-5)
+    assert [greedy for _, greedy in ours] == [greedy for _, greedy in theirs]
+
+
+def mixed(tokenizer: Any) -> list[Instance]:
+    """Answers of a letter, of a word, of a sentence, of padding; one after one context, one cut at two places."""
+    pad = tokenizer.decode([0])
+    pairs = [(f"{TEXT[: 15 * i]}\nAnswer:", f" {letter}") for i in range(1, 5) for letter in "ABCD"]
+    pairs += [(TEXT[: 9 * i], TEXT[9 * i : 9 * i + 40]) for i in range(1, 6)]
+    pairs += [("Ona gyvena", " Vilniuje"), ("Ona", " gyvena Vilniuje"), ("", TEXT[:30]), ("Ona gyvena", f" Kaune{pad}")]
+    return [Instance("loglikelihood", {}, pair, 0) for pair in pairs]
+
+
+def test_the_head_is_asked_about_what_is_scored_and_the_numbers_stay(model: Any, tokenizer: Any) -> None:
+    plain = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=6, max_length=128)
+    asked: list[tuple[int, int]] = []
+    layers = model.model.register_forward_hook(lambda module, given, out: asked.append((out[0].shape[1], 0)))
+    head = model.lm_head.register_forward_hook(lambda module, given, out: asked.append((0, out.shape[1])))
+    try:
+        theirs = plain.loglikelihood(mixed(tokenizer), disable_tqdm=True)
+        assert sum(read for read, _ in asked) == sum(kept for _, kept in asked)
+        asked.clear()
+        less = scorer(model, tokenizer, batch_size=6)
+        less.batch_invariance = 0.0  # no probe
+        assert_same(less.loglikelihood(mixed(tokenizer)), theirs)
+        asked.clear()
+        less.loglikelihood(choices())
+        assert sum(kept for _, kept in asked) < 0.7 * sum(read for read, _ in asked)
+        asked.clear()
+        scorer(model, tokenizer, whole_texts=True).loglikelihood_rolling(documents(40, 900))
+        assert sum(read for read, _ in asked) == sum(kept for _, kept in asked)
+    finally:
+        layers.remove()
+        head.remove()
+    assert not model._forward_pre_hooks
+
+
+def test_a_model_that_cannot_leave_its_head_out_is_scored_as_well(model: Any, tokenizer: Any) -> None:
+    class Old(type(model)):  # type: ignore[misc]
+        def forward(self, input_ids: torch.Tensor) -> Any:
+            return super().forward(input_ids)
+
+    old = Old(model.config).eval()
+    old.load_state_dict(model.state_dict())
+    assert_same(
+        scorer(old, tokenizer).loglikelihood(mixed(tokenizer)), scorer(model, tokenizer).loglikelihood(mixed(tokenizer))
+    )
 
 
 def test_documents_are_scored_as_lm_eval_does_without_the_second_bos(model: Any, tokenizer: Any) -> None:
@@ -253,6 +303,19 @@ def test_the_probe_warns_with_the_figure_when_the_batch_matters(
         leaky.loglikelihood(choices())
     assert leaky.batch_invariance is not None and leaky.batch_invariance > 0.1
     assert f"scores depend on the batch: up to {leaky.batch_invariance:.3g} nats" in caplog.text
+
+
+def test_the_longest_come_first(model: Any, tokenizer: Any, seen: list[torch.Tensor]) -> None:
+    """So that a batch wastes little on padding, and what does not fit fails at once."""
+    asked = scorer(model, tokenizer)
+    asked.batch_invariance = 0.0  # no probe
+    asked.loglikelihood(mixed(tokenizer))
+    questions = [batch.shape[1] for batch in seen]
+    seen.clear()
+    asked.generate_until(prompts(30, 90, 60, 10, 45, 120, 20, 80, 70))
+    answers = [batch.shape[1] for batch in seen]
+    for lengths in (questions, answers):
+        assert len(lengths) > 2 and lengths == sorted(lengths, reverse=True) and lengths[0] > lengths[-1]
 
 
 def test_a_stop_comes_between_two_batches(model: Any, tokenizer: Any, seen: list[torch.Tensor]) -> None:
