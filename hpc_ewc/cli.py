@@ -65,6 +65,7 @@ def evaluate(
     max_length: int = 2048,
     dtype: str = "bfloat16",
     backend: str = "hf",
+    backend_args: Annotated[str, tyro.conf.arg(metavar="NAME=VALUE,…")] = "",
     questions: OptionalPath = None,
     judge: Annotated[str | None, tyro.conf.arg(metavar="MODEL")] = None,
     judge_questions: OptionalName = None,
@@ -92,6 +93,7 @@ def evaluate(
         max_length: Tokens of context.
         dtype: Of the model as it is scored: bfloat16 or float32.
         backend: hf or vllm.
+        backend_args: Further arguments of vllm, such as gpu_memory_utilization=0.8,enforce_eager=True.
         questions: Folder of rows to ask instead of the hub's: <language>/<task>/<split>.jsonl.
         judge: Model whose perplexity of the answers is judged_answers; absent: no such cell.
         judge_questions: What is answered then, by language, such as lt=asked.jsonl; absent: TruthfulQA's questions.
@@ -118,6 +120,7 @@ def evaluate(
         judge,
         judge_questions,
         questions,
+        backend_args,
     )
     options = Options(base, name, dtype, settings)
     return evaluate(checkpoints, options, profile, runs, out, dry_run, yes)

@@ -24,11 +24,12 @@ from hpc_ewc.launch.build_graph import Asked, build_evaluation, check_include
 from hpc_ewc.launch.graph import Graph
 from hpc_ewc.launch.miniature import MINIATURE
 from hpc_ewc.launch.model_folder import check_model
+from hpc_ewc.launch.plan import Request, run_folder
 from hpc_ewc.launch.profile import Profile
 from hpc_ewc.launch.profile_reading import load_profile
 from hpc_ewc.launch.resolve import Inputs, Resolver
 from hpc_ewc.launch.source_files import is_hub_id, local_path
-from hpc_ewc.launch.submit import Request, carry_out, run_folder
+from hpc_ewc.launch.submit import carry_out
 from hpc_ewc.rundir import RunDir
 from hpc_ewc.sweep import BASE_RUN, plain_word
 
@@ -126,6 +127,7 @@ def read_settings(
     judge: str | None = None,
     judge_questions: str | None = None,
     questions: Path | None = None,
+    backend_args: str = "",
 ) -> dict[str, Any]:
     """Keys of [evaluate] from the words of a command line.
 
@@ -134,6 +136,7 @@ def read_settings(
     """
     settings: dict[str, Any] = {"suites": _words(suites), "prompts": _words(prompts), "include": _words(include)}
     settings |= {"batch_size": batch_size, "max_length": max_length, "backend": backend}
+    settings |= {"backend_args": backend_args}
     settings |= {"heldout": _pairs(heldout, "--heldout", "en=news.en.jsonl")}
     if shots is not None:
         given = _pairs(shots, "--shots", "gsm8k=5")

@@ -233,16 +233,29 @@ def _lm_eval_names(include: tuple[str, ...] = ()) -> frozenset[str] | None:
     return frozenset(names)
 
 
+APART = ("mmlu", "gsm8k")
+"""Tasks that take as long as all the others of a language together."""
+
+
 def deal(cells: Sequence[Cell], n: int) -> list[list[Cell]]:
     """The cells in at most `n` bundles of about equal cost, for `n` array elements.
 
-    Each cell goes to the cheapest bundle so far, dearest first: MMLU and GSM8K of each language come to stand alone
-    when there are elements enough. No bundle is empty; the same cells give the same bundles.
+    Of each language MMLU, GSM8K and all else with its fluency stay together: six elements of two languages are these
+    six. The dearest goes to the cheapest bundle so far. With more elements than that, cells are dealt one by one. No
+    bundle is empty; the same cells give the same bundles.
     """
     if n < 1:
         raise ConfigError(f"resources.evaluate.elements = {n}: must be at least 1")
-    bundles: list[list[Cell]] = [[] for _ in range(min(n, len(cells)))]
-    for cell in sorted(cells, key=lambda cell: (-cell.cost, cell.name)):
-        min(bundles, key=lambda bundle: sum(other.cost for other in bundle)).append(cell)
+    together: dict[tuple[str, str], list[Cell]] = {}
+    for cell in cells:
+        together.setdefault((cell.language, cell.task if cell.task in APART else ""), []).append(cell)
+    pieces = list(together.values()) if n <= len(together) else [[cell] for cell in cells]
+    bundles: list[list[Cell]] = [[] for _ in range(min(n, len(pieces)))]
+    for piece in sorted(pieces, key=lambda piece: (-_cost(piece), piece[0].name)):
+        min(bundles, key=_cost).extend(piece)
     order = {cell.name: place for place, cell in enumerate(cells)}
     return [sorted(bundle, key=lambda cell: order[cell.name]) for bundle in bundles]
+
+
+def _cost(cells: Sequence[Cell]) -> float:
+    return sum(cell.cost for cell in cells)

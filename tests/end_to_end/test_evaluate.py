@@ -7,6 +7,7 @@ import shutil
 import signal
 import time
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from hpc_ewc import miniature, records, suites
 from hpc_ewc.config import build_experiment
 from hpc_ewc.errors import InputError, StageError
-from hpc_ewc.evaluate import element, judge
+from hpc_ewc.evaluate import checkpoint, element, judge, scoring
 from hpc_ewc.evaluate.task_files import LocalQuestions, write_task_files
 from hpc_ewc.rundir import StageDir
 from hpc_ewc.stage import Stage
@@ -164,10 +165,14 @@ def test_an_element_loads_its_model_once_for_questions_answers_and_texts_and_say
     loaded: list[str] = []
     scorers: list[tuple[bool, int]] = []
     told: list[tuple[float, dict[str, Any]]] = []
-    load, judge_load, make, progress = element.load_model, judge.load_model, element.Scorer, Stage.progress
+    make, progress = scoring.Scorer, Stage.progress
 
-    def counted(who: str, original: Any) -> Any:
-        return lambda *args, **kwargs: (loaded.append(who), original(*args, **kwargs))[1]
+    def counted(who: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def load(*args: Any, **kwargs: Any) -> Any:
+            loaded.append(who)
+            return original(*args, **kwargs)
+
+        return load
 
     def counted_scorer(model: Any, *args: Any, whole_texts: bool, **kwargs: Any) -> Any:
         scorers.append((whole_texts, id(model)))
@@ -177,9 +182,9 @@ def test_an_element_loads_its_model_once_for_questions_answers_and_texts_and_say
         told.append((done, fields))
         progress(self, done, total, unit, **fields)
 
-    monkeypatch.setattr(element, "load_model", counted("model", load))
-    monkeypatch.setattr(element, "load_tokenizer", counted("tokenizer", element.load_tokenizer))
-    monkeypatch.setattr(judge, "load_model", counted("judge", judge_load))
+    monkeypatch.setattr(element, "load_model", counted("model", checkpoint.load_model))
+    monkeypatch.setattr(element, "load_tokenizer", counted("tokenizer", checkpoint.load_tokenizer))
+    monkeypatch.setattr(judge, "load_model", counted("judge", checkpoint.load_model))
     monkeypatch.setattr(element, "Scorer", counted_scorer)
     monkeypatch.setattr(Stage, "progress", listening)
 
@@ -187,7 +192,7 @@ def test_an_element_loads_its_model_once_for_questions_answers_and_texts_and_say
     (tmp_path / "quiz.jsonl").write_text('{"q": "2 + 2 =", "a": "4"}\n{"q": "1 + 1 =", "a": "2"}\n')
     (tmp_path / "tasks" / "my_quiz.yaml").write_text(QUIZ.replace("FILE", str(tmp_path / "quiz.jsonl")))
     cells = ("arc_easy.en", "my_quiz.lt", "gsm8k.en", "judged_answers.en", "ppl_heldout.en", "winogrande.lt")
-    more = {"include": [str(tmp_path / "tasks")], "judge": "miniature", "judge_tokens": 8}
+    more: dict[str, Any] = {"include": [str(tmp_path / "tasks")], "judge": "miniature", "judge_tokens": 8}
     stage = prepare(tmp_path / "paper", world, cells, limit=2, **more)
     facts = records.read_json(stage.stage_json)
     facts["inputs"]["judge"] = {"folder": str(world / "model"), "id": "j", "tokens": 8, "questions": {}}

@@ -146,6 +146,7 @@ def test_words_of_the_command_line_become_keys() -> None:
     assert found["shots"] == {"gsm8k": 5, "mmlu": 0}
     assert found["heldout"] == {"en": "a.jsonl", "lt": "b.jsonl"}
     assert (found["prompts"], found["suites"], found["limit"]) == (["core", "native"], ["arc_easy.en"], 4)
+    assert settings(backend="vllm", backend_args="swap_space=1")["backend_args"] == "swap_space=1"
 
 
 @pytest.mark.parametrize(
@@ -157,6 +158,7 @@ def test_words_of_the_command_line_become_keys() -> None:
         ({"shots": "gsm8k"}, r"--shots gsm8k: 'gsm8k' is not name=value, such as gsm8k=5"),
         ({"shots": "gsm8k=many"}, r"--shots gsm8k=many: 'gsm8k=many': not a whole number"),
         ({"heldout": "en="}, r"--heldout en=: 'en' is not name=value"),
+        ({"backend_args": "x=1"}, r"evaluate\.backend_args = 'x=1': backend 'hf' takes none: .* set evaluate\.backend"),
         ({"backend": "gguf"}, r"hpc-ewc evaluate: evaluate\.backend = 'gguf': allowed are hf, vllm"),
         ({"limit": 0}, r"evaluate\.limit = 0: allowed is \[1, inf\)"),
         ({"name": "No Such"}, r"--name No Such: its name becomes the name of the run folder"),

@@ -100,15 +100,51 @@ def test_any_lm_eval_task_can_be_asked_with_a_language_or_without(tmp_path: Path
 
 def test_dealing_keeps_every_cell_and_balances_cost() -> None:
     cells = expand_suites(EvaluateConfig(), "lt", ["en"])
-    for n in (1, 2, 3, 6, 100):
+    for n in (1, 2, 3, 6, 7, 100):
         bundles = deal(cells, n)
         assert len(bundles) == min(n, len(cells)) and all(bundles)
         assert sorted(cell.name for bundle in bundles for cell in bundle) == sorted(cell.name for cell in cells)
-    alone = [bundle[0].name for bundle in deal(cells, 6) if len(bundle) == 1]
-    assert {"mmlu.lt", "mmlu.en"} <= set(alone)
+        costs = [sum(cell.cost for cell in bundle) for bundle in bundles]
+        dearest = max(15.0, sum(costs) / n)  # MMLU in Lithuanian, which is never cut
+        assert max(costs) <= 1.34 * dearest  # Graham 1969: dearest first is at most a third above the best
     assert deal(cells, 3) == deal(cells, 3)
     with pytest.raises(ConfigError, match="elements = 0: must be at least 1"):
         deal(cells, 0)
+
+
+def test_six_elements_are_mmlu_gsm8k_and_the_rest_with_fluency_by_language() -> None:
+    cells = expand_suites(EvaluateConfig(), "lt", ["en"])
+    bundles = {frozenset(cell.name for cell in bundle) for bundle in deal(cells, 6)}
+    rest = [name for name in SEVEN if name not in ("mmlu", "gsm8k")] + ["ppl_truthfulqa", "ppl_heldout"]
+    assert bundles == {
+        frozenset(f"{name}.{language}" for name in names)
+        for language in ("en", "lt")
+        for names in (["mmlu"], ["gsm8k"], rest)
+    }
+
+
+@pytest.mark.parametrize(
+    ("backend", "arguments", "message"),
+    [
+        (
+            "hf",
+            "load_in_8bit=True",
+            "evaluate.backend_args = 'load_in_8bit=True': backend 'hf' takes none: model.dtype",
+        ),
+        ("vllm", "enforce_eager", "evaluate.backend_args: 'enforce_eager' is not name=value, such as gpu_memory_util"),
+        ("vllm", "a=1,=2", "evaluate.backend_args: '=2' is not name=value"),
+        ("vllm", "seed=", "evaluate.backend_args: 'seed=' is not name=value"),
+        ("vllm", "swap_space=1,dtype=float16", "'dtype' is not free, model.dtype says it; take it out"),
+        ("vllm", "max_model_len=64", "'max_model_len' is not free, evaluate.max_length says it; take it out"),
+        ("vllm", "add_bos_token=False", "'add_bos_token' is not free, every request begins with one BOS; take it out"),
+        ("vllm", "pretrained=x", "'pretrained' is not free, it is the checkpoint; take it out"),
+    ],
+)
+def test_arguments_that_a_backend_cannot_have_are_refused(backend: str, arguments: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        expand_suites(EvaluateConfig(backend=backend, backend_args=arguments), "lt")
+    assert message in str(caught.value)
+    expand_suites(EvaluateConfig(backend="vllm", backend_args="swap_space=1,,enforce_eager=True"), "lt")
 
 
 def key(cell: Cell | None = None, **changes: object) -> str:
