@@ -15,7 +15,7 @@ from hpc_ewc.report.summary import summary
 from hpc_ewc.report.tables import Builder, Table, differences, knowledge
 from hpc_ewc.report.texts import fluency, judged, texts
 from hpc_ewc.report.tradeoff import tradeoff
-from hpc_ewc.report.training import cost_table, held_table
+from hpc_ewc.report.training import cost_table, held_table, overshot
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,11 @@ def leads(analysis: Analysis, build: Builder, choice: Choice | None) -> list[str
             "standard deviation over seeds follows in brackets."
         )
     found += [] if choice is None else [sentence(build, choice)]
+    if jittered := overshot(build):
+        found.append(
+            f"Overshot, so not what their λ would do: {'; '.join(jittered)}. Their loss with the penalty ended above "
+            "where it began (docs/penalty.md)."
+        )
     return [*found, *(f"Left out: {part}." for part in analysis.left_out)]
 
 

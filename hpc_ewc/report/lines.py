@@ -185,4 +185,4 @@ def _who(run: Run) -> str:
 def _short(value: object) -> str:
     if isinstance(value, tuple):
         return " ".join(map(_short, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}".replace("e-0", "e-").replace("e+0", "e") if isinstance(value, float) else str(value)

@@ -33,6 +33,8 @@ class Training:
     """tr F."""
     parameters: float | None
     strength: float | None
+    overshot: bool
+    """It ended worse than where it began by its own measure: its steps were too long for its λ."""
 
     @property
     def scaled_trace(self) -> float | None:
@@ -72,7 +74,17 @@ def training_of(study: Study, run: Run) -> Training | None:
         trace=_number(fisher.get("trace")) if trace is None else trace,
         parameters=_number(fisher.get("parameters")),
         strength=run.strength,
+        overshot=summary.get("overshot") is True,
     )
+
+
+def overshot(build: Builder) -> list[str]:
+    """Names of the rows in which a training overshot."""
+    return [
+        build.lines.name(line)
+        for line in build.lines.lines
+        if any((t := training_of(build.study, run)) is not None and t.overshot for run in line.runs)
+    ]
 
 
 def held_table(build: Builder) -> Table | None:
@@ -91,6 +103,12 @@ def held_table(build: Builder) -> Table | None:
         "λ means nothing without its Fisher's scale: compare λ·tr F, or by parameter λ·tr F/P. Free: parameters whose "
         "Fisher is zero, such as embeddings of tokens that its data never holds; no λ holds them."
     )
+    jittered = overshot(build)
+    if jittered:
+        table.notes.append(
+            f"Overshot: {'; '.join(jittered)}. Loss and penalty ended above where they began: the steps were too long "
+            'for this λ, so what these runs show is not what λ does. ewc.mode = "proximal" holds at any λ.'
+        )
     return _if_any(table, build)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -59,6 +60,8 @@ class RunBuilder:
         seeds: `train.seed` of each run.
         tasks: share tasks; fluency is always there.
         n: documents a cell.
+        samples: write them.
+        others: further leaves of the grid, such as `{"ewc.mode": ("gradient", "proximal")}`.
     """
 
     def __init__(
@@ -71,10 +74,14 @@ class RunBuilder:
         tasks: Sequence[str] = TASKS,
         n: int = N,
         samples: bool = True,
+        others: Mapping[str, Sequence[Any]] | None = None,
     ) -> None:
         self.dir = RunDir(root)
         self.model, self.strengths, self.seeds = model, strengths, seeds
         self.tasks, self.n, self.samples = tasks, n, samples
+        self.others = others or {}
+        self.point: dict[str, Any] = {}
+        """Of the other leaves, where the run stands that is written."""
         self.run_folders: dict[str, StageDir] = {}
 
     def build(self, *, base: bool = True) -> RunDir:
@@ -84,8 +91,9 @@ class RunBuilder:
         write_text(self.dir.experiment_toml, render_toml(experiment))
         if base:
             self.evaluate("base", None, 0)
-        for seed in self.seeds:
-            for strength in self.strengths:
+        for values in itertools.product(*self.others.values()):
+            self.point = dict(zip(self.others, values, strict=True))
+            for seed, strength in itertools.product(self.seeds, self.strengths):
                 name = self.run_name(strength, seed)
                 self.train(name, strength, seed)
                 self.evaluate(name, strength, seed)
@@ -95,6 +103,7 @@ class RunBuilder:
         grid: dict[str, tuple[Any, ...]] = {"ewc.strength": tuple(self.strengths)}
         if len(self.seeds) > 1:
             grid["train.seed"] = tuple(self.seeds)
+        grid |= {name: tuple(values) for name, values in self.others.items()}
         return Experiment(
             model=ModelConfig(path=self.model),
             data=DataConfig(source="uonlp/CulturaX"),
@@ -105,12 +114,13 @@ class RunBuilder:
 
     def run_name(self, strength: float, seed: int) -> str:
         seeds = f",seed={seed}" if len(self.seeds) > 1 else ""
-        return f"strength={strength:g}{seeds}-{digest(self.model, strength, seed)[:12]}"
+        others = "".join(f",{name.split('.')[-1]}={value}" for name, value in self.point.items())
+        return f"strength={strength:g}{seeds}{others}-{digest(self.model, strength, seed, *self.point.values())[:12]}"
 
     def coordinates(self, strength: float | None, seed: int) -> dict[str, Any]:
         if strength is None:
             return {}
-        return {"ewc.strength": strength} | ({"train.seed": seed} if len(self.seeds) > 1 else {})
+        return {"ewc.strength": strength} | ({"train.seed": seed} if len(self.seeds) > 1 else {}) | self.point
 
     # ------------------------------------------------------------------------------------------ stages
 
@@ -180,7 +190,7 @@ class RunBuilder:
     def rows(self, cell: suites.Cell, strength: float | None, seed: int) -> list[dict[str, Any]]:
         """Samples: a document is hard for every run alike, so pairing helps, as with real ones."""
         documents = np.random.default_rng(int(digest(cell.name)[:8], 16))
-        mine = np.random.default_rng(int(digest(cell.name, strength, seed)[:8], 16))
+        mine = np.random.default_rng(int(digest(cell.name, strength, seed, *self.point.values())[:8], 16))
         hard = documents.random(self.n)
         noise = mine.normal(0, 0.08, self.n)
         rows = []

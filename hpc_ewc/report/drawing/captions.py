@@ -5,6 +5,7 @@ from __future__ import annotations
 from hpc_ewc.report.choose import points_text
 from hpc_ewc.report.document import Document
 from hpc_ewc.report.drawing.curves import MOST_GROUPS, groups
+from hpc_ewc.report.drawing.plane import MOST_NAMES
 from hpc_ewc.report.drawing.style import MANY
 from hpc_ewc.report.drawing.training import drawn
 from hpc_ewc.report.formats import strength_text
@@ -38,7 +39,7 @@ def captions(document: Document, overlay: bool) -> dict[str, str]:
                 f" Ringed: λ = {strength}, the largest gain among the runs outside the shade, on the half of the "
                 f"documents that it was chosen on; chosen in {100 * choice.best.chosen:.0f} % of resamples."
             )
-        if sum(line.first.strength is not None for line in build.lines.lines) >= MANY:
+        if len(build.lines.lines) > MOST_NAMES:
             tradeoff += " Of so many points a few are named; all are in the table."
     return {
         "accuracy": f"{label}Accuracy of each task against λ. {common}{paper_words}",
@@ -85,14 +86,14 @@ def _which_groups(build: Builder) -> str:
     if len(names) < 2:
         return ""
     faint = names[1:MOST_GROUPS]
-    words = f" In full colour {names[0]}; faint {'; '.join(faint)}."
+    words = f" In full colour {names[0]}; faint, with other markers, {'; '.join(faint)}."
     left = len(names) - MOST_GROUPS
     return f"{words} {left} more settings are in the tables alone." if left > 0 else words
 
 
 def _which_curves(build: Builder) -> str:
     lines, every = drawn(build), groups(build)
-    if not every or (len(every) == 1 and len(lines) == len(every[0])):
+    if len(lines) == sum(map(len, every)):
         return ""
     of = f" Of {build.lines.setting(every[0][0])}." if len(every) > 1 else ""
     return of + (f" {len(lines)} of {len(every[0])} λs are drawn." if len(lines) < len(every[0]) else "")

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hpc_ewc.report.analysis import Estimate
-from hpc_ewc.report.drawing.style import GREY, INK, MANY, Look, StrengthAxis, look, plain
+from hpc_ewc.report.drawing.style import GREY, GROUP_MARKERS, INK, MANY, Look, StrengthAxis, legend_below, look, plain
 from hpc_ewc.report.lines import Line
 from hpc_ewc.report.paper import accuracy_curve, perplexity_curve
 from hpc_ewc.report.study import Column, language_name
@@ -81,7 +81,7 @@ def draw_curve(axes: Axes, build: Builder, curve: Curve, x: StrengthAxis) -> Non
             values,
             yerr=errors,
             color=style.colour,
-            marker=style.marker,
+            marker=GROUP_MARKERS[number] or style.marker,
             markersize=4.5,
             markerfacecolor=style.colour if style.filled else "white",
             linestyle="none",
@@ -202,7 +202,7 @@ def perplexity_figure(build: Builder, *, paper: bool) -> Figure | None:
         axes.set_title(
             plain(", ".join(titles)) + (": mean over texts" if metric == "perplexity_mean" else ": all bytes")
         )
-    figure.tight_layout(rect=(0, 0.07, 1, 1), w_pad=2.5)
+    figure.tight_layout(w_pad=2.5)
     _legend(figure, build, list(grid.flat), paper)
     return figure
 
@@ -249,7 +249,6 @@ def _finish(figure: Figure, panels: Sequence[Axes], columns: int, x: StrengthAxi
         axes.set_ylabel(label if place % columns == 0 else "")
         bottom, top = axes.get_ylim()
         axes.set_ylim(max(-2.5, bottom), min(102.5, top))  # room for a mark at 0 or at 100
-    figure.tight_layout(rect=(0, 0.07 if len(panels) == 1 else 0.06, 1, 1))
 
 
 def _legend(figure: Figure, build: Builder, panels: Sequence[Axes], paper: bool, *, chance: bool = False) -> None:
@@ -268,7 +267,12 @@ def _legend(figure: Figure, build: Builder, panels: Sequence[Axes], paper: bool,
     if paper:
         handles.append(Line2D([], [], color=GREY, linewidth=0.8, marker="o", markersize=3, linestyle="-"))
         labels.append("paper (its λ has another scale)")
-    figure.legend(handles, labels, loc="lower center", ncols=len(handles), fontsize=8.5)
+    settings = [build.lines.setting(lines[0]) for lines in groups(build)[:MOST_GROUPS]]
+    for name, marker in zip(settings, GROUP_MARKERS, strict=False) if len(settings) > 1 else ():
+        alpha = 0.55 if marker else 1.0
+        handles.append(Line2D([], [], color=INK, linewidth=1.4, marker=marker, markersize=4.5, alpha=alpha))
+        labels.append(plain(name))
+    legend_below(figure, handles, labels)
 
 
 def _plain_log(axes: Axes) -> None:

@@ -11,13 +11,18 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from hpc_ewc.report.choose import Choice, points_text
-from hpc_ewc.report.drawing.style import GREY, INK, MANY, look, plain
+from hpc_ewc.report.drawing.curves import MOST_GROUPS, groups
+from hpc_ewc.report.drawing.style import GREY, GROUP_MARKERS, INK, MANY, legend_below, look, plain
+from hpc_ewc.report.formats import strength_text
 from hpc_ewc.report.lines import Line
 from hpc_ewc.report.means import Mean
 from hpc_ewc.report.measure import Gain, gain
 from hpc_ewc.report.study import SOURCE_LANGUAGE, language_name
 from hpc_ewc.report.tables import Builder
 from hpc_ewc.report.tradeoff import front
+
+MOST_NAMES = 16
+"""Points that are all named; of more some are."""
 
 
 def tradeoff_figure(build: Builder, choice: Choice | None) -> Figure | None:
@@ -40,17 +45,20 @@ def tradeoff_figure(build: Builder, choice: Choice | None) -> Figure | None:
     axes.plot([p[0] for p in best], [p[1] for p in best], color=GREY, linewidth=1.0, linestyle="-", zorder=1)
     style = look(0)
     marked = points if len(points) <= MANY else {line: p for line, p in points.items() if line in named(build, choice)}
+    place_of = {line: place for place, lines in enumerate(groups(build)[:MOST_GROUPS]) for line in lines}
     if len(points) > MANY:
         cloud = [p for line, p in points.items() if line not in marked]
         axes.plot([p[0] for p in cloud], [p[1] for p in cloud], ".", color=style.colour, alpha=0.4, zorder=2)
+    several = len(groups(build)) > 1
     for line, (x, y, dx, dy) in marked.items():
+        place = place_of.get(line, MOST_GROUPS if several else 0)
         axes.errorbar(
             x,
             y,
             xerr=dx,
             yerr=dy,
-            color=INK if line.first.is_base else style.colour,
-            marker="*" if line.first.is_base else "o",
+            color=INK if line.first.is_base else look(place).colour if place < MOST_GROUPS else GREY,
+            marker="*" if line.first.is_base else (*GROUP_MARKERS, ".")[place] or "o",
             markersize=12 if line.first.is_base else 6,
             elinewidth=0.8,
             alpha=0.95,
@@ -65,8 +73,13 @@ def tradeoff_figure(build: Builder, choice: Choice | None) -> Figure | None:
     axes.set_ylabel(_learnt(new))
     _make_room(axes, [x for x, *_ in points.values()])
     _ring(figure, axes, build, choice, points)
-    from_the_top = sorted(marked.items(), key=lambda item: -new.sign * item[1][1])
-    _name_points(axes, {build.lines.name(line): (x, y) for line, (x, y, *_) in from_the_top})
+    some = set(marked) if len(marked) <= MOST_NAMES else named(build, choice)
+    from_the_top = sorted((item for item in marked.items() if item[0] in some), key=lambda item: -new.sign * item[1][1])
+    names = [
+        f"λ = {strength_text(line.first.strength)}" if several and line in place_of else build.lines.name(line)
+        for line, _ in from_the_top
+    ]
+    _name_points(axes, [(name, (x, y)) for name, (_, (x, y, *_)) in zip(names, from_the_top, strict=True)])
     return figure
 
 
@@ -98,14 +111,14 @@ def _make_room(axes: Axes, values: list[float]) -> None:
     axes.set_xticks([tick for tick in axes.get_xticks() if low <= tick <= 100.0])
 
 
-def _name_points(axes: Axes, points: dict[str, tuple[float, float]]) -> None:
+def _name_points(axes: Axes, points: list[tuple[str, tuple[float, float]]]) -> None:
     """Each point's name beside it, where no other name or point stands; a thin line joins those that had to move away.
 
     Widths are guessed from the letters: to measure them a renderer would have to draw the figure once more.
     """
     height, letter = 12.0, 5.6  # of 8.5 pt text, in points
     scale = 72.0 / float(axes.figure.dpi)
-    marks = [axes.transData.transform(point) * scale for point in points.values()]
+    marks = [axes.transData.transform(point) * scale for _, point in points]
     taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in marks]
     edge = axes.transAxes.transform((1.0, 1.0))[0] * scale
     sides = [
@@ -113,7 +126,7 @@ def _name_points(axes: Axes, points: dict[str, tuple[float, float]]) -> None:
         for side in (1, -1)
         for dy in (3.0, -15.0, 17.0, -29.0, 31.0, -43.0)
     ]
-    for (name, point), (x, y) in zip(points.items(), marks, strict=True):
+    for (name, point), (x, y) in zip(points, marks, strict=True):
         width = letter * len(name)
         boxes = [
             (x + dx if side > 0 else x + dx - width, y + dy, x + dx + (width if side > 0 else 0), y + dy + height)
@@ -165,6 +178,10 @@ def _ring(
 ) -> None:
     """The recommended λ; what that and the shade mean stands below, where no point is."""
     handles: list[Any] = []
+    settings = [lines for lines in groups(build)[:MOST_GROUPS] if any(line in points for line in lines)]
+    for place, lines in enumerate(settings if len(settings) > 1 else ()):
+        look_of = {"color": look(place).colour, "marker": GROUP_MARKERS[place] or "o", "linestyle": "none"}
+        handles.append(Line2D([], [], label=plain(build.lines.setting(lines[0])), **look_of))  # type: ignore[arg-type]
     if choice is not None and any(line.first.is_base for line in points):
         handles.append(Patch(color="#000000", alpha=0.08, linewidth=0))
         handles[-1].set_label(f"loses more than {points_text(choice.max_loss)}")
@@ -175,5 +192,6 @@ def _ring(
         name = f"recommended: {build.lines.name(choice.best.line)} ({100 * choice.best.chosen:.0f} % of resamples)"
         handles.append(Line2D([], [], linestyle="none", markersize=10, label=plain(name), **ring))  # type: ignore[arg-type]
     if handles:
-        figure.legend(handles=handles, loc="lower center", ncols=len(handles), fontsize=8.5)
-    figure.tight_layout(rect=(0, 0.06 if handles else 0, 1, 1))
+        legend_below(figure, handles, [handle.get_label() for handle in handles])
+    else:
+        figure.tight_layout()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +13,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from hpc_ewc.report.formats import strength_text
 from hpc_ewc.report.terminal import clean
@@ -147,6 +148,26 @@ def _tick(strength: float) -> str:
         return strength_text(strength)
     exponent = math.log10(strength)
     return rf"$10^{{{exponent:.0f}}}$" if abs(exponent - round(exponent)) < 1e-9 else strength_text(strength)
+
+
+GROUP_MARKERS = ("", "v", "P", "X")
+"""Of the second setting and those after it, in any language; the first has the language's own."""
+
+
+def legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
+    """A legend under all panels, in as many rows as it takes, and the panels above it.
+
+    Widths are guessed from the letters: to measure them a renderer would have to draw the figure once more.
+    """
+    rows, room = 1, 72.0 * figure.get_figwidth()
+    while rows < len(labels):
+        columns = [labels[start : start + rows] for start in range(0, len(labels), rows)]
+        if sum(5.2 * max(map(len, column)) + 40.0 for column in columns) <= room:
+            break
+        rows += 1
+    figure.legend(handles, labels, loc="lower center", ncols=-(-len(labels) // rows), fontsize=8.5)
+    figure.set_figheight(figure.get_figheight() + 0.19 * (rows - 1))  # the panels stay as high as they were
+    figure.tight_layout(rect=(0, (0.09 + 0.19 * rows) / figure.get_figheight(), 1, 1))
 
 
 def plain(text: str) -> str:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from hpc_ewc import records
 from hpc_ewc.errors import ArtefactError
 from hpc_ewc.report.drawing.curves import groups
-from hpc_ewc.report.drawing.style import look, plain
+from hpc_ewc.report.drawing.style import legend_below, look, plain
 from hpc_ewc.report.lines import Line
 from hpc_ewc.report.study import Run
 from hpc_ewc.report.tables import Builder
@@ -39,9 +39,12 @@ def training_figure(build: Builder) -> Figure | None:
         return None
     shown = [(name, label) for name, label in PANELS if any(np.isfinite(read[name]).any() for _, read in curves)]
     figure, grid = plt.subplots(1, len(shown), figsize=(3.7 * len(shown), 3.7), squeeze=False)
-    colours = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.85, len(curves)))
+    strengths = sorted({line.first.strength or 0.0 for line, _ in curves})
+    settings = list(dict.fromkeys(build.lines.setting(line) for line, _ in curves))
+    colours = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.85, len(strengths)))
     for axes, (name, label) in zip(grid.flat, shown, strict=True):
-        for place, (line, read) in enumerate(curves):
+        for line, read in curves:
+            place, setting = strengths.index(line.first.strength or 0.0), settings.index(build.lines.setting(line))
             steps, values = thin(read["step"], read[name])
             if name == "penalty" and not (values > 0).any():
                 continue
@@ -49,7 +52,7 @@ def training_figure(build: Builder) -> Figure | None:
                 steps,
                 np.where(values > 0, values, np.nan) if name == "penalty" else values,
                 color=colours[place],
-                linestyle=STYLES[place % len(STYLES)],
+                linestyle=STYLES[(setting if len(settings) > 1 else place) % len(STYLES)],
                 linewidth=1.4,
                 label=plain(build.lines.name(line)),
             )
@@ -58,14 +61,16 @@ def training_figure(build: Builder) -> Figure | None:
         axes.set_xlabel("step")
         axes.set_title(label)
     handles, labels = grid.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=min(7, len(labels)), fontsize=8.5)
-    figure.tight_layout(rect=(0, 0.04 + 0.05 * math.ceil(len(labels) / 7), 1, 1))
+    legend_below(figure, handles, labels)
     return figure
 
 
 def drawn(build: Builder) -> list[Line]:
-    """The lines whose training is drawn: those of the first group, or some of them where they are many."""
-    lines = next(iter(groups(build)), [])
+    """The lines whose training is drawn: all, else those of the first group, or some of them where they are many."""
+    every = [line for lines in groups(build) for line in lines]
+    if len(every) <= MOST_CURVES:
+        return every
+    lines = groups(build)[0]
     if len(lines) <= MOST_CURVES:
         return lines
     return [lines[round(place)] for place in np.linspace(0, len(lines) - 1, MOST_CURVES)]
