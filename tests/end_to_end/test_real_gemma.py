@@ -19,6 +19,7 @@ from hpc_ewc.config import DataConfig, EwcConfig, Experiment, FisherConfig, Mode
 from hpc_ewc.data import batch_indices, read_tokens
 from hpc_ewc.rundir import StageDir
 from hpc_ewc.stage import Stage
+from tests.conftest import require_memory
 from tests.distributed.ranks import run_ranks
 
 RANKS = 2
@@ -86,6 +87,7 @@ def test_a_real_gemma_is_trained_stopped_gone_on_with_and_exported(
 ) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    require_memory(12)
     text, questions = shared_data / "lt_text" / "ntrex_news_lt.jsonl", shared_data / "en" / "mmlu_dev.jsonl"
     experiment = Experiment(
         model=ModelConfig(path=str(real_gemma), dtype="float32"),

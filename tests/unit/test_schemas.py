@@ -83,10 +83,13 @@ def test_the_ledger_of_slurm_tells_of_each_element(schemas: Path, tmp_path: Path
     root = RunDir(tmp_path)
     root.ledger.write_bytes((schemas / "jobs.slurm.jsonl").read_bytes())
     jobs = Ledger(root).read().jobs.values()
-    assert [(job.job_id, job.outcome) for job in jobs] == [
-        ("4711", "finished"),
-        ("4712_0", "finished"),
-        ("4712_1", "stopped"),
+    trained = "strength=1e+06-d05b095a51ca"
+    assert [(job.job_id, job.run, job.outcome) for job in jobs] == [
+        ("4711", trained, "finished"),
+        ("4712_0", trained, "finished"),
+        ("4712_1", trained, "stopped"),
+        ("4713_0", "base", "finished"),  # one array over two runs
+        ("4713_1", trained, ""),
     ]
     assert read_outcome(schemas / "exit.slurm.json") == "stopped"
 
