@@ -108,6 +108,8 @@ class EwcConfig:
     """gradient: the paper's; proximal: an implicit step, exact at any λ."""
     clip: str = option("total", choices=("total", "task"))
     """total: the penalty's gradient is clipped with the task's; task: it is added after clipping."""
+    update: str = option("auto", choices=("auto", "apart", "one_pass"), identifies=False)
+    """Penalty, clipping and AdamW apart, or in one compiled pass over memory; auto: one pass on a GPU."""
 
 
 @dataclass(frozen=True)

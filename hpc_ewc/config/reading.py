@@ -202,5 +202,8 @@ def _check_together(experiment: Experiment, where: str) -> None:
     for name, part in (("data", data), ("fisher", fisher)):
         if (part.source == "files") != bool(part.files):
             raise ConfigError(f'{where}: {name}.files and {name}.source = "files" go together; set both or neither')
+    modes = {experiment.ewc.mode, *experiment.grid.get("ewc.mode", ())}
+    if experiment.ewc.update == "one_pass" and "proximal" in modes:
+        raise ConfigError(f'{where}: ewc.update = "one_pass": only with ewc.mode = "gradient"; take "auto"')
     if fisher.labels == "gold" and fisher.samples != 1:
         raise ConfigError(f'{where}: fisher.samples = {fisher.samples}: only with fisher.labels = "sampled"')

@@ -10,6 +10,7 @@ penalty.add_gradient_()                                   # after the last backw
 from hpc_ewc.ewc.accumulator import FisherAccumulator
 from hpc_ewc.ewc.estimate import FisherEstimate, FisherSums, NonFiniteExampleError
 from hpc_ewc.ewc.fisher import estimate_fisher
+from hpc_ewc.ewc.one_pass import OnePass
 from hpc_ewc.ewc.partial import load_fisher_sums, save_fisher_sums
 from hpc_ewc.ewc.penalty import EwcPenalty, FreeParameters, Measures
 from hpc_ewc.ewc.state import EwcState, load_ewc_state, save_ewc_state
@@ -23,6 +24,7 @@ __all__ = [
     "FreeParameters",
     "Measures",
     "NonFiniteExampleError",
+    "OnePass",
     "estimate_fisher",
     "load_ewc_state",
     "load_fisher_sums",

@@ -125,9 +125,14 @@ def measure_sums(theta: Tensor, anchor: Tensor, fisher: Tensor, zeros: bool = Tr
     return sums
 
 
-def _gradient_formula(theta: Tensor, grad: Tensor, anchor: Tensor, fisher: Tensor, strength: Tensor) -> None:
+def penalty_gradient(theta: Tensor, anchor: Tensor, fisher: Tensor, strength: Tensor) -> Tensor:
+    """λF(θ−θ*), bounded, as a formula for the compiler: outside of a compiled kernel it makes whole tensors."""
     penalty = (fisher.float() * (theta - anchor.float())).clamp(-_LARGEST, _LARGEST) * strength
-    grad.add_(penalty.clamp(-LARGEST_GRADIENT, LARGEST_GRADIENT))
+    return penalty.clamp(-LARGEST_GRADIENT, LARGEST_GRADIENT)
+
+
+def _gradient_formula(theta: Tensor, grad: Tensor, anchor: Tensor, fisher: Tensor, strength: Tensor) -> None:
+    grad.add_(penalty_gradient(theta, anchor, fisher, strength))
 
 
 def _proximal_formula(theta: Tensor, anchor: Tensor, fisher: Tensor, second_moment: Tensor, scalars: Tensor) -> None:
@@ -150,7 +155,7 @@ def compiled_gradient(dtypes: Dtypes, device: torch.device) -> GradientKernel | 
         kernel(theta, grad, anchor, fisher, torch.tensor(1.0, device=device))
         return grad
 
-    return _compiled(_gradient_formula, trial, dtypes, device)
+    return compiled_kernel(_gradient_formula, trial, dtypes, device)
 
 
 def compiled_proximal(dtypes: Dtypes, device: torch.device) -> ProximalKernel | None:
@@ -161,7 +166,7 @@ def compiled_proximal(dtypes: Dtypes, device: torch.device) -> ProximalKernel | 
         kernel(theta, anchor, fisher, torch.ones_like(theta), torch.tensor([1.0, 1.0, 0.0], device=device))
         return theta
 
-    return _compiled(_proximal_formula, trial, dtypes, device)
+    return compiled_kernel(_proximal_formula, trial, dtypes, device)
 
 
 def compiled_measure(dtypes: Dtypes, device: torch.device) -> MeasureKernel | None:
@@ -170,15 +175,16 @@ def compiled_measure(dtypes: Dtypes, device: torch.device) -> MeasureKernel | No
     def trial(kernel: MeasureKernel, anchor: Tensor, fisher: Tensor) -> Tensor:
         return kernel(torch.ones(4096, device=device), anchor, fisher) / 4096
 
-    return _compiled(_measure_formula, trial, dtypes, device)
+    return compiled_kernel(_measure_formula, trial, dtypes, device)
 
 
-def _compiled(
+def compiled_kernel(
     formula: Kernel, trial: Callable[[Kernel, Tensor, Tensor], Tensor], dtypes: Dtypes, device: torch.device
 ) -> Kernel | None:
-    """`formula` compiled and tried on 4,096 elements of each pair of dtypes of (anchor, fisher).
+    """`formula` compiled and tried on 4,096 elements of each pair of dtypes of (anchor, fisher); None where it fails.
 
-    The trial has θ = 1, θ* = 0, F = 2, and λ, lr, v and c 1: the gradient is then 2, and θ moves to 1/3.
+    `trial` calls a kernel and returns what shows whether it did its work, to be compared with what the formula gives.
+    Those of this module have θ = 1, θ* = 0, F = 2, and λ, lr, v and c 1: the gradient is then 2, and θ moves to 1/3.
     """
     try:
         kernel = cast(Kernel, torch.compile(formula, dynamic=True))

@@ -59,7 +59,7 @@ class Measures(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
     """One parameter. `anchor` and `fisher` are this rank's elements, 1D, in the dtype they were given in."""
 
     name: str
@@ -115,7 +115,7 @@ class EwcPenalty:
         self.strength = float(strength)
         self.mode: Mode = mode
         self._parts = [
-            _Part(name, parameter, local_flat(anchor[name]), local_flat(fisher[name]))
+            Part(name, parameter, local_flat(anchor[name]), local_flat(fisher[name]))
             for name, parameter in parameters.items()
         ]
         self._device = self._parts[0].anchor.device
@@ -128,6 +128,11 @@ class EwcPenalty:
         self._fused_gradient = compiled_gradient(dtypes, self._device) if wanted and mode == "gradient" else None
         self._fused_proximal = compiled_proximal(dtypes, self._device) if wanted and mode == "proximal" else None
         self._fused_measure = compiled_measure(dtypes, self._device) if wanted else None
+
+    @property
+    def parts(self) -> list[Part]:
+        """Each parameter with its elements of θ* and F on this rank."""
+        return self._parts
 
     def add_gradient_(self) -> None:
         """Adds λF(θ−θ*) to each `.grad`, once per optimizer step: after the last backward, before or after clipping.

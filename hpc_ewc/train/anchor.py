@@ -14,7 +14,7 @@ from hpc_ewc.config import EwcConfig
 from hpc_ewc.model.mesh import SHARD_AXIS
 
 if TYPE_CHECKING:
-    from hpc_ewc.ewc import EwcPenalty
+    from hpc_ewc.ewc import EwcPenalty, OnePass
 
 TILE = 1 << 24
 """Elements measured at a time: 64 MiB of fp32."""
@@ -62,6 +62,9 @@ class Free:
             dist.all_reduce(squared, group=first.device_mesh.get_group(SHARD_AXIS))
         return Held(0.0, math.sqrt(float(squared)), 0.0)
 
+    def in_one_pass(self, optimizer: torch.optim.Optimizer) -> None:
+        """Nothing to add to AdamW."""
+
     def scale(self) -> dict[str, float]:
         """Nothing to say: there is no Fisher."""
         return {}
@@ -89,6 +92,13 @@ class Elastic:
         trace, penalty = self._penalty.trace(), self._penalty
         return {"fisher_trace": trace, "scaled_mean": penalty.strength * trace / penalty.parameter_count}
 
+    def in_one_pass(self, optimizer: torch.optim.Optimizer) -> OnePass | None:
+        """Clipping, penalty and AdamW at once; None, and a warning, where the compiler does not work."""
+        from hpc_ewc.ewc import OnePass
+
+        made = OnePass(self._penalty, optimizer)
+        return made if made.works else None
+
     def summary(self) -> dict[str, Any]:
         """The scale, and the parameters that no λ holds: their Fisher is zero. Every rank calls it; one all-reduce."""
         count, distance = self._penalty.free_parameters()
@@ -115,6 +125,13 @@ def build_hold(
         raise InputError(f"ewc.strength = {config.strength:g}: stage.json names no Fisher; submit the experiment again")
     state = load_ewc_state(fisher, model)
     return Elastic(EwcPenalty(model, state.anchor, state.fisher, config.strength, mode=cast(Any, config.mode)))
+
+
+def wants_one_pass(config: EwcConfig, device: torch.device) -> bool:
+    """Whether [ewc] `update` asks for one pass on this device: auto is one pass on a GPU, in mode "gradient"."""
+    if config.update == "auto":
+        return device.type == "cuda" and config.mode == "gradient"
+    return config.update == "one_pass"
 
 
 def _local(parameter: torch.Tensor) -> torch.Tensor:

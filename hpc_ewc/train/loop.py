@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -23,6 +23,9 @@ from hpc_ewc.errors import InputError, StageError
 from hpc_ewc.model.mesh import SHARD_AXIS
 from hpc_ewc.train.anchor import Elastic, Free
 from hpc_ewc.train.optimizer import set_learning_rate
+
+if TYPE_CHECKING:
+    from hpc_ewc.ewc import OnePass
 
 NAMED_SAMPLES = 8
 
@@ -40,7 +43,8 @@ class Trainer:
     """What a step needs; the same objects from the first step to the last.
 
     `parameters` are the sharded ones, taken before the first forward: after it, the root's `parameters()` are
-    unsharded plain tensors. `describe` says where a sample comes from.
+    unsharded plain tensors. `describe` says where a sample comes from. `one_pass`, where
+    there is one, clips, adds the penalty and steps.
     """
 
     model: Any
@@ -51,6 +55,7 @@ class Trainer:
     config: TrainConfig
     device: torch.device
     describe: Callable[[int], str] = str
+    one_pass: OnePass | None = None
 
     def step(self, batch: StepBatch, learning_rate: float) -> tuple[float, float]:
         """Make one optimizer step. Every rank calls it with its own part of the same step.
@@ -65,12 +70,7 @@ class Trainer:
         if batch.scored_tokens == 0:
             raise InputError(f"step {batch.step + 1}: its samples have no token to learn; all are empty documents")
         loss_sum = self._add_gradients(batch)
-        explicit = self.ewc.mode == "gradient"
-        if explicit and self.ewc.clip == "total":
-            self.hold.add_gradient_()
-        norm = clip_(self.parameters.values(), self.config.max_grad_norm)
-        if explicit and self.ewc.clip == "task":
-            self.hold.add_gradient_()
+        norm = self._clip()
         # The one point where the host waits for the device: all of the above is queued by now.
         total, grad_norm = torch.stack([loss_sum, norm.double()]).tolist()
         if not math.isfinite(total):
@@ -84,10 +84,30 @@ class Trainer:
                 samples,
             )
         set_learning_rate(self.optimizer, learning_rate)
-        self.optimizer.step()
-        if not explicit:
-            self.hold.proximal_step_(self.optimizer)
+        self._update(grad_norm)
         return loss, grad_norm
+
+    def _clip(self) -> torch.Tensor:
+        """Ready the gradients for the update; their norm before clipping, on the device."""
+        explicit, total = self.ewc.mode == "gradient", self.ewc.clip == "total"
+        if self.one_pass is not None:
+            return self.one_pass.norm() if total else global_norm(self.parameters.values())
+        if explicit and total:
+            self.hold.add_gradient_()
+        norm = clip_(self.parameters.values(), self.config.max_grad_norm)
+        if explicit and not total:
+            self.hold.add_gradient_()
+        return norm
+
+    def _update(self, norm: float) -> None:
+        """Move the parameters. Args: norm: of the gradients, as `_clip` gave it."""
+        if self.one_pass is not None:
+            factor = min(1.0, self.config.max_grad_norm / (norm + 1e-6))
+            self.one_pass.step_(factor, factor if self.ewc.clip == "total" else 1.0)
+            return
+        self.optimizer.step()
+        if self.ewc.mode == "proximal":
+            self.hold.proximal_step_(self.optimizer)
 
     def _add_gradients(self, batch: StepBatch) -> torch.Tensor:
         """Back-propagate the step's mean loss; the sum of its losses over all ranks, float64 on the device."""
@@ -138,14 +158,25 @@ def clip_(parameters: Iterable[torch.nn.Parameter], max_norm: float) -> torch.Te
     As torch's clip_grad_norm_, on local shards: there each gradient passes through DTensor's dispatch, which leaves a
     GPU waiting. One all-reduce over the shard axis; replicas hold the same gradients.
     """
-    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    local = [grad.to_local() if isinstance(grad, DTensor) else grad for grad in grads]
-    squared = torch.stack(torch._foreach_norm(local)).square().sum()
-    if isinstance(grads[0], DTensor):
-        dist.all_reduce(squared, group=grads[0].device_mesh.get_group(SHARD_AXIS))
-    norm = squared.sqrt()
-    torch._foreach_mul_(local, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+    parameters = list(parameters)
+    norm = global_norm(parameters)
+    torch._foreach_mul_(_local_gradients(parameters), (max_norm / (norm + 1e-6)).clamp(max=1.0))
     return norm
+
+
+@torch.no_grad()
+def global_norm(parameters: Iterable[torch.nn.Parameter]) -> torch.Tensor:
+    """The norm of all gradients together, on the device. Every rank calls it."""
+    parameters = list(parameters)
+    squared = torch.stack(torch._foreach_norm(_local_gradients(parameters))).square().sum()
+    if isinstance(parameters[0], DTensor):
+        dist.all_reduce(squared, group=parameters[0].device_mesh.get_group(SHARD_AXIS))
+    return squared.sqrt()
+
+
+def _local_gradients(parameters: Iterable[torch.nn.Parameter]) -> list[torch.Tensor]:
+    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return [grad.to_local() if isinstance(grad, DTensor) else grad for grad in grads]
 
 
 def _gather(values: list[int]) -> list[int]:

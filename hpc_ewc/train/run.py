@@ -21,7 +21,7 @@ from hpc_ewc.model.load import find_model, load_model
 from hpc_ewc.model.mesh import build_mesh
 from hpc_ewc.stage import Stage
 from hpc_ewc.train import collective
-from hpc_ewc.train.anchor import build_hold
+from hpc_ewc.train.anchor import build_hold, wants_one_pass
 from hpc_ewc.train.checkpoint import Checkpoints
 from hpc_ewc.train.loop import NonFiniteLossError, Trainer
 from hpc_ewc.train.manifest import training_facts
@@ -69,6 +69,8 @@ class Run:
         optimizer = build_optimizer(self.parameters, self.config)
         self.trainer = Trainer(self.model, self.parameters, optimizer, hold, experiment.ewc, self.config, device)
         self.trainer.describe = self.tokens.describe
+        if wants_one_pass(experiment.ewc, device):
+            self.trainer.one_pass = hold.in_one_pass(optimizer)
         self.flop = flop_per_token(self.model.config, experiment.data.sequence_length)
         self.peak = peak_tflops(device)
         attempt = f"{stage.job_id}.{stage.restart}"

@@ -168,6 +168,7 @@ def train_compiled(rank: int, world_size: int, *folders: Path) -> int:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # dynamo looks at tensors in ways that warn; inductor's imports do too
+        warnings.filterwarnings("error", message="torch.compile does not work here")
         train(rank, world_size, *folders)
     return len(torch._dynamo.utils.compilation_time_metrics)
 
@@ -178,14 +179,16 @@ def train_compiled(rank: int, world_size: int, *folders: Path) -> int:
 def test_compiled_layers_train_alike_on_shards(
     inputs: dict[str, Path], tmp_path: Path, world_size: int, replicate: int
 ) -> None:
-    """With the penalty and accumulation; also where each layer's cheap parts are computed again."""
-    options = {"fisher": inputs["fisher"], "ewc": {"strength": STRENGTH}, "dp_replicate": replicate}
+    """With the penalty and accumulation; where each layer's cheap parts are computed again; updated in one pass."""
+    options: dict[str, Any] = {"fisher": inputs["fisher"], "ewc": {"strength": STRENGTH}, "dp_replicate": replicate}
     variants: dict[str, dict[str, Any]] = {
         "compiled": {"compile": True},
         "compiled_selective": {"compile": True, "activation_checkpointing": "selective"},
+        "one_pass": {"ewc": {"strength": STRENGTH, "update": "one_pass"}},
+        "one_pass_task": {"ewc": {"strength": STRENGTH, "update": "one_pass", "clip": "task"}, "max_grad_norm": 0.5},
     }
     for name, variant in variants.items():
-        build_stage(tmp_path / name, inputs["model"], inputs["tokens"], **options, **variant)
+        build_stage(tmp_path / name, inputs["model"], inputs["tokens"], **options | variant)
     compiled = run_ranks(world_size, train_compiled, *(tmp_path / name for name in variants), timeout_s=800)
     assert compiled > 0
     for name in variants:

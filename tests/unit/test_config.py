@@ -56,6 +56,8 @@ MISTAKES = [
     (SMALLEST + "[train]\nexport_at = [1.0, 0.5, 1.0]\n", "must rise and end in 1.0"),
     (SMALLEST + "[train]\nsteps = 3\nepochs = 1\n", "train.steps and train.epochs are both set"),
     (SMALLEST + "[train]\nsteps = 3\n[grid]\ntrain.epochs = [1, 2]\n", "both set"),
+    (SMALLEST + '[ewc]\nmode = "proximal"\nupdate = "one_pass"\n', 'only with ewc.mode = "gradient"; take "auto"'),
+    (SMALLEST + '[ewc]\nupdate = "one_pass"\n[grid]\newc.mode = ["gradient", "proximal"]\n', "ewc.update = .one_pass"),
     (SMALLEST + "[fisher]\nsamples = 2\n", 'only with fisher.labels = "sampled"'),
     (SMALLEST + "[fisher]\nsource = 'files'\n", "fisher.files and fisher.source"),
     ("[model]\npath = 'a\\tb'\n".replace("'", '"'), "must not hold control characters"),

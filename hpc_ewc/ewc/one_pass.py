@@ -1,0 +1,143 @@
+"""Clipping, the penalty's gradient and AdamW in one pass over memory, compiled: λF(θ−θ*) never reaches `.grad`.
+
+An update waits for memory alone. Bytes an element, F and θ* in fp32 (in bf16):
+
+    clip      penalty, norm, clipping and AdamW apart    in one pass
+    total     20 + 4 + 8 + 28 = 60 (56)                  16 + 36 = 52 (44): the norm is of the sum, so F is read twice
+    task      60 (56)                                    4 + 36 = 40 (36)
+
+Equal to rounding to `EwcPenalty.add_gradient_` and torch's AdamW, whose state it keeps.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hpc_ewc.errors import InputError
+from hpc_ewc.ewc.kernels import compiled_kernel, penalty_gradient
+from hpc_ewc.ewc.penalty import EwcPenalty
+from hpc_ewc.ewc.shards import local_flat, reduce_elements
+
+
+class OnePass:
+    """AdamW's steps under a penalty of mode "gradient"; in the place of its `step()` and of `add_gradient_`.
+
+    Args:
+        penalty: λ > 0.
+        optimizer: AdamW over the penalty's parameters, in one group.
+
+    Raises:
+        InputError: another mode, or another optimizer.
+    """
+
+    def __init__(self, penalty: EwcPenalty, optimizer: torch.optim.Optimizer) -> None:
+        if penalty.mode != "gradient":
+            raise InputError(
+                f"the update in one pass adds the penalty's gradient: mode 'gradient', not '{penalty.mode}'"
+            )
+        plain = isinstance(optimizer, torch.optim.AdamW) and len(optimizer.param_groups) == 1
+        if not plain or optimizer.param_groups[0]["amsgrad"] or optimizer.param_groups[0]["maximize"]:
+            raise InputError(
+                f"the update in one pass is AdamW's with one group of parameters, without amsgrad and maximize; this "
+                f"is {type(optimizer).__name__} with {len(optimizer.param_groups)}"
+            )
+        held = {id(parameter) for parameter in optimizer.param_groups[0]["params"]}
+        if held != {id(part.parameter) for part in penalty.parts}:
+            raise InputError("the optimizer and the penalty hold other parameters; build both from the same model")
+        self._penalty, self._optimizer = penalty, optimizer
+        dtypes = [(part.anchor.dtype, part.fisher.dtype) for part in penalty.parts]
+        self._device = penalty.parts[0].anchor.device
+        self._squares = compiled_kernel(_squares_formula, _try_squares, dtypes, self._device)
+        self._adamw = compiled_kernel(_adamw_formula, _try_adamw, dtypes, self._device)
+
+    @property
+    def works(self) -> bool:
+        """Both kernels compiled; a warning has said why not."""
+        return self._squares is not None and self._adamw is not None
+
+    @torch.no_grad()
+    def norm(self) -> Tensor:
+        """‖g + λF(θ−θ*)‖ over the whole model, on the device; gradients stay as they are. Every rank calls it."""
+        assert self._squares is not None, "a kernel that did not compile is used"
+        rows = torch.zeros(len(self._penalty.parts), 1, device=self._device)
+        strength = torch.tensor(self._penalty.strength, dtype=torch.float32, device=self._device)
+        for row, part in zip(rows, self._penalty.parts, strict=True):
+            theta, grad = local_flat(part.parameter), local_flat(_gradient(part.parameter))
+            if theta.numel():  # a rank's shard may be empty
+                row.copy_(self._squares(theta, grad, part.anchor, part.fisher, strength))
+        return reduce_elements(rows, [part.parameter for part in self._penalty.parts]).sum().sqrt()
+
+    @torch.no_grad()
+    def step_(self, task: float, pull: float) -> None:
+        """One step of AdamW along task · g + pull · λF(θ−θ*). No collective.
+
+        Args:
+            task: the factor that clips the task's gradient.
+            pull: that of the penalty's: the same with clip = "total", 1 with "task".
+        """
+        assert self._adamw is not None, "a kernel that did not compile is used"
+        states = [self._state(part.parameter) for part in self._penalty.parts]
+        torch._foreach_add_([state["step"] for state in states], 1)
+        scalars = self._scalars(int(states[0]["step"].item()), task, pull)
+        for part, state in zip(self._penalty.parts, states, strict=True):
+            theta, grad = local_flat(part.parameter), local_flat(_gradient(part.parameter))
+            moments = local_flat(state["exp_avg"]), local_flat(state["exp_avg_sq"])
+            if theta.numel():
+                self._adamw(theta, grad, part.anchor, part.fisher, *moments, scalars)
+
+    def _scalars(self, step: int, task: float, pull: float) -> Tensor:
+        """What the kernel needs of the settings, made in float64: 1 − β₂^step has few digits in fp32."""
+        group = self._optimizer.param_groups[0]
+        (beta1, beta2), rate = group["betas"], float(group["lr"])
+        first, second = 1.0 - beta1**step, math.sqrt(1.0 - beta2**step)
+        values = [self._penalty.strength, task, pull, 1 - beta1, beta2, 1 - beta2, second, group["eps"]]
+        values += [1.0 - rate * group["weight_decay"], rate / first]
+        return torch.tensor(values, dtype=torch.float32).to(self._device)
+
+    def _state(self, parameter: Any) -> dict[str, Tensor]:
+        state: dict[str, Tensor] = self._optimizer.state[parameter]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=self._device)
+            for moment in ("exp_avg", "exp_avg_sq"):
+                state[moment] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        return state
+
+
+def _gradient(parameter: Any) -> Tensor:
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    gradient: Tensor = parameter.grad
+    return gradient
+
+
+def _squares_formula(theta: Tensor, grad: Tensor, anchor: Tensor, fisher: Tensor, strength: Tensor) -> Tensor:
+    return (grad + penalty_gradient(theta, anchor, fisher, strength)).square().sum()
+
+
+def _adamw_formula(
+    theta: Tensor, grad: Tensor, anchor: Tensor, fisher: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, scalars: Tensor
+) -> None:
+    strength, task, pull, new1, old2, new2, root, eps, kept, rate = scalars.unbind()
+    gradient = grad * task + penalty_gradient(theta, anchor, fisher, strength) * pull
+    first = exp_avg + new1 * (gradient - exp_avg)
+    second = exp_avg_sq * old2 + new2 * gradient * gradient
+    theta.copy_(theta * kept - rate * first / (second.sqrt() / root + eps))
+    exp_avg.copy_(first)
+    exp_avg_sq.copy_(second)
+
+
+def _try_squares(kernel: Any, anchor: Tensor, fisher: Tensor) -> Tensor:
+    ones = torch.ones_like(anchor, dtype=torch.float32)
+    result: Tensor = kernel(ones, ones.clone(), anchor, fisher, torch.ones((), device=anchor.device)).reshape(1)
+    return result
+
+
+def _try_adamw(kernel: Any, anchor: Tensor, fisher: Tensor) -> Tensor:
+    theta, grad = (torch.ones_like(anchor, dtype=torch.float32) for _ in range(2))
+    scalars = torch.tensor([1.0, 0.5, 1.0, 0.1, 0.9, 0.1, 0.5, 1e-8, 0.9, 0.1], device=anchor.device)
+    kernel(theta, grad, anchor, fisher, torch.zeros_like(theta), torch.zeros_like(theta), scalars)
+    return theta
