@@ -86,8 +86,9 @@ def make_done(bench: Bench, sweep: Path) -> None:
     """Give every stage of an experiment a `done.json`, as if it had run."""
     os.environ |= {name: bench.environment[name] for name in ("HPC_EWC_CACHE", "HF_HOME")}
     from hpc_ewc.launch.artefacts import make_ready
+    from hpc_ewc.launch.plan import make_plan, run_folder, write_down
     from hpc_ewc.launch.profile_reading import load_profile
-    from hpc_ewc.launch.submit import make_plan, read_sweep, run_folder, write_down
+    from hpc_ewc.launch.submit import read_sweep
     from hpc_ewc.launch.view import Display
     from hpc_ewc.stage import Stage
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 from hpc_ewc.launch import code
 from hpc_ewc.launch.absent import describe_absent
 from hpc_ewc.launch.graph import Node, elements
+from hpc_ewc.launch.plan import Plan
 from hpc_ewc.launch.predict import Forecast
 from hpc_ewc.launch.source_files import fetch_command
 from hpc_ewc.launch.view import STAGES, columns
 
 if TYPE_CHECKING:
     from hpc_ewc.launch.slurm_plan import Bundle
-    from hpc_ewc.launch.submit import Plan
 
 PLACE = "TOKEN"
 """In place of a submission's token."""

@@ -6,8 +6,6 @@ once, ends jobs after two minutes, and calls `sys.exit(3)` finished.
 
 from __future__ import annotations
 
-import os
-import shlex
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -15,18 +13,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
-
-import submitit
 
 from hpc_ewc import rundir
-from hpc_ewc.errors import SubmitError
 from hpc_ewc.launch.artefacts import Found, find, last_error
 from hpc_ewc.launch.graph import REPORT, Element, Graph, Node, elements, priorities
 from hpc_ewc.launch.ledger import Ledger
+from hpc_ewc.launch.local_job import LiveJob, start
 from hpc_ewc.launch.outcome import Outcome, decide, read_exit, tail
 from hpc_ewc.launch.process import Process, kill_tree, process, this_process
-from hpc_ewc.launch.profile import SECRETS, Profile
+from hpc_ewc.launch.profile import Profile
 from hpc_ewc.launch.torchrun import WorkerJob, local_command, report_command, uses_torchrun, worker_environment
 from hpc_ewc.launch.view import Display, Row, duration, read_progress
 
@@ -35,23 +30,7 @@ LOOK_S = 1.0
 """Between two looks at the ledger for runs that were cancelled, and at progress."""
 SAVE_S = 60.0
 """What jobs get to save in when they are to stop; then they are killed."""
-NO_LIMIT_MIN = 60 * 24 * 365
-"""submitit ends a local job after `timeout_min`; time limits are a cluster's, and a job here has none."""
 SETTLED = ("done", "failed", "stopped", "blocked")
-
-
-@dataclass
-class LiveJob:
-    """One job that runs."""
-
-    token: str
-    element: Element
-    folder: Path
-    handle: Any
-    process: Process
-    cpus: int
-    gpus: tuple[int, ...]
-    started: float = field(default_factory=time.monotonic)
 
 
 @dataclass
@@ -166,13 +145,7 @@ class LocalRun:
         gpus = tuple(self.free_gpus[: self._gpus(run.node)])
         self.ledger.intent(token, run.node.stage, run.node.run, element.name)
         task = self._task(run.node, element, token, folder)
-        executor = submitit.LocalExecutor(folder=folder, python=shlex.quote(self.profile.interpreter))
-        executor.update_parameters(timeout_min=NO_LIMIT_MIN, gpus_per_node=len(gpus), visible_gpus=gpus)
-        try:
-            with _deaf_to_the_terminal(), _environment(task.environment):
-                handle = executor.submit(task)
-        except OSError as error:
-            raise SubmitError(f"{run.node.id}: this machine did not start the job: {error}") from error
+        handle = start(task, run.node.id, self.profile.interpreter, gpus)
         job = LiveJob(token, element, folder, handle, process(int(handle.job_id)), self._cpus(run.node), gpus)
         self.ledger.submitted(token, token, job.process)
         self.free_gpus = [gpu for gpu in self.free_gpus if gpu not in gpus]
@@ -335,32 +308,3 @@ def wait_for_lost(jobs: Sequence[tuple[Process, Path]], display: Display) -> Non
     for lost, _ in live:
         if lost.is_alive():
             kill_tree(lost.pid)
-
-
-@contextmanager
-def _deaf_to_the_terminal() -> Iterator[None]:
-    """Jobs started inside inherit that INT and HUP are ignored.
-
-    A terminal sends them to the whole foreground group at once, and submitit's controller would kill its task a second
-    later. `submit` alone takes them, and makes stop files of them.
-    """
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    """LocalExecutor passes on this process's environment: inside, with `values`, and without tokens."""
-    before = dict(os.environ)
-    for name in SECRETS:
-        os.environ.pop(name, None)
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)

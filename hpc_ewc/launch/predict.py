@@ -9,7 +9,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hpc_ewc import records
 from hpc_ewc.errors import ArtefactError
@@ -17,11 +16,9 @@ from hpc_ewc.launch import forecast
 from hpc_ewc.launch.gpus import Rates, rates
 from hpc_ewc.launch.graph import Node, gpu_hours
 from hpc_ewc.launch.limits import exceeds, limit_of
+from hpc_ewc.launch.plan import Plan
 from hpc_ewc.launch.shapes import Shape, find_shape
 from hpc_ewc.launch.view import columns
-
-if TYPE_CHECKING:
-    from hpc_ewc.launch.submit import Plan
 
 FILES_A_JOB = 14
 """submitit's, the launcher's, and what ranks print; folders counted."""

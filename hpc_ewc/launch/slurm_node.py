@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING
 
 from hpc_ewc.errors import StageError
 from hpc_ewc.launch.graph import REPORT, Element
-from hpc_ewc.launch.torchrun import WORKER
+from hpc_ewc.launch.torchrun import REPORT_MODULE, WORKER
 
 if TYPE_CHECKING:
     from hpc_ewc.launch.slurm_task import SlurmTask
 
-REPORT_MODULE = "hpc_ewc.report"
 CACHES = {"TRITON_CACHE_DIR": "triton", "TORCHINDUCTOR_CACHE_DIR": "inductor", "TMPDIR": "tmp"}
 """What is put on a node's own disk: files that are locked, and that many elements would write at once."""
 DEAF = (

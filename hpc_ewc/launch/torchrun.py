@@ -24,7 +24,7 @@ from hpc_ewc.launch.process import Process, children, die_with_parent, send
 
 POLL_S = 0.2
 WORKER = "hpc_ewc.worker"
-REPORT = "hpc_ewc.report"
+REPORT_MODULE = "hpc_ewc.report"
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ def local_command(
 
 def report_command(python: str, root: Path, out: Path) -> tuple[str, ...]:
     """The command line of the report job."""
-    return (python, "-m", REPORT, str(root), "--out", str(out))
+    return (python, "-m", REPORT_MODULE, str(root), "--out", str(out))
 
 
 def uses_torchrun(stage: str) -> bool:
