@@ -51,7 +51,8 @@ def collect(paths: Sequence[Path | str]) -> Collection:
 
     Args:
         paths: folders of experiments (`runs/NAME`), folders that hold such folders, the `evaluate` folder of one, of
-            one run or of one checkpoint, single record files, or globs of any of these.
+            one run or of one checkpoint, exported checkpoints (`train/RUN/exports/STEP`), single record files, or
+            globs of any of these.
 
     Raises:
         InputError: a path does not exist, or nothing under it is ours.
@@ -65,7 +66,8 @@ def collect(paths: Sequence[Path | str]) -> Collection:
             found.update(dict.fromkeys(files, root))
         if len(roots) == before and not any(root == path or root in path.parents for root in roots):
             raise InputError(
-                f"{path}: holds no experiment; give runs/NAME, which has an evaluate/ folder, or something inside one"
+                f"{path}: holds no record of an experiment; give runs/NAME, which has an evaluate/ folder, or "
+                "something inside it"
             )
     labels = _labels(list(roots))
     collection = Collection(sources=[Source(labels[root], RunDir(root)) for root in roots])
@@ -104,7 +106,13 @@ def _expand(paths: Sequence[Path | str]) -> Iterator[Path]:
 
 
 def _experiments(path: Path) -> Iterator[tuple[Path, list[Path]]]:
-    """Each experiment at or above or just below `path`, with the records under `path`."""
+    """Each experiment at or above or just below `path`, with the records under `path`, or those of a checkpoint."""
+    if path.parent.name == "exports" and path.parent.parent.parent.name == "train":
+        run = path.parent.parent
+        root = run.parent.parent
+        if (evaluated := RunDir(root).evaluate(run.name).path / path.name).is_dir():
+            yield root, _of_cells(evaluated)
+        return
     if path.name == "evaluate" and path.is_dir() and not _is_experiment(path):
         yield path.parent, _of_runs(path)
     elif path.parent.name == "evaluate" and path.is_dir():

@@ -124,12 +124,13 @@ class ColumnAnalysis:
         """Of each run against its base, all at once: a call a run takes longer than the quantiles themselves."""
         places = {run: place for place, run in enumerate(runs)}
         bases = {run: places[base] for run in runs if (base := self.study.bases.get(run)) in places}
-        if not bases:
-            return
-        changes = drawn[:, [places[run] for run in bases]] - drawn[:, list(bases.values())]
-        lows, highs = statistics.interval(changes)
-        for run, low, high, error in zip(bases, lows, highs, changes.std(axis=0, ddof=1), strict=True):
-            self.bounds[run, metric] = float(low), float(high), float(error)
+        for place in dict.fromkeys(bases.values()):
+            members = [run for run, its in bases.items() if its == place]
+            changes = np.take(drawn, [places[run] for run in members], axis=1) - drawn[:, [place]]
+            lows, highs = statistics.interval(changes)
+            errors = changes.std(axis=0, ddof=1)
+            for run, low, high, error in zip(members, lows, highs, errors, strict=True):
+                self.bounds[run, metric] = float(low), float(high), float(error)
 
     def _primary(self, runs: list[Run], drawn: Array, replicates: dict[Mean, dict[Run, Array]]) -> None:
         """Who is best, and this column's part in the means."""

@@ -114,7 +114,8 @@ def leads(analysis: Analysis, build: Builder, choice: Choice | None) -> list[str
         found.append("No cell has a value yet.")
     elif not any(run.is_base for run in study.runs):
         found.append(
-            "The base model was not evaluated (evaluate.base = true asks for it): there is nothing to compare to."
+            "The base model is not among these records: there is nothing to compare to. evaluate.base = true asks for "
+            "it; where it was measured, give its folder too."
         )
     trained = [run for run in study.runs if run.strength is not None]
     if trained and not build.lines.repeated:

@@ -89,6 +89,34 @@ def test_the_recommendation_is_reported_on_documents_it_was_not_chosen_on(analys
     assert "about these checkpoints" in said
 
 
+def test_how_often_each_strength_would_be_chosen_is_counted_under_resampled_documents(analysis: Analysis) -> None:
+    """An independent count: a loop over resamples of the first half, documents within each task, whole passages."""
+    choice = choose(Builder(Lines(analysis)), max_loss=0.01)
+    assert choice is not None
+    reader, lines = SampleReader(analysis.study), [candidate.line for candidate in choice.candidates]
+    base = analysis.study.bases[lines[0].first]
+    tasks: dict[str, list[tuple[np.ndarray, list[np.ndarray]]]] = {"en": [], "lt": []}
+    for column in (c for c in analysis.study.columns if c.kind == "share"):
+        each = [reader.scores(run, column) for run in (base, *(line.first for line in lines))]
+        first = each[0].documents  # type: ignore[union-attr]
+        values = np.stack([scores.values for scores in each], axis=1)[first.half]  # type: ignore[union-attr]
+        codes = np.arange(len(values)) if first.clusters is None else first.clusters[first.half]
+        groups = [np.flatnonzero(codes == code) for code in dict.fromkeys(codes)]
+        tasks[column.language].append((values[:, 1:] - values[:, :1], groups))
+    rng, counts = np.random.default_rng(2), np.zeros(len(lines) + 1)
+    for _ in range(2000):
+        change = {}
+        for language, parts in tasks.items():
+            drawn = [np.concatenate([g[i] for i in rng.integers(0, len(g), len(g))]) for _, g in parts]
+            change[language] = np.mean([v[d].mean(axis=0) for (v, _), d in zip(parts, drawn, strict=True)], axis=0)
+        allowed = [place for place in range(len(lines)) if change["en"][place] >= -0.01]
+        counts[max(allowed, key=lambda place: change["lt"][place], default=-1)] += 1
+    expected = counts / 2000
+    assert choice.none == pytest.approx(expected[-1], abs=0.04)
+    assert [candidate.chosen for candidate in choice.candidates] == pytest.approx(list(expected[:-1]), abs=0.04)
+    assert 0.02 < max(expected) < 0.98, "else nothing was tested"
+
+
 def test_nothing_is_recommended_where_nothing_is_kept(tmp_path: Path) -> None:
     root = tmp_path / "runs" / "x"
     RunBuilder(root, strengths=(0.0, 1.0), tasks=TASKS, n=40).build()

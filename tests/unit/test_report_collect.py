@@ -37,6 +37,20 @@ def test_records_are_found_from_any_folder_or_glob(run: RunBuilder, place: str) 
     assert [source.label for source in found.sources] == ["paper"]
 
 
+def test_a_list_of_exported_checkpoints_stands_for_their_records(run: RunBuilder) -> None:
+    names = [run.run_name(strength, 0) for strength in (0.0, 1e6)]
+    exports = [run.dir.train(name).export(40) for name in names]
+    for export in exports:
+        export.mkdir(parents=True)
+    found = collect(exports)
+    assert {record["run"] for record in found.records} == set(names)
+    assert len(found.records) == 2 * len(run.cells())
+    never = run.dir.train(names[0]).export(20)
+    never.mkdir()
+    with pytest.raises(InputError, match="holds no record of an experiment"):
+        collect([never])
+
+
 def test_a_single_record_file_is_enough(run: RunBuilder) -> None:
     assert len(collect([run.dir.evaluate("base").cell(0, "mmlu.en")]).records) == 1
 
@@ -84,7 +98,7 @@ def test_a_measurement_that_stands_twice_is_taken_once(run: RunBuilder, tmp_path
 def test_nothing_to_read_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such folder or file"):
         collect([tmp_path / "nowhere"])
-    with pytest.raises(InputError, match="holds no experiment"):
+    with pytest.raises(InputError, match="holds no record of an experiment"):
         collect([tmp_path])
 
 

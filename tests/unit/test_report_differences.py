@@ -130,6 +130,30 @@ def test_a_mean_is_over_fixed_tasks(analysis: Analysis) -> None:
     assert value.stderr == pytest.approx(math.sqrt(sum((p.stderr or 0) ** 2 for p in parts)) / 7)
 
 
+def test_the_interval_of_a_mean_is_a_bootstrap_within_each_task_and_of_whole_passages(analysis: Analysis) -> None:
+    """An independent one: a loop over resamples, tasks, and, of Belebele, passages."""
+    run, _ = at(analysis, 1e6, "arc_easy.en")
+    mean = next(mean for mean in analysis.means if mean.language == "en")
+    tasks = []
+    for column in mean.columns:
+        _, mine, theirs = pair(analysis, 1e6, column.cell)
+        names = [row.get("cluster", i) for i, row in enumerate(scores(analysis, run, column))]
+        passages = {name: [i for i, other in enumerate(names) if other == name] for name in dict.fromkeys(names)}
+        tasks.append((mine, mine - theirs, list(passages.values())))
+    assert [len(passages) for _, _, passages in tasks].count(14) == 1, "Belebele's 40 questions are on 14 passages"
+    rng, drawn = np.random.default_rng(5), []
+    for _ in range(1500):
+        sums = np.zeros(2)
+        for mine, change, passages in tasks:
+            chosen = np.concatenate([passages[i] for i in rng.integers(0, len(passages), len(passages))])
+            sums += (mine[chosen].mean(), change[chosen].mean())
+        drawn.append(sums / len(tasks))
+    values, changes = np.array(drawn).T
+    for found, each in ((analysis.mean_values[run, mean], values), (analysis.mean_differences[run, mean], changes)):
+        assert [found.low, found.high] == pytest.approx(list(np.quantile(each, [0.025, 0.975])), abs=0.2 * each.std())
+        assert found.stderr == pytest.approx(each.std(), rel=0.08)
+
+
 def test_holm_is_over_every_primary_metric_and_over_the_means_apart(analysis: Analysis) -> None:
     first = [d for (_, column, metric), d in analysis.differences.items() if metric == column.metric]
     assert len(first) == 2 * len(analysis.study.columns)

@@ -159,6 +159,31 @@ def test_p_by_cluster_is_uniform_where_p_by_document_is_not() -> None:
     assert stats.kstest(by_document, "uniform").pvalue < 1e-6
 
 
+def test_p_of_a_mean_over_tasks_and_of_a_ratio_are_uniform_when_nothing_differs() -> None:
+    rng = np.random.default_rng(15)
+    means, ratios = [], []
+    for _ in range(1500):
+        tasks = [statistics.ratio(rng.normal(0, spread, n)) for n, spread in ((12, 1.0), (40, 3.0), (25, 0.5))]
+        means.append(statistics.student(statistics.mean_of(tasks)))
+        sizes = rng.integers(50, 150, 60).astype(float)
+        ratios.append(statistics.student(statistics.ratio(sizes * rng.normal(0, 0.1, 60), sizes)))
+    assert stats.kstest(means, "uniform").pvalue > 0.01
+    assert stats.kstest(ratios, "uniform").pvalue > 0.01
+
+
+def test_intervals_of_a_paired_difference_of_perplexities_hold_the_truth_as_often_as_they_say() -> None:
+    rng = np.random.default_rng(16)
+    rounds, hits, change = 400, 0, 0.05
+    for number in range(rounds):
+        tokens = rng.integers(20, 80, 60).astype(float)
+        base = tokens * rng.normal(3.0, 0.4, 60)
+        mine = base + tokens * rng.normal(change, 0.1, 60)
+        drawn = statistics.resampled(np.stack([mine, base], axis=1), (number,), denominator=tokens, resamples=400)
+        low, high = statistics.interval((drawn[:, 0] - drawn[:, 1])[:, None])
+        hits += bool(low[0] <= change <= high[0])
+    assert 0.90 <= hits / rounds <= 0.985
+
+
 def test_mcnemar_rejects_no_more_often_than_it_says() -> None:
     rng = np.random.default_rng(11)
     discordant = rng.binomial(150, 0.2, 4000)

@@ -128,7 +128,7 @@ def test_without_a_base_there_are_values_and_no_differences(tmp_path: Path) -> N
     keys = {table.key for table in document.tables}
     assert "accuracy.en" in keys
     assert not keys & {"difference.en", "difference.lt", "choice"}
-    assert any("base model was not evaluated" in line for line in document.leads)
+    assert any("base model is not among these records" in line for line in document.leads)
     assert document.choice is None
 
 
