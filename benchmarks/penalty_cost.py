@@ -10,7 +10,8 @@ size, in a process of its own.
 Ways: `autograd` writes the penalty as a loss and calls backward; `foreach` is the analytic gradient over whole
 tensors; `eager` and `compiled` are EwcPenalty's two kernels, `+bf16` with θ* and F in bfloat16; `proximal` is its other
 mode; `value` is what a log line costs; `triad` (c = a + b, 12 bytes an element) is the bandwidth; `adamw` is the
-optimizer's own step, fused.
+optimizer's own step, fused. `update` is penalty, clipping and AdamW one after another, as a step does them; `one pass`
+is OnePass with clip = "total", and with "task".
 """
 
 from __future__ import annotations
@@ -35,9 +36,14 @@ WAYS = (
     "value",
     "proximal",
     "adamw",
+    "update",
+    "one pass",
+    "one pass, task",
 )
-BYTES = {"triad": 12, "eager": 20, "eager+bf16": 16, "compiled": 20, "compiled+bf16": 16}
-"""Bytes an element that a way must move: θ, θ*, F and the gradient read, the gradient written."""
+UPDATES = {"update": 60, "one pass": 52, "one pass, task": 40}
+BYTES = {"triad": 12, "eager": 20, "eager+bf16": 16, "compiled": 20, "compiled+bf16": 16} | UPDATES
+"""Bytes an element that a way must move: θ, θ*, F and the gradient read, the gradient written; of an update, the norm,
+clipping and AdamW's moments too."""
 CASES = {"small": [("1e6", 1), ("1e7", 1), ("gemma-3-270m", 1)], "gemma2-2b": [("gemma2-2b", 1), ("gemma2-2b", 8)]}
 """Elements (or the model whose they are), shards."""
 Way = Callable[[], Any]
@@ -86,6 +92,7 @@ def compare(sizes: list[int], device: str) -> dict[str, Any]:
         },
         "GB/s of triad": rounded(bandwidth / 1e9),
         "autograd /": {way: ratio(times, "autograd", way) for way in ("foreach", "eager", "compiled", "compiled+bf16")},
+        "update /": {way: ratio(times, "update", way) for way in UPDATES if way != "update"},
         "bandwidth's time /": {
             way: rounded(moved * elements / bandwidth / seconds[way]) for way, moved in BYTES.items() if way != "triad"
         },
@@ -135,6 +142,8 @@ class Ways:
             optimizer = self._stepped()
             penalty = EwcPenalty(self.model, anchor, fisher, STRENGTH, "proximal")
             return lambda: penalty.proximal_step_(optimizer)
+        if way in UPDATES:
+            return self.update(EwcPenalty(self.model, anchor, fisher, STRENGTH), way)
         penalty = EwcPenalty(self.model, anchor, fisher, STRENGTH, compile=way.startswith("compiled"))
         return penalty.value if way == "value" else penalty.add_gradient_
 
@@ -169,6 +178,30 @@ class Ways:
     def adamw(self) -> Way:
         """The optimizer's own pass."""
         return self._stepped().step  # type: ignore[no-any-return]
+
+    def update(self, penalty: Any, way: str) -> Way:
+        """From gradients to moved parameters, as train/loop.py does it; the host waits for the norm in each way."""
+        from hpc_ewc.ewc import OnePass
+        from hpc_ewc.train.loop import clip_, global_norm
+
+        optimizer = self._stepped()
+        if way == "update":
+
+            def apart() -> None:
+                penalty.add_gradient_()
+                float(clip_(self.parameters, 1.0))
+                optimizer.step()
+
+            return apart
+        one_pass = OnePass(penalty, optimizer)
+        assert one_pass.works, "the compiler does not work here"
+
+        def at_once() -> None:
+            norm = float(one_pass.norm() if way == "one pass" else global_norm(self.parameters))
+            factor = min(1.0, 1.0 / (norm + 1e-6))
+            one_pass.step_(factor, factor if way == "one pass" else 1.0)
+
+        return at_once
 
     def autograd(self, anchor: dict[str, Any], fisher: dict[str, Any]) -> Way:
         """The penalty as anyone would write it into the loss."""

@@ -60,6 +60,17 @@ def test_any_batches_and_padding_give_the_definition(data: Any, kind: str, accum
     assert worst_error(got, want, negligible=1e-8) < 1e-7
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the tiles of a GPU, and its GEMMs")
+@pytest.mark.parametrize("kind", ["gemma2", "gemma3"])
+def test_on_a_gpu_it_is_the_definition_too(kind: str) -> None:
+    examples = make_examples(9, "some")
+    want = fisher_by_definition(build_gemma(kind), examples)
+    batches = [{name: tensor.cuda() for name, tensor in collate(examples).items()}]
+    got = {name: fisher.cpu() for name, fisher in estimate_fisher(build_gemma(kind).cuda(), batches).items()}
+    assert worst_error(got, want) < 1e-5
+
+
 @pytest.mark.parametrize("overrides", [{"attention_bias": True}, {"tie_word_embeddings": False}])
 def test_biases_and_a_head_of_its_own_are_covered(overrides: dict[str, Any]) -> None:
     examples = make_examples(5, "some")
