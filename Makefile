@@ -53,7 +53,7 @@ format: $(VENV)/.installed
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.installed
-	for script in $$(grep -l __main__ benchmarks/*.py); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	$(BIN)/python benchmarks/all.py
 
 bench-gpu: $(VENV)/.installed
 	$(BIN)/python benchmarks/gpu.py

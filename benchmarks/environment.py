@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 import threading
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "transformers", "safetensors", "tokenizers", "numpy", "liger-kernel", "flash-attn")
 
 
@@ -20,6 +22,7 @@ def environment(device: str) -> dict[str, Any]:
         line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
     )
     return {
+        "commit": commit(),
         "cpu": next(models, platform.machine()),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -30,6 +33,19 @@ def environment(device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": _versions(),
     }
+
+
+def commit() -> str | None:
+    """Of the code that was measured, with a + where it was changed since; None outside a repository."""
+    code = ["hpc_ewc", "benchmarks", ":!benchmarks/results"]
+    try:
+        head, changed = (
+            subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+            for words in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "--", *code])
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{head}+" if changed else head
 
 
 def _versions() -> dict[str, str]:
