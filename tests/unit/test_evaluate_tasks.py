@@ -16,6 +16,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from hpc_ewc import miniature
 from hpc_ewc.config import EvaluateConfig
 from hpc_ewc.errors import InputError
+from hpc_ewc.evaluate import cell as cell_module
 from hpc_ewc.evaluate import rows
 from hpc_ewc.evaluate.cell import load_tasks
 from hpc_ewc.evaluate.fluency import Document, summarise
@@ -250,6 +251,18 @@ def test_a_task_of_the_users_own_is_loaded_from_include(tmp_path: Path) -> None:
     assert list(tasks["tasks"]) == ["my_quiz"]
     with pytest.raises(InputError, match=r"not_there: no such task in lm-eval .* or in evaluate.include"):
         load_tasks(Cell("not_there", "lt", shots=None), tmp_path / "none", (str(tmp_path),), seed=0)
+
+
+def test_a_task_of_lm_eval_is_found_without_reading_its_fourteen_thousand_files(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read: list[Path] = []
+    read_bytes = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: (read.append(path), read_bytes(path))[1])  # type: ignore[func-returns-value]
+    for task, folder in (("xcopa_et", "xcopa"), ("lambada_openai", "lambada"), ("arc_challenge", "arc")):
+        assert cell_module._defining(task) == [core_tasks() / folder]
+    assert 0 < len(read) < 200
+    assert cell_module._defining("no_such_task") == []
 
 
 # ---------------------------------------------------------------------------------------------- scores

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from hpc_ewc import records
 from hpc_ewc.errors import ArtefactError
+from hpc_ewc.evaluate import environment
 from hpc_ewc.worker import __main__ as worker
 
 MORE = {"evaluate": ["--checkpoint", "1.0", "--cells", "arc_easy.en"]}
@@ -58,3 +60,12 @@ def test_an_element_without_cells_is_refused(tmp_path: Path, capsys: pytest.Capt
         worker.main(["evaluate", str(tmp_path), "--checkpoint", "1.0", "--cells", ","])
     assert end.value.code == 2
     assert "--cells names none; those of an element stand in stage.json under `expected`" in capsys.readouterr().err
+
+
+def test_a_job_never_asks_the_hub_and_what_is_set_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    surrounding = {"HPC_EWC_CACHE": str(tmp_path), "HF_DATASETS_OFFLINE": "0"}
+    monkeypatch.setattr(os, "environ", surrounding)
+    environment.prepare()
+    assert (surrounding["HF_HUB_OFFLINE"], surrounding["TRANSFORMERS_OFFLINE"]) == ("1", "1")
+    assert surrounding["HF_DATASETS_OFFLINE"] == "0"
+    assert surrounding["LM_HARNESS_CACHE_PATH"] == f"{tmp_path}/lm_eval"  # lm-eval's default lies in site-packages
