@@ -12,7 +12,8 @@ import tyro
 from hpc_ewc.errors import HpcEwcError
 
 OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
-OptionalName = Annotated[str | None, tyro.conf.arg(metavar="NAME")]
+OptionalStage = Annotated[str | None, tyro.conf.arg(metavar="STAGE")]
+OptionalFiles = Annotated[str | None, tyro.conf.arg(metavar="LANGUAGE=FILE,…")]
 PROG = "hpc-ewc"
 DESCRIPTION = "Teach a language model a new language on a cluster without letting it forget."
 
@@ -56,10 +57,10 @@ def evaluate(
     checkpoints: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT…")],
     /,
     suites: str = "en,lt,fluency",
-    shots: OptionalName = None,
+    shots: Annotated[str | None, tyro.conf.arg(metavar="TASK=N,…")] = None,
     prompts: str = "core",
-    heldout: OptionalName = None,
-    include: OptionalName = None,
+    heldout: OptionalFiles = None,
+    include: Annotated[str | None, tyro.conf.arg(metavar="FOLDER,…")] = None,
     limit: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
     batch_size: int = 16,
     max_length: int = 2048,
@@ -68,7 +69,7 @@ def evaluate(
     backend_args: Annotated[str, tyro.conf.arg(metavar="NAME=VALUE,…")] = "",
     questions: OptionalPath = None,
     judge: Annotated[str | None, tyro.conf.arg(metavar="MODEL")] = None,
-    judge_questions: OptionalName = None,
+    judge_questions: OptionalFiles = None,
     base: Annotated[str | None, tyro.conf.arg(metavar="CHECKPOINT")] = None,
     name: str = "checkpoints",
     profile: OptionalPath = None,
@@ -174,7 +175,7 @@ def logs(
     folder: tyro.conf.Positional[Path],
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
     /,
-    stage: OptionalName = None,
+    stage: OptionalStage = None,
     follow: Annotated[bool, tyro.conf.arg(aliases=["-f"])] = False,
     rank: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
     element: Annotated[str | None, tyro.conf.arg(metavar="N")] = None,
@@ -184,7 +185,7 @@ def logs(
 
     Args:
         folder: The run folder, such as runs/miniature.
-        run: Any unique prefix of the run's name, or of a key of tokens or Fisher; report: the report.
+        run: Any unique prefix of the run's name, of a key of tokens or Fisher; or a stage that has one run: report.
         stage: tokens, fisher, train, evaluate; absent: what failed, else what runs, else the last.
         follow: Go on as it prints more, until the job is over.
         rank: One rank alone.
@@ -200,14 +201,14 @@ def cancel(
     folder: tyro.conf.Positional[Path],
     run: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[RUN]")] = None,
     /,
-    stage: OptionalName = None,
+    stage: OptionalStage = None,
     yes: Annotated[bool, tyro.conf.arg(aliases=["-y"])] = False,
 ) -> int:
     """Ask jobs to save and stop; the next submit goes on from there.
 
     Args:
         folder: The run folder, such as runs/miniature.
-        run: Any unique prefix of one run's name; absent: the whole experiment.
+        run: Any unique prefix of one run's name, or a stage of one run; absent: the whole experiment.
         stage: Of that run, or of all, one stage alone.
         yes: Do not ask.
     """

@@ -1,22 +1,19 @@
-"""One run picked out of an experiment by any unique prefix of its name."""
+"""One run picked out of an experiment by any unique prefix of its name, or by a stage that has one run."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from hpc_ewc.errors import ConfigError
-from hpc_ewc.launch.graph import REPORT
 from hpc_ewc.launch.view import Row
 
 
 def pick(rows: Sequence[Row], run: str, stage: str | None) -> list[Row]:
-    """The rows of the one run that a prefix names, of one stage or of all; `report` names the report.
+    """The rows of the one run that is named, of one stage or of all: "strength=1", "0123", "fisher", "report".
 
     Raises:
-        ConfigError: no run begins so, or several do.
+        ConfigError: no run is called or begins so, or several are.
     """
-    if run == REPORT and stage in (None, REPORT):
-        return [row for row in rows if row.stage == REPORT]
     mine = [row for row in rows if stage is None or row.stage == stage]
     if not mine:
         known = ", ".join(dict.fromkeys(row.stage for row in rows))
@@ -24,10 +21,18 @@ def pick(rows: Sequence[Row], run: str, stage: str | None) -> list[Row]:
     exact = [row for row in mine if row.run == run]
     if exact:
         return exact
-    found = [row for row in mine if run and row.run.startswith(run)]
+    begun = [row for row in mine if run and row.run.startswith(run)]
+    found = begun or [row for row in mine if row.stage == run]
     names = list(dict.fromkeys(row.run for row in found))
     if len(names) == 1:
         return found
-    listed = ", ".join(names or dict.fromkeys(row.run for row in mine if row.run))
-    what = f"several runs begin with {run!r}: {listed}" if names else f"no run begins with {run!r}; there are: {listed}"
-    raise ConfigError(what)
+    if names:
+        what = f"several runs begin with {run!r}" if begun else f"{run!r} has several runs"
+        raise ConfigError(f"{what}: {', '.join(names)}")
+    listed = ", ".join(dict.fromkeys(_listed(row) for row in mine))
+    raise ConfigError(f"no run begins with {run!r}; there are: {listed}")
+
+
+def _listed(row: Row) -> str:
+    """Its name; a key alone says nothing to a person."""
+    return f"{row.run} ({row.stage})" if row.stage in ("tokens", "fisher") else row.run or row.stage

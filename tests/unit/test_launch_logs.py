@@ -97,7 +97,8 @@ def test_a_run_without_a_job_says_so(root: RunDir, capsys: pytest.CaptureFixture
     [
         ("strength", None, "several runs begin with 'strength': strength=0-aa, strength=1-bb"),
         ("lambda", None, "no run begins with 'lambda'; there are: "),
-        ("strength", "tokens", f"no run begins with 'strength'; there are: {KEY}"),
+        ("strength", "tokens", f"no run begins with 'strength'; there are: {KEY} (tokens)"),
+        ("train", None, "'train' has several runs: strength=0-aa, strength=1-bb"),
         ("strength=0", "fisher", "--stage fisher: this experiment has tokens, train, evaluate, report"),
     ],
 )
@@ -112,6 +113,10 @@ def test_a_prefix_names_a_run_in_all_its_stages(root: RunDir) -> None:
     assert [row.stage for row in pick(rows, "strength=1", "evaluate")] == ["evaluate"]
     assert [row.run for row in pick(rows, "0123", None)] == [KEY]
     assert [row.stage for row in pick(rows, "report", None)] == ["report"]
+
+
+def test_a_stage_names_its_only_run(root: RunDir) -> None:
+    assert [row.run for row in pick(survey(root).rows, "tokens", None)] == [KEY]
 
 
 def test_cancel_asks_the_jobs_of_one_run_to_stop(root: RunDir) -> None:
