@@ -8,7 +8,6 @@ one word for ever is perfectly predictable: a perplexity near 1 is repetition, n
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +22,6 @@ from hpc_ewc.evaluate.rows import count_words
 from hpc_ewc.evaluate.scoring import Scorer
 
 NGRAM = 4
-
-
-@dataclass(frozen=True)
-class JudgeInput:
-    """Who judges, and what is asked, as `submit` resolved them."""
-
-    folder: Path
-    identity: str
-    """Of the model, and how long an answer may be: part of what a cell is."""
-    tokens: int
-    questions: dict[str, Path]
-    """File of questions by language; TruthfulQA's where there is none."""
 
 
 class Judge:

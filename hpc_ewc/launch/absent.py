@@ -56,7 +56,7 @@ def absent_benchmarks(graph: Graph) -> dict[str, str]:
             task = suites.TASKS.get(cell.task)
             source = task.sources.get(cell.language) if task is not None else None
             if source is not None and suites.hub_commit(source.path) is None:
-                names[source.path] = "benchmark"
+                names[source.path] = "gated benchmark" if source.gated else "benchmark"
     return names
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -22,8 +22,6 @@ FAMILIES = {
     "gemma3_text": ("transformers.models.gemma3", "Gemma3TextConfig", "Gemma3ForCausalLM"),
 }
 """model_type in config.json → package, configuration class, model class."""
-
-Attention = Literal["eager", "flex_attention", "flash_attention_2", "sdpa"]
 
 
 def model_type(folder: Path) -> str:
@@ -88,11 +86,6 @@ def build_buffers(model: Any) -> None:
 def is_tied(model: Any) -> bool:
     """Head and embedding are one parameter, as the configuration says they must be."""
     return model.lm_head.weight is model.model.embed_tokens.weight
-
-
-def softcaps(config: Any) -> tuple[float | None, float | None]:
-    """The soft caps of a configuration: on attention scores, on logits; None where the model has none."""
-    return getattr(config, "attn_logit_softcapping", None), getattr(config, "final_logit_softcapping", None)
 
 
 def _trainable_class(kind: str) -> Any:
