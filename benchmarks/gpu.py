@@ -68,7 +68,7 @@ def main() -> None:
         "seconds": round(runs.spent_s),
         "searched": {axis: list(values) for axis, values in axes.items()},
         "not installed": absent,
-        "left out for want of time": sum(1 for _ in product(axes, arguments)) - len(search_space(trained)),
+        **left_out(axes, arguments, trained),
         "training, best first": ranked,
         "Fisher, best first": sorted((row for row in rows if row["what"] == "fisher"), key=speed, reverse=True),
     }
@@ -153,17 +153,48 @@ def search_space(trained: Sequence[Row]) -> list[Training]:
 
 
 def next_training(axes: Axes, arguments: Namespace, trained: Sequence[Row]) -> tuple[Training | None, bool]:
-    """What to measure next, None when nothing is left; and whether the search still climbs."""
-    seen = set(search_space(trained))
-    everything = list(product(axes, arguments))
+    """What to measure next, None when nothing is left; and whether the search still climbs.
+
+    Of the best's neighbours that one is next whose new value has been measured least often: all values are seen once
+    before any is seen again with another companion.
+    """
+    settings = search_space(trained)
+    seen, everything = set(settings), list(product(axes, arguments))
     best = fastest(trained) or everything[0]
-    neighbours = [replace(best, **{axis: value}) for axis, values in axes.items() for value in values]
-    for setting in [everything[0], *neighbours]:
-        if setting not in seen:
-            return setting, True
+    moves = [(axis, value) for axis, values in axes.items() for value in values]
+    moves.sort(key=lambda move: sum(getattr(setting, move[0]) == move[1] for setting in settings))
     fitting = ("rows", "activation_checkpointing")  # what trades memory for time goes together
     around = [one for one in everything if replace(one, **{axis: getattr(best, axis) for axis in fitting}) == best]
-    return next((setting for setting in [*around, *everything] if setting not in seen), None), False
+    around.sort(key=lambda one: one.rows < best.rows)
+    near = [everything[0], *(replace(best, **{axis: value}) for axis, value in moves), *around]
+    for setting in (*near, *everything):
+        if setting not in seen and not is_too_large(setting, trained):
+            return setting, setting in near
+    return None, False
+
+
+KEEPS = ("full", "selective", "none")
+"""Recomputation by the memory it takes, least first."""
+
+
+def is_too_large(setting: Training, trained: Sequence[Row]) -> bool:
+    """Another that needs no more memory has had too little: it differs in fewer sequences, or more recomputation."""
+    for row in trained:
+        if row["outcome"] == "out of memory":
+            other = Training(**row["settings"])
+            keeps = other.activation_checkpointing
+            alike = replace(setting, rows=other.rows, activation_checkpointing=keeps, microbatches=other.microbatches)
+            less = KEEPS.index(keeps) <= KEEPS.index(setting.activation_checkpointing)
+            if alike == other and less and other.rows <= setting.rows:
+                return True
+    return False
+
+
+def left_out(axes: Axes, arguments: Namespace, trained: Sequence[Row]) -> dict[str, int]:
+    """How many combinations have not been run, and why."""
+    rest = set(product(axes, arguments)) - set(search_space(trained))
+    large = sum(is_too_large(setting, trained) for setting in rest)
+    return {"left out for want of time": len(rest) - large, "left out, larger than what had too little memory": large}
 
 
 def fastest(trained: Sequence[Row]) -> Training | None:

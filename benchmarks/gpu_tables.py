@@ -23,8 +23,9 @@ def show(result: Mapping[str, Any]) -> None:
         console.print(table_of_memory(good[0]))
     if estimated:
         console.print(table_of_fishers(estimated))
-    if result["left out for want of time"]:
-        console.print(f"left out for want of time: {result['left out for want of time']} combinations")
+    for name in ("left out for want of time", "left out, larger than what had too little memory"):
+        if result[name]:
+            console.print(f"{name}: {result[name]} combinations")
     if result["not installed"]:
         console.print(f"not installed here: {', '.join(result['not installed'])}")
     if good and result["gpus"]:
