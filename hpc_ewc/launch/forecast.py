@@ -87,7 +87,8 @@ def training_memory(
     In shards: fp32 weights 4, AdamW's moments 8, gradients 4, F and θ*. Gathered in `c` bytes: the root's group, and
     two layers, since the next is fetched while one computes. The highest point is one of two: in the loss, with all
     activations, its logits and the embedding's gradient (fp32 sum, and one product); or at the end of the backward,
-    when that gradient, cast, is reduced in fp32.
+    when that gradient, cast, is reduced in fp32. On a CPU the copy of weights and moments from which a checkpoint is
+    written, beside the next steps, lies in the same memory.
     """
     c, share = BYTES[model.dtype], shape.parameters / place.shards
     rows, length = train.local_batch_size, data.sequence_length
@@ -102,6 +103,8 @@ def training_memory(
         "F and θ*": held * share,
         "gathered": float(c * (shape.root + 2 * shape.layer)),
     }
+    if place.device == "cpu":
+        parts["checkpoint"] = 12 * share
     if activations + in_loss >= reduction:
         return parts | {"activations": activations, "loss": in_loss}
     return parts | {"activations": 0.0, "loss": reduction}

@@ -33,7 +33,18 @@ QUESTIONS = {("cais/mmlu", "validation"): 1531, ("cais/mmlu", "test"): 14042}
 BYTES_A_QUESTION = 500
 JUDGES = {"neurotechnology/Lt-Llama-2-13b": 13.0e9}
 """Parameters of the paper's judge."""
-PARTS = ("weights", "moments", "sums", "gradients", "F and θ*", "gathered", "activations", "loss", "judge")
+PARTS = (
+    "weights",
+    "moments",
+    "sums",
+    "gradients",
+    "F and θ*",
+    "gathered",
+    "activations",
+    "loss",
+    "checkpoint",
+    "judge",
+)
 """Of a rank's memory, as forecast.py names them, in the order of the table."""
 
 

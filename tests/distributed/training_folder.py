@@ -49,7 +49,7 @@ def build_model(folder: Path, kind: str = "gemma2", dtype: torch.dtype = torch.f
 
     tokenizer = train_tokenizer(documents(), 330)
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    model: Any = build_gemma(kind, vocab_size=len(tokenizer), **ids, **settings).to(dtype)
+    model: Any = build_gemma(kind, **{"vocab_size": len(tokenizer), **ids} | settings).to(dtype)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return model

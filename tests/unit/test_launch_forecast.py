@@ -181,6 +181,16 @@ def test_where_activations_are_few_the_reduction_of_the_embedding_is_the_highest
     assert parts["loss"] == 4 * shape.embedding + 4 * shape.root
 
 
+def test_on_a_cpu_a_checkpoint_is_written_from_a_copy_in_the_same_memory() -> None:
+    shape = KNOWN["google/gemma-2-2b"]
+    parts = {
+        device: forecast.training_memory(shape, ModelConfig(path="x"), DATA, TrainConfig(), Place(device, 4), 6.0)
+        for device in ("cpu", "cuda")
+    }
+    assert parts["cpu"]["checkpoint"] == parts["cpu"]["weights"] + parts["cpu"]["moments"]
+    assert "checkpoint" not in parts["cuda"]
+
+
 def test_the_loss_holds_three_copies_of_a_chunk_and_the_embedding_s_gradient() -> None:
     shape = KNOWN["google/gemma-2-2b"]
     chunked = forecast.loss_bytes(shape, 4096, 2, "chunked", "cuda")
