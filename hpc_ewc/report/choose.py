@@ -220,8 +220,8 @@ def _unit(measured: Gain) -> str:
 
 
 def _cell(change: Change, text: Callable[..., str]) -> Cell:
-    detail = f"95 % {text(change.low, sign=True)} to {text(change.high, sign=True)}"
-    return Cell(text(change.value, change.stderr, sign=True), change.value, detail=detail)
+    interval = f"{text(change.low, sign=True)} to {text(change.high, sign=True)}"
+    return Cell(text(change.value, change.stderr, sign=True), change.value, interval, f"95 % {interval}")
 
 
 def _with_interval(change: Change, text: Callable[..., str] = percent) -> str:

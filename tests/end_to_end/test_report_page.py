@@ -216,8 +216,18 @@ def test_the_pictures_are_whole(browser: Browser) -> None:
     assert all(complete and width > 100 for complete, width in sizes)
 
 
-def test_no_head_or_cell_is_wider_than_the_page(browser: Browser) -> None:
+@pytest.mark.parametrize("width", [360, 1280])
+def test_no_head_or_cell_is_wider_than_the_page(browser: Browser, width: int) -> None:
+    """Tables scroll in their own frame, where the names of the rows stay."""
+    screen = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+    browser.call("Emulation.setDeviceMetricsOverride", **screen)
     assert browser.run("document.documentElement.scrollWidth <= window.innerWidth")
+    frame = "document.querySelector('#summary ~ .scroll')"
+    browser.run(f"{frame}.scrollLeft = 200")
+    left = "document.querySelector('#summary ~ .scroll tbody th').getBoundingClientRect().left"
+    assert browser.run(f"{left} - {frame}.getBoundingClientRect().left") == pytest.approx(1, abs=1)
+    browser.run(f"{frame}.scrollLeft = 0")
+    browser.call("Emulation.clearDeviceMetricsOverride")
 
 
 def test_the_page_prints(browser: Browser, tmp_path: Path) -> None:
@@ -228,6 +238,10 @@ def test_the_page_prints(browser: Browser, tmp_path: Path) -> None:
     browser.call("Emulation.setEmulatedMedia", media="print")
     assert browser.run("getComputedStyle(document.querySelector('nav')).display") == "none"
     assert browser.run("getComputedStyle(document.querySelector('.scroll')).overflowX") == "visible"
+    paper = {"width": 1032, "height": 700, "deviceScaleFactor": 1, "mobile": False}  # A4, landscape, without margins
+    browser.call("Emulation.setDeviceMetricsOverride", **paper)
+    assert browser.run("Math.max(...[...document.querySelectorAll('table')].map(t => t.scrollWidth))") <= 1032
+    browser.call("Emulation.clearDeviceMetricsOverride")
     browser.call("Emulation.setEmulatedMedia", media="")
 
 

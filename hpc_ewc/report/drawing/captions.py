@@ -8,7 +8,6 @@ from hpc_ewc.report.drawing.curves import MOST_GROUPS, groups
 from hpc_ewc.report.drawing.plane import MOST_NAMES
 from hpc_ewc.report.drawing.style import MANY
 from hpc_ewc.report.drawing.training import drawn
-from hpc_ewc.report.formats import strength_text
 from hpc_ewc.report.means import Mean
 from hpc_ewc.report.measure import gain, over
 from hpc_ewc.report.paper import paper
@@ -34,10 +33,10 @@ def captions(document: Document, overlay: bool) -> dict[str, str]:
     if choice is not None:
         tradeoff += f" Shaded: more than {points_text(choice.max_loss)} of {old} lost."
         if choice.best is not None:
-            strength = strength_text(choice.best.line.first.strength)
             tradeoff += (
-                f" Ringed: λ = {strength}, the largest gain among the runs outside the shade, on the half of the "
-                f"documents that it was chosen on; chosen in {100 * choice.best.chosen:.0f} % of resamples."
+                f" Ringed: {build.lines.name(choice.best.line)}, the largest gain among the runs outside the shade, on "
+                "the half of the documents that it was chosen on; "
+                f"chosen in {100 * choice.best.chosen:.0f} % of resamples."
             )
         if len(build.lines.lines) > MOST_NAMES:
             tradeoff += " Of so many points a few are named; all are in the table."
