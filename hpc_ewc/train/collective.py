@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
+from hpc_ewc.model.heap import keep_freed_memory
+
 
 def join(timeout_s: float) -> torch.device:
     """Join the job's process group, alone where no torchrun started us; the device of this rank.
@@ -25,6 +27,8 @@ def join(timeout_s: float) -> torch.device:
     if gpu:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
+    else:
+        keep_freed_memory()
     backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
     timeout = timedelta(seconds=timeout_s)
     if "RANK" in os.environ:
