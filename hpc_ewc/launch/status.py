@@ -72,6 +72,7 @@ def _notes(found: Survey) -> list[str]:
 
 def summary(root: RunDir, found: Survey) -> str:
     """One line: how many in which state, for what they wait, what it cost, and who is at work."""
+    states = {row.state for row in found.rows}
     parts = [f"{root.name}: {counts(row.state for row in found.rows)}"]
     reasons = Counter(row.reason for row in found.rows if row.state == "waiting" and row.reason)
     if reasons:
@@ -80,6 +81,8 @@ def summary(root: RunDir, found: Survey) -> str:
         parts.append(f"{found.gpu_hours:.1f} GPU-hours")
     if found.holder is not None:
         parts.append(f"submit at work: pid {found.holder.pid} on {found.holder.host}")
+    elif exit_status(found.rows) and not states & {"running", "waiting"} and not found.unanswered:
+        parts.append("nothing runs: the same submit goes on from here")
     return "; ".join(parts)
 
 

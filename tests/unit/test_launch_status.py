@@ -36,10 +36,10 @@ def test_states_come_from_files(root: RunDir, capsys: pytest.CaptureFixture[str]
     assert status(root.root, watch=False, as_json=False) == 1
     out = capsys.readouterr().out
     assert re.search(r"train +strength=1-bb +failed .*ValueError: a loss of NaN", out)
-    assert "x: 1 failed, 1 blocked, 1 missing, 2 done" in out
+    assert "x: 1 failed, 1 blocked, 1 missing, 2 done; nothing runs: the same submit goes on from here" in out
 
 
-def test_a_job_that_runs_shows_how_far_it_is(root: RunDir) -> None:
+def test_a_job_that_runs_shows_how_far_it_is(root: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     start(root, "evaluate", "strength=1-bb", "job3")
     folder = root.evaluate("strength=1-bb")
     line = {"schema": 1, "done": 1, "total": 1, "unit": "cell", "job_id": "an earlier one", "updated": 1.0}
@@ -51,6 +51,8 @@ def test_a_job_that_runs_shows_how_far_it_is(root: RunDir) -> None:
     assert (row.progress.done, row.progress.total) == (1, 2), "the cell that this job was not given is done"
     assert describe(row.progress) == "1/2 cell, b.en, 1 min 40 s left"
     assert exit_status(survey(root).rows) == 3, "something runs: not failed yet"
+    status(root.root, watch=False, as_json=False)
+    assert "nothing runs" not in capsys.readouterr().out
 
 
 def test_a_job_whose_process_is_gone_does_not_run(root: RunDir) -> None:
