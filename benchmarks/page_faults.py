@@ -3,8 +3,8 @@
     python benchmarks/page_faults.py [--out FILE]
 
 Our engine at λ = 0 under the vocabulary of Gemma 3 270M, one process, one thread. `given back` is glibc as it is;
-`kept` is hpc_ewc/model/heap.py, which jobs without a GPU do. Each in processes of its own, which take turns. Seconds are
-of CPU, so that other work on the machine weighs little.
+`kept` is hpc_ewc/model/heap.py, for trainings and Fishers without a GPU. Each in processes of its own, which take turns.
+Seconds are of CPU, so that other work on the machine weighs little.
 """
 
 from __future__ import annotations

@@ -26,7 +26,6 @@ from hpc_ewc.evaluate.checkpoint import Checkpoint, load_model, load_tokenizer
 from hpc_ewc.evaluate.judge import Judge
 from hpc_ewc.evaluate.scoring import Scorer, StopRequested
 from hpc_ewc.evaluate.task_files import LocalQuestions, write_task_files
-from hpc_ewc.model.heap import keep_freed_memory
 from hpc_ewc.stage import Stage
 from hpc_ewc.suites import Cell
 
@@ -69,8 +68,6 @@ class Element:
         self.cells = list(cells)
         self.config = stage.config.evaluate
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        if self.device.type == "cpu":
-            keep_freed_memory()
         self.model: Any = None
         self.tokenizer: Any = None
         self.scorers: dict[bool, Scorer] = {}
