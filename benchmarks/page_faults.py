@@ -3,7 +3,7 @@
     python benchmarks/page_faults.py [--out FILE]
 
 Our engine at λ = 0 under the vocabulary of Gemma 3 270M, one process, one thread. `given back` is glibc as it is;
-`kept` is hpc_ewc/model/heap.py, for trainings and Fishers without a GPU. Each in processes of its own, which take turns.
+`kept` is hpc_ewc/model/heap.py, for trainings and Fishers without a GPU. Each runs in processes of its own, in turns.
 Seconds are of CPU, so that other work on the machine weighs little.
 """
 
