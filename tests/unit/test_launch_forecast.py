@@ -19,6 +19,7 @@ from hpc_ewc.launch.gpus import GPUS, SHARES, rates
 from hpc_ewc.launch.shapes import KNOWN, Shape, find_shape, known_shape, read_shape, shape_of
 from hpc_ewc.model import loss
 from hpc_ewc.train import metrics
+from tests.conftest import REPOSITORY
 
 TINY = {
     "vocab_size": 97, "hidden_size": 48, "intermediate_size": 112, "num_hidden_layers": 3, "num_attention_heads": 6,
@@ -169,6 +170,22 @@ def test_shards_shrink_with_ranks_and_the_rest_does_not() -> None:
 def test_the_paper_s_training_fits_on_eight_gpus_of_80_gb_and_of_40_with_recomputation() -> None:
     assert 30e9 < sum(memory(8).values()) < 40e9
     assert sum(memory(8, activation_checkpointing="full").values()) < 22e9
+
+
+def test_the_page_s_table_of_models_and_gpus_is_the_formula() -> None:
+    page = (REPOSITORY / "docs" / "scaling.md").read_text(encoding="utf-8")
+    table = page[page.index("| GB of a rank") :].split("\n\n")[0].splitlines()
+    ranks = [int(cell.split()[0]) for cell in table[0].split("|")[2:-1]]
+    train = [TrainConfig(local_batch_size=8, activation_checkpointing=kept) for kept in ("none", "full")]
+    for line in table[2:]:
+        name, *cells = (cell.strip() for cell in line.split("|")[1:-1])
+        for count, cell in zip(ranks, cells, strict=True):
+            shape, place = KNOWN[f"google/{name}"], Place("cuda", count)
+            sums = [
+                sum(forecast.training_memory(shape, ModelConfig(path="x"), DATA, t, place, 6.0).values()) for t in train
+            ]
+            assert cell == " / ".join(f"{size / 1e9:.0f}" for size in sums), (name, count)
+    assert len(table) == 2 + len(KNOWN)
 
 
 def test_where_activations_are_few_the_reduction_of_the_embedding_is_the_highest_point() -> None:
