@@ -251,6 +251,20 @@ def test_mmlu_by_subject_is_shown_on_request(tmp_path: Path) -> None:
     assert shown.rows[0][1].brief == "n=4"
 
 
+def test_mmlu_by_group_is_shown_on_request_apart_from_subjects(tmp_path: Path) -> None:
+    run = make(tmp_path)
+    run.build()
+    path = run.dir.evaluate("base").cell(0, "mmlu.en")
+    record = json.loads(path.read_text())
+    stem = record["results"][1] | {"subset": "stem", "value": 0.375, "stderr": 0.125, "n": 8}
+    path.write_text(json.dumps(record | {"results": [*record["results"], stem]}))
+    document = build_document(analyse(study_of(run.dir.root), resamples=200), subsets=["groups", "subjects"])
+    groups = table(document, "groups.en.mmlu")
+    assert [head.text for head in groups.heads] == ["λ", "stem"]
+    assert [row[1].text for row in groups.rows][:2] == ["37.5±12.5", "–"], "what a run lacks is a dash"
+    assert "stem" not in [head.text for head in table(document, "subjects.en.mmlu").heads]
+
+
 def test_a_setting_with_one_seed_is_about_checkpoints(tmp_path: Path) -> None:
     run = make(tmp_path)
     run.build()
