@@ -18,9 +18,9 @@ def keep_freed_memory() -> bool:
 
     Otherwise every tensor above 32 MiB is mapped anew, and the kernel clears its pages fault by fault, at every step:
     benchmarks/page_faults.py has what that costs under a vocabulary of 262,144. In return the process holds, until it
-    ends, what it held at its peak and a quarter more. That suits steps that are all alike; evaluation, whose batches are
-    not, held half as much again. Not done under another C library, nor where the environment sets glibc's heap. GPUs
-    have an allocator of their own.
+    ends, what it held at its peak and a quarter more. Right where steps are alike; evaluation, whose batches are not,
+    held half as much again. Not done under another C library, nor where the environment sets glibc's heap. GPUs have an
+    allocator of their own.
     """
     if not sys.platform.startswith("linux") or any(name in os.environ for name in VARIABLES):
         return False
