@@ -53,7 +53,8 @@ def cancel(folder: Path, run: str | None, stage: str | None, yes: bool) -> int:
     waiting = [job for job in slurm if job.waits]
     running = len(live) - len(waiting)
     idle = len(waiting) + sum(1 for row in chosen if not found.live(row.id))
-    _confirm(f"{running} running jobs save and stop, {idle} do not start", yes)
+    what = f"{running} running jobs save and stop, {idle} do not start"
+    _confirm(what, yes)
     for row in chosen:  # before the jobs end, so that the submit at work starts nothing more of them
         if row.stage != REPORT or run is None:
             Ledger(root).cancelled(row.id)
@@ -62,7 +63,7 @@ def cancel(folder: Path, run: str | None, stage: str | None, yes: bool) -> int:
         _end_submit(root)
     scheduler.cancel(compress(waiting))
     _stop_on_slurm(root, [job for job in slurm if not job.waits])
-    sys.stderr.write(f"{root.name}: asked {running} jobs to stop; hpc-ewc status {folder} shows how it stands\n")
+    sys.stderr.write(f"{root.name}: {what}; hpc-ewc status {folder} shows how it stands\n")
     return 0
 
 

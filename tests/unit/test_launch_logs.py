@@ -119,9 +119,10 @@ def test_a_stage_names_its_only_run(root: RunDir) -> None:
     assert [row.run for row in pick(survey(root).rows, "tokens", None)] == [KEY]
 
 
-def test_cancel_asks_the_jobs_of_one_run_to_stop(root: RunDir) -> None:
+def test_cancel_asks_the_jobs_of_one_run_to_stop(root: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     job = start(root, "train", "strength=1-bb", "job5")
     assert cancel(root.root, "strength=1", None, yes=True) == 0
+    assert "x: 1 running jobs save and stop, 0 do not start; hpc-ewc status" in capsys.readouterr().err
     assert rundir.stop_file(job, 0).exists()
     assert not rundir.stop_file(root.job("job1"), 0).exists()
     assert Ledger(root).read().cancelled == {"train/strength=1-bb"}
@@ -282,7 +283,11 @@ def test_log_files_name_rank_and_attempt(queued: RunDir) -> None:
 
 
 def test_cancel_on_slurm_asks_to_save_first(
-    queued: RunDir, slurm: Slurm, cancelled: list[list[str]], monkeypatch: pytest.MonkeyPatch
+    queued: RunDir,
+    slurm: Slurm,
+    cancelled: list[list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def saved(seconds: float) -> None:
         stop = rundir.stop_file(queued.job("11"), 1)
@@ -294,6 +299,7 @@ def test_cancel_on_slurm_asks_to_save_first(
     monkeypatch.setattr(cancel_module.time, "sleep", saved)
     assert cancel(queued.root, None, None, yes=True) == 0
     assert cancelled == [["12_[0-2]", "13"]], "what waits is taken back; what has saved needs no scancel"
+    assert "1 running jobs save and stop, 4 do not start" in capsys.readouterr().err
     slurm.says("11", "FAILED", restarts=1)
     for i in range(3):
         slurm.says(f"12_{i}", "CANCELLED")
