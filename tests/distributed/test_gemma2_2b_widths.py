@@ -126,7 +126,7 @@ def estimate(rank: int, world_size: int, model: Path, out: Path) -> int:
 def train(rank: int, world_size: int, folder: Path, stop_after: int | None) -> tuple[int, int]:
     """The step it stands at, and the highest memory."""
     with OwnMemory() as memory:
-        step = run_training(folder, stop_after)
+        step = run_training(folder, stop_after, silent_s=LIMIT_S)
     return step, highest_of_all(memory)
 
 
@@ -138,7 +138,7 @@ def go_on(rank: int, world_size: int, folder: Path, export: Path) -> tuple[int, 
     from hpc_ewc.train.run import Run
     from hpc_ewc.train.watchdog import Watchdog
 
-    watchdog = Watchdog(900.0, lambda message: None)
+    watchdog = Watchdog(LIMIT_S, lambda message: None)
     try:
         with OwnMemory() as memory:
             run = Run(Stage(folder), torch.device("cpu"), watchdog)

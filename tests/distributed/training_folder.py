@@ -117,13 +117,14 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return list(records.read_lines(folder / "metrics.jsonl"))
 
 
-def run_training(folder: Path, stop_after: int | None = None, stop_rank: int = 0) -> int:
+def run_training(folder: Path, stop_after: int | None = None, stop_rank: int = 0, silent_s: float = 100.0) -> int:
     """What a rank of the worker does once the process group is up; every rank of `run_ranks` calls it.
 
     Args:
         folder: of the stage.
         stop_after: step after which `stop_rank` alone gets USR2, as from a launcher whose other nodes are late.
         stop_rank: the rank that gets it.
+        silent_s: longest time between two signs of life.
 
     Returns:
         The step the run stands at.
@@ -133,7 +134,7 @@ def run_training(folder: Path, stop_after: int | None = None, stop_rank: int = 0
 
     stage = Stage(folder)
     stage.listen()
-    watchdog = Watchdog(100.0, lambda message: None)
+    watchdog = Watchdog(silent_s, lambda message: None)
     try:
         run = Run(stage, torch.device("cpu"), watchdog)
         make_step = run.trainer.step
