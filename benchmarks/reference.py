@@ -29,8 +29,7 @@ EXAMPLES = 96
 LARGER = 78.0
 """√(2.6e9 / 4.2e5): how much smaller an entry of a gradient is when the same trace is spread over Gemma 2 2B."""
 PAPERS_WAYS = (
-    *((size, "float16", 1.0) for size in (1, 2, 4, 8, 16)),
-    (4, "float32", 1.0),
+    *((size, dtype, 1.0) for size in (1, 2, 4, 8, 16) for dtype in ("float16", "float32")),
     (4, "float16", LARGER),
 )
 """Rows of a minibatch, dtype, by how much gradients are shrunk."""
