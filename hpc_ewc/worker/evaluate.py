@@ -42,8 +42,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(stage: Stage, fraction: float, names: Sequence[str]) -> None:
     """The cells `names` of the checkpoint at `fraction`; then done.json, if they were the last."""
-    from hpc_ewc.evaluate.element import Element, check_bundle, finish_if_whole, reopen_if_incomplete
+    from hpc_ewc.evaluate.element import Element, check_bundle
     from hpc_ewc.evaluate.scoring import StopRequested
+    from hpc_ewc.evaluate.whole import finish_if_whole, reopen_if_incomplete
 
     reopen_if_incomplete(stage)
     if stage.is_done():
