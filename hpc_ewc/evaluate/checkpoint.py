@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hpc_ewc import records
 from hpc_ewc.errors import ArtefactError, ConfigError, InputError
 from hpc_ewc.model.attention import choose_attention
+from hpc_ewc.model_folder import check_weights
 from hpc_ewc.rundir import StageDir
 
 
@@ -155,26 +156,6 @@ def load_model(folder: Path, *, dtype: str, attention: str, device: torch.device
             f"{folder}: BOS is {tokenizer.bos_token_id} to its tokenizer, {bos} to its config: two models' files"
         )
     return model.to(device).eval()
-
-
-def check_weights(folder: Path) -> None:
-    """Every weight file that the index names is there.
-
-    Raises:
-        InputError: some are not.
-    """
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        named = set(records.read_json(index).get("weight_map", {}).values())
-        absent = sorted(name for name in named if not (folder / name).is_file())
-        if absent:
-            raise InputError(
-                f"{folder}: {', '.join(absent)} of {len(named)} weight files missing; half-exported or half-copied"
-            )
-    elif not any(folder.glob("*.safetensors")):
-        raise InputError(
-            f"{folder}: no *.safetensors; half-exported, or of another format: save it with save_pretrained"
-        )
 
 
 def attention_kernel(attention: str, folder: Path, device: torch.device, dtype: str) -> str:

@@ -23,13 +23,13 @@ from hpc_ewc.errors import ArtefactError, ConfigError, InputError
 from hpc_ewc.launch.build_graph import Asked, build_evaluation, check_include
 from hpc_ewc.launch.graph import Graph
 from hpc_ewc.launch.miniature import MINIATURE
-from hpc_ewc.launch.model_folder import check_model
 from hpc_ewc.launch.plan import Request, run_folder
 from hpc_ewc.launch.profile import Profile
 from hpc_ewc.launch.profile_reading import load_profile
 from hpc_ewc.launch.resolve import Inputs, Resolver
 from hpc_ewc.launch.source_files import is_hub_id, local_path
 from hpc_ewc.launch.submit import carry_out
+from hpc_ewc.model_folder import check_model
 from hpc_ewc.rundir import RunDir
 from hpc_ewc.sweep import BASE_RUN, plain_word
 

@@ -25,7 +25,6 @@ from hpc_ewc.errors import HpcEwcError, InputError, SubmitError
 from hpc_ewc.launch.build_graph import with_absolute_paths
 from hpc_ewc.launch.download import Repository, check_space, fetch, look, merge, size, wanted_files, wanted_model
 from hpc_ewc.launch.miniature import MINIATURE, prepare_miniature, uses_miniature
-from hpc_ewc.launch.model_folder import check_model
 from hpc_ewc.launch.process import die_with_parent
 from hpc_ewc.launch.profile import SECRETS, Profile
 from hpc_ewc.launch.profile_reading import check_filled_in, load_profile
@@ -34,6 +33,7 @@ from hpc_ewc.launch.slurm_script import inherited_environment
 from hpc_ewc.launch.source_files import is_hub_id, local_path
 from hpc_ewc.launch.torchrun import OFFLINE
 from hpc_ewc.launch.view import columns
+from hpc_ewc.model_folder import check_model
 from hpc_ewc.rundir import cache_dir
 from hpc_ewc.sweep import expand
 

@@ -20,7 +20,6 @@ from hpc_ewc.errors import ConfigError, InputError
 from hpc_ewc.launch.first_record import check_first_record
 from hpc_ewc.launch.hashes import HashCache
 from hpc_ewc.launch.miniature import MINIATURE, MINIATURE_LANGUAGES, miniature_id
-from hpc_ewc.launch.model_folder import check_trainable
 from hpc_ewc.launch.source_files import (
     TEXT_SUFFIXES,
     TOKENIZER_FILES,
@@ -34,6 +33,7 @@ from hpc_ewc.launch.source_files import (
     model_files,
     snapshot_files,
 )
+from hpc_ewc.model_folder import check_trainable
 from hpc_ewc.sweep import Identities
 
 

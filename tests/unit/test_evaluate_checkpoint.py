@@ -105,7 +105,7 @@ def test_weights_that_are_missing_or_cut_off_are_named(folder: Path) -> None:
     weights = folder / "model.safetensors"
     content = weights.read_bytes()
     weights.write_bytes(content[: len(content) // 2])
-    with pytest.raises(InputError, match="the model cannot be loaded: .*SafetensorError"):
+    with pytest.raises(InputError, match=r"model.safetensors: \d+ bytes, its header says \d+: half-copied"):
         load(folder)
     weights.unlink()
     with pytest.raises(InputError, match=r"no \*.safetensors; half-exported, or of another format"):
@@ -113,7 +113,7 @@ def test_weights_that_are_missing_or_cut_off_are_named(folder: Path) -> None:
     index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     (folder / "model-1.safetensors").write_bytes(content)
-    with pytest.raises(InputError, match=r"model-2.safetensors of 2 weight files missing"):
+    with pytest.raises(InputError, match=r"model-2.safetensors: 1 of 2 weight files missing"):
         load(folder)
 
 

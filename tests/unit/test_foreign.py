@@ -11,7 +11,7 @@ import pytest
 
 from hpc_ewc.errors import ConfigError, HpcEwcError, InputError
 from hpc_ewc.launch.foreign import Options, evaluate, find_checkpoints, read_settings
-from hpc_ewc.launch.model_folder import check_model
+from hpc_ewc.model_folder import check_model
 from tests.unit.launch_world import safetensors, write_model
 
 FACTS = {"run": "strength=1-abc", "step": 20, "fraction": 1.0, "train_key": "k1", "model_hash": "m", "base_hash": "b"}

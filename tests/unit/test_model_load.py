@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from hpc_ewc import model_folder
 from hpc_ewc.errors import InputError
-from hpc_ewc.launch import model_folder
 from hpc_ewc.model import gemma
 from hpc_ewc.model.gemma import is_tied
 from hpc_ewc.model.load import find_model, load_model

@@ -1,6 +1,6 @@
 """Is this folder a whole Hugging Face model, with a tokenizer that fits? Told from its files, without loading it.
 
-A login node looks here before jobs are submitted; the job looks again (evaluate/checkpoint.py), at what it loads.
+A login node looks before jobs are submitted; a job looks again at what it loads (evaluate/checkpoint.py).
 """
 
 from __future__ import annotations
