@@ -163,11 +163,6 @@ def evaluation_memory(shape: Shape, model: ModelConfig, evaluate: EvaluateConfig
     return parts | ({"judge": c * judge} if judge else {})
 
 
-def staging_bytes(shape: Shape, ranks: int, nodes: int, train: TrainConfig) -> float:
-    """Of a node's own memory, for an asynchronous checkpoint: weights and moments of its ranks' shards."""
-    return 12 * shape.parameters * train.dp_replicate / ranks * (ranks / nodes)
-
-
 # ---------------------------------------------------------------------------------------------- the network
 
 

@@ -247,7 +247,6 @@ def test_what_a_training_keeps_on_the_disk() -> None:
     assert (kept, most) == (6 * shape.parameters, (2 + 36) * shape.parameters)
     kept, most = forecast.training_disk(shape, ModelConfig(path="x"), TrainConfig(export_at=(0.5, 1.0)))
     assert (kept, most) == ((4 + 24) * shape.parameters, (4 + 36) * shape.parameters)
-    assert forecast.staging_bytes(shape, 8, 2, TrainConfig()) == 6 * shape.parameters
 
 
 def test_one_rank_sends_nothing_and_accumulation_sends_again() -> None:
