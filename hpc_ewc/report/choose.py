@@ -50,7 +50,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Choice:
-    """The recommendation; `best` is None where no setting keeps the old language."""
+    """The recommendation; `best` is None where no setting keeps the old language and gains the new one."""
 
     best: Candidate | None
     candidates: list[Candidate]
@@ -58,7 +58,7 @@ class Choice:
     documents: tuple[int, int]
     """On which was chosen, and on which is reported."""
     none: float
-    """Share of the resamples in which no setting keeps the old language."""
+    """Share of the resamples in which no setting does both."""
     gain: Gain
     """By what the new language is measured."""
 
@@ -116,8 +116,11 @@ def _change(build: Builder, line: Line, what: Mean | Column, half: bool) -> tupl
 
 
 def _pick(old: Array, new: Array, max_loss: float) -> Array:
-    """[resamples] place of the largest gain among those within the loss, −1 for none. old, new: [resamples, lines]."""
-    gain = np.where(old >= -max_loss, new, -np.inf)
+    """[resamples] place of the largest gain among those within the loss, −1 for none. old, new: [resamples, lines].
+
+    A change of the new language that is not above 0 is no gain.
+    """
+    gain = np.where((old >= -max_loss) & (new > 0), new, -np.inf)
     best = np.argmax(gain, axis=1)
     return np.where(np.isfinite(gain.max(axis=1)), best, -1)
 
@@ -171,6 +174,12 @@ def choice_table(build: Builder, choice: Choice | None) -> Table | None:
 def sentence(build: Builder, choice: Choice) -> str:
     """The recommendation with its uncertainty."""
     old, new = language_name(SOURCE_LANGUAGE), language_name(build.study.target)
+    if choice.best is None and any(c.old.value >= -choice.max_loss for c in choice.candidates):
+        why = f" ({choice.gain.why})" if choice.gain.why else ""
+        return (
+            f"No recommendation: on the first half no run that loses at most {points_text(choice.max_loss)} of {old} "
+            f"gains {new}, measured in {_unit(choice.gain)}{why}."
+        )
     if choice.best is None:
         return (
             f"No recommendation: on the first half no run loses at most {points_text(choice.max_loss)} of {old}; "

@@ -50,6 +50,7 @@ def test_the_rule_takes_the_largest_gain_within_the_loss() -> None:
     assert list(_pick(old, new, 0.01)) == [2, -1]
     assert list(_pick(old, new, 0.03)) == [1, -1]
     assert list(_pick(old, new, 1.0)) == [0, 0]
+    assert list(_pick(old, -new, 1.0)) == [-1, -1], "what is not above 0 is no gain"
 
 
 def test_the_halves_are_disjoint_whole_and_the_same_for_a_translation(analysis: Analysis) -> None:
@@ -109,7 +110,7 @@ def test_how_often_each_strength_would_be_chosen_is_counted_under_resampled_docu
         for language, parts in tasks.items():
             drawn = [np.concatenate([g[i] for i in rng.integers(0, len(g), len(g))]) for _, g in parts]
             change[language] = np.mean([v[d].mean(axis=0) for (v, _), d in zip(parts, drawn, strict=True)], axis=0)
-        allowed = [place for place in range(len(lines)) if change["en"][place] >= -0.01]
+        allowed = [place for place in range(len(lines)) if change["en"][place] >= -0.01 and change["lt"][place] > 0]
         counts[max(allowed, key=lambda place: change["lt"][place], default=-1)] += 1
     expected = counts / 2000
     assert choice.none == pytest.approx(expected[-1], abs=0.04)

@@ -277,3 +277,23 @@ def test_a_comparison_names_the_only_task(root: Path) -> None:
     found = compare_paths("base", "strength=0-", [root])
     assert "Lithuanian, ARC easy alone: B changes" in found.verdict
     assert [row[0].text for row in found.table.rows][-1] == "mean English"
+
+
+def test_where_every_run_lost_the_new_language_too_none_is_recommended(tmp_path: Path) -> None:
+    run = Uneven(tmp_path / "runs" / "x", strengths=(1e4, 1e12), n=40)
+    run.asked, run.texts = (*ENGLISH, "ppl_heldout"), ("en",)
+    original = run.rows
+
+    def worse(cell: suites.Cell, strength: float | None, seed: int) -> list[dict[str, Any]]:
+        """The base is as good as λ = 0 would be."""
+        return original(cell, 0.0 if strength is None and cell.language == "lt" else strength, seed)
+
+    run.rows = worse  # type: ignore[method-assign]
+    run.build()
+    document = build_document(analysis_of(run.dir.root))
+    assert document.choice is not None
+    assert document.choice.best is None
+    said = sentence(document.build, document.choice)
+    assert said.startswith("No recommendation: on the first half no run that loses at most 1 point of English gains")
+    assert "bits per byte of held-out text (no run has tasks of this language)" in said
+    assert choice_fields(document)["runs"] == []
