@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,10 @@ import pytest
 from hpc_ewc import miniature, records
 from hpc_ewc.evaluate import environment
 from hpc_ewc.evaluate.task_files import LocalQuestions, write_task_files
+from hpc_ewc.rundir import StageDir
 from hpc_ewc.stage import Stage
 from hpc_ewc.suites import expand_suites
+from tests.conftest import require_memory
 from tests.end_to_end.evaluation import assert_same_numbers, noised, prepare, primary, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -67,42 +68,78 @@ def command_line(model: Path, names: Sequence[str], folder: Path, bos: str) -> d
 
 # ---------------------------------------------------------------------------------------------- a real Gemma
 
+ASKED = {"arc_easy": 80, "mmlu": 2, "text": 20}
+"""Rows of ARC-Easy, the shortest of each of MMLU's 57 subjects, sentences: four minutes of one core with the models."""
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().split("\n") if line.strip()]
+
+
+def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
 
 @pytest.fixture(scope="module")
-def real_questions(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The real rows, in the layout of local questions."""
-    folder = tmp_path_factory.mktemp("real") / "questions"
-    for name in ("arc_easy", "mmlu"):
-        (folder / "en" / name).mkdir(parents=True)
-    shutil.copy(shared_data / "en" / "arc_easy_validation.jsonl", folder / "en" / "arc_easy" / "test.jsonl")
-    for split in ("dev", "test"):
-        for line in (shared_data / "en" / f"mmlu_{split}.jsonl").read_text().split("\n"):
-            if line.strip():
-                path = folder / "en" / "mmlu" / split / f"{json.loads(line)['subject']}.jsonl"
-                path.parent.mkdir(exist_ok=True)
-                with path.open("a") as file:
-                    file.write(line + "\n")
+def real_world(real_gemma: Path, shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real model and real rows, in the layout of local questions."""
+    folder = tmp_path_factory.mktemp("real")
+    (folder / "model").symlink_to(real_gemma)
+    english = folder / "questions" / "en"
+    write_rows(
+        english / "arc_easy" / "test.jsonl",
+        rows_of(shared_data / "en" / "arc_easy_validation.jsonl")[: ASKED["arc_easy"]],
+    )
+    by_subject: dict[str, list[dict[str, Any]]] = {}
+    for row in rows_of(shared_data / "en" / "mmlu_test.jsonl"):
+        by_subject.setdefault(row["subject"], []).append(row)
+    for subject, rows in by_subject.items():
+        shortest = sorted(rows, key=lambda row: len(json.dumps(row)))[: ASKED["mmlu"]]
+        write_rows(english / "mmlu" / "test" / f"{subject}.jsonl", shortest)
+    write_rows(folder / "text.jsonl", rows_of(shared_data / "en_text" / "sib200_flores_en.jsonl")[: ASKED["text"]])
     return folder
 
 
-def test_a_real_gemma_knows_what_its_noised_copy_forgot(
-    real_gemma: Path, real_questions: Path, shared_data: Path, tmp_path: Path
-) -> None:
-    world = real_questions.parent
-    text = {"en": shared_data / "en_text" / "sib200_flores_en.jsonl"}
-    runs = {}
-    for sigma in (0.0, 0.3):
-        train = noised(real_gemma, tmp_path / "train" / f"sigma={sigma}", sigma)
-        cells = ("arc_easy.en", "ppl_heldout.en")
-        run_name = f"sigma={sigma}"
-        stage = prepare(tmp_path / "paper", world, cells, run=run_name, train=train, limit=80, shots={}, heldout=text)
-        run(stage)
-        runs[sigma] = stage
-    knows = primary(runs[0.0], 10, "arc_easy.en")
-    assert knows["value"] - 4 * knows["stderr"] > 0.25
-    pairs = zip(*(records.read_samples(runs[s].samples(10, "arc_easy.en")) for s in (0.0, 0.3)), strict=True)
-    differences = [ours["metrics"]["acc"] - theirs["metrics"]["acc"] for ours, theirs in pairs]
-    z = statistics.mean(differences) / (statistics.stdev(differences) / math.sqrt(len(differences)))
-    assert z > 3
-    good, bad = (primary(runs[s], 10, "ppl_heldout.en")["value"] for s in (0.0, 0.3))
-    assert 0.5 < good < 1.5 < bad
+def standard_scores(values: Sequence[float]) -> float:
+    """The mean in standard errors."""
+    return statistics.mean(values) / (statistics.stdev(values) / math.sqrt(len(values)))
+
+
+def paired(stages: Sequence[tuple[StageDir, int]], cell: str, value: Callable[[dict[str, Any]], float]) -> list[float]:
+    """Of each document, what the first has more than the second."""
+    rows = [list(records.read_samples(stage.samples(step, cell))) for stage, step in stages]
+    assert [row["doc_hash"] for row in rows[0]] == [row["doc_hash"] for row in rows[1]]
+    return [value(ours) - value(theirs) for ours, theirs in zip(*rows, strict=True)]
+
+
+def test_a_real_gemma_knows_what_its_noised_copy_forgot(real_world: Path, tmp_path: Path) -> None:
+    """Gemma 3 270M on real rows, well above chance; and against itself with noise of 0.3 times each tensor's spread.
+
+    By letter a model of this size guesses at MMLU (27 % of 114 others; the letter that is right is no likelier than
+    the rest), so a threshold there would test the dice. Asked for the words of the answer, a byte of which is worth
+    as much in a short answer as in a long one (`acc_norm`), it has 42 ± 4 % of these. The noised copy still has 35 %
+    of 80 questions of ARC-Easy, where the base has half: too near for so few, so what must be apart beyond doubt is
+    what either finds likely, paired by document.
+    """
+    require_memory(4)
+    text = {"en": real_world / "text.jsonl"}
+    settings: dict[str, Any] = {"limit": None, "shots": {}, "heldout": text, "cloze": True, "max_length": 512}
+    train = noised(real_world / "model", tmp_path / "train" / "noised", 0.3)
+    both = ("arc_easy.en", "ppl_heldout.en")
+    far = prepare(tmp_path / "paper", real_world, both, run="noised", train=train, **settings)
+    run(far)
+    base = prepare(tmp_path / "paper", real_world, (*both, "mmlu.en"), **settings)
+    run(base)
+
+    easy = primary(base, 0, "arc_easy.en")
+    assert easy["value"] - 3 * easy["stderr"] > 0.25
+    mmlu = records.read_checked(base.cell(0, "mmlu.en"), "record")
+    (words,) = (x for x in mmlu["results"] if (x["metric"], x["subset"]) == ("acc_norm", ""))
+    assert (mmlu["cloze"], words["n"]) == (True, 57 * ASKED["mmlu"])
+    assert words["value"] - 3 * words["stderr"] > 0.25
+    apart = [(base, 0), (far, 10)]
+    assert statistics.mean(paired(apart, "arc_easy.en", lambda row: row["metrics"]["acc"])) > 0
+    assert standard_scores(paired(apart, "arc_easy.en", lambda row: sum(row["loglikelihoods"]))) > 3
+    assert standard_scores(paired(apart, "ppl_heldout.en", lambda row: -row["metrics"]["bits_per_byte"])) > 3
+    assert 0.5 < primary(base, 0, "ppl_heldout.en")["value"] < 1.5 < primary(far, 10, "ppl_heldout.en")["value"]
