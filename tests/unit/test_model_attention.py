@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from hpc_ewc.errors import ConfigError
 from hpc_ewc.model.attention import choose_attention
+from tests.distributed.tiny_gemma import VOCABULARY, build_gemma
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -54,3 +56,40 @@ def test_a_flash_attention_without_soft_cap_is_refused(gemma2: Path, monkeypatch
 def test_sdpa_is_refused_where_there_is_a_soft_cap(gemma2: Path) -> None:
     with pytest.raises(ConfigError, match="sdpa.*leaves out the soft cap"):
         choose_attention("sdpa", gemma2, GPU)
+
+
+def run(attention: str, device: str = "cpu", dtype: torch.dtype = torch.float32, **settings: Any) -> list[torch.Tensor]:
+    """Logits of a random Gemma 2 whose soft cap (1) and window (4 of 24 tokens) bite; on a GPU its gradients too."""
+    settings = {"attn_logit_softcapping": 1.0, "head_dim": 16, "attn_implementation": attention} | settings
+    model = build_gemma(**settings).to(device, dtype)
+    ids = torch.randint(1, VOCABULARY, (2, 24), generator=torch.Generator().manual_seed(0)).to(device)
+    with torch.set_grad_enabled(device != "cpu"):
+        logits = model(input_ids=ids).logits.float()
+    if device == "cpu":
+        return [logits]
+    logits.square().mean().backward()
+    return [logits.detach(), *(p.grad.float() for p in model.parameters() if p.grad is not None)]
+
+
+def worst(got: list[torch.Tensor], want: list[torch.Tensor]) -> float:
+    return max(float((a - b).norm() / b.norm()) for a, b in zip(got, want, strict=True))
+
+
+def test_the_soft_cap_of_these_tests_bites() -> None:
+    assert worst(run("eager", attn_logit_softcapping=None), run("eager")) > 1e-2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="flex_attention has a backward on a GPU alone")
+@pytest.mark.filterwarnings("ignore")  # transformers' way to make the mask is deprecated; inductor's imports are too
+def test_flex_attention_is_eager_with_gradients_on_a_gpu() -> None:
+    assert worst(run("flex_attention", "cuda"), run("eager", "cuda")) < 1e-4
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="flash-attn needs a GPU")
+def test_flash_attention_is_eager_with_gradients_on_a_gpu() -> None:
+    pytest.importorskip("flash_attn", reason="flash-attn is not installed")
+    want = run("eager", "cuda")
+    rounded = worst(run("eager", "cuda", torch.bfloat16), want)
+    assert worst(run("flash_attention_2", "cuda", torch.bfloat16), want) < 2 * rounded
