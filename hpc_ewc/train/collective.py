@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
+from hpc_ewc.errors import StageError
 from hpc_ewc.model.heap import keep_freed_memory
 
 
@@ -40,19 +43,29 @@ def join(timeout_s: float) -> torch.device:
 
 LOST_PEER = ("connection closed by peer", "connection reset by peer", "broken pipe", "remote process has exited")
 """What gloo and NCCL say, in part, when the process at the other end is gone."""
+PEER_GRACE_S = 3.0
+"""How long a rank that lost another waits for that one's failed.json."""
 
 
-def is_lost_peer(error: BaseException) -> bool:
-    """The error is a collective's that failed because another rank ended."""
-    text = str(error).lower()
-    return any(words in text for words in LOST_PEER)
+@contextmanager
+def second_to_fail(failed: Path) -> Iterator[None]:
+    """Where a collective fails in here since another rank ended, that rank's word comes first.
 
+    Args:
+        failed: where the rank that failed says why (failed.json); this one only noticed.
 
-def wait_until(condition: Callable[[], bool], timeout_s: float) -> None:
-    """Return when `condition` holds, or after `timeout_s`."""
-    until = time.monotonic() + timeout_s
-    while not condition() and time.monotonic() < until:
-        time.sleep(0.05)
+    Raises:
+        StageError: another rank ended.
+    """
+    try:
+        yield
+    except (dist.DistError, RuntimeError) as error:
+        if not any(words in str(error).lower() for words in LOST_PEER):
+            raise
+        until = time.monotonic() + PEER_GRACE_S
+        while not failed.exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        raise StageError(f"another rank of this job ended ({str(error).splitlines()[0][:200]})") from error
 
 
 def any_rank(flags: Sequence[bool]) -> list[bool]:

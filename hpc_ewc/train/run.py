@@ -30,9 +30,6 @@ from hpc_ewc.train.optimizer import build_optimizer, learning_rate_at, optimizer
 from hpc_ewc.train.plan import make_plan
 from hpc_ewc.train.watchdog import Watchdog
 
-PEER_GRACE_S = 3.0
-"""How long a rank that lost another waits for that one's failed.json."""
-
 
 class Run:
     """One training on this rank, from where it stands to its end or to a wish to stop. Every rank makes one.
@@ -277,19 +274,14 @@ def train(stage: Stage) -> None:
     timeout_s = stage.config.train.watchdog_s
     watchdog = Watchdog(timeout_s, lambda message: stage.fail(TimeoutError(message)))
     try:
-        device = collective.join(2 * timeout_s + 60)
-        run = Run(stage, device, watchdog)
-        if run.train():
-            watchdog.beat("finishing")
-            run.finish()
-        else:
-            run.console.say(f"stopped after step {run.done} of {run.plan.steps}; submit again to go on")
-        dist.destroy_process_group()
-    except (dist.DistError, RuntimeError) as error:
-        if not collective.is_lost_peer(error):
-            raise
-        # The rank that failed says why; this one only noticed. Its word in failed.json must come first.
-        collective.wait_until(stage.dir.failed.exists, PEER_GRACE_S)
-        raise StageError(f"another rank of this job ended ({str(error).splitlines()[0][:200]})") from error
+        with collective.second_to_fail(stage.dir.failed):
+            device = collective.join(2 * timeout_s + 60)
+            run = Run(stage, device, watchdog)
+            if run.train():
+                watchdog.beat("finishing")
+                run.finish()
+            else:
+                run.console.say(f"stopped after step {run.done} of {run.plan.steps}; submit again to go on")
+            dist.destroy_process_group()
     finally:
         watchdog.close()

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpc_ewc import records
-from hpc_ewc.errors import ArtefactError, InputError, StageError
+from hpc_ewc.errors import ArtefactError, InputError
 from hpc_ewc.stage import Stage
 
 if TYPE_CHECKING:
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from hpc_ewc.ewc import FisherAccumulator, FisherSums
     from hpc_ewc.train.watchdog import Watchdog
 
-PEER_GRACE_S = 3.0
-"""How long a rank that lost another waits for that one's failed.json."""
 SAVE_EVERY_S = 300.0
 """Between two saves of the sums: what a killed job loses at most."""
 
@@ -50,16 +48,11 @@ def main(argv: Sequence[str]) -> int:
         timeout_s = stage.config.train.watchdog_s
         watchdog = Watchdog(timeout_s, lambda message: stage.fail(TimeoutError(message)))
         try:
-            device = collective.join(2 * timeout_s + 60)
-            job = FisherJob(stage, device, watchdog)
-            job.say("done" if job.run() else f"stopped after example {job.position}; submit again to go on")
-            dist.destroy_process_group()
-        except (dist.DistError, RuntimeError) as error:
-            if not collective.is_lost_peer(error):
-                raise
-            # The rank that failed says why; this one only noticed. Its word in failed.json must come first.
-            collective.wait_until(stage.dir.failed.exists, PEER_GRACE_S)
-            raise StageError(f"another rank of this job ended ({str(error).splitlines()[0][:200]})") from error
+            with collective.second_to_fail(stage.dir.failed):
+                device = collective.join(2 * timeout_s + 60)
+                job = FisherJob(stage, device, watchdog)
+                job.say("done" if job.run() else f"stopped after example {job.position}; submit again to go on")
+                dist.destroy_process_group()
         finally:
             watchdog.close()
     return 0
