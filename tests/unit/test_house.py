@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import hpc_ewc
 
 HEAVY = {"torch", "transformers", "datasets", "lm_eval", "accelerate", "safetensors", "tokenizers"}
 LOGIN = [
@@ -103,3 +106,9 @@ def test_the_login_side_never_imports_torch(name: str) -> None:
 def test_no_room_is_a_drawer(repository: Path) -> None:
     names = {path.stem for path in (repository / "hpc_ewc").rglob("*.py")}
     assert not names & {"utils", "util", "helpers", "helper", "common", "misc"}
+
+
+def test_the_newest_version_of_the_changelog_is_this_one(repository: Path) -> None:
+    text = (repository / "CHANGELOG.md").read_text(encoding="utf-8")
+    versions = re.findall(r"^## (\d\S*) – \d{4}-\d\d-\d\d$", text, re.MULTILINE)
+    assert versions[0] == hpc_ewc.__version__
