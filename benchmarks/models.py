@@ -16,20 +16,15 @@ CONFIGS: dict[str, dict[str, int]] = {
         "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 48, "query_pre_attn_scalar": 48,
         "sliding_window": 64,
     },
-    "wide": {
-        "vocab_size": 262144, "hidden_size": 640, "intermediate_size": 2048, "num_hidden_layers": 4,
-        "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 256, "query_pre_attn_scalar": 256,
-        "sliding_window": 512,
-    },
     "gemma2-2b": {
         "vocab_size": 256000, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
         "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "query_pre_attn_scalar": 256,
         "sliding_window": 4096,
     },
 }  # fmt: skip
-DTYPE = {"tiny": "float32", "small": "float32", "wide": "float32", "gemma2-2b": "bfloat16"}
+DTYPE = {"tiny": "float32", "small": "float32", "gemma2-2b": "bfloat16"}
 """Of compute in training; masters are fp32."""
-BATCH = {"tiny": (2, 128), "small": (4, 256), "wide": (1, 256), "gemma2-2b": (1, 4096)}
+BATCH = {"tiny": (2, 128), "small": (4, 256), "gemma2-2b": (1, 4096)}
 """Sequences of a rank in a step, tokens of each."""
 
 

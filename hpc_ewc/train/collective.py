@@ -14,7 +14,6 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
 from hpc_ewc.errors import StageError
-from hpc_ewc.model.heap import keep_freed_memory
 
 
 def join(timeout_s: float) -> torch.device:
@@ -30,8 +29,6 @@ def join(timeout_s: float) -> torch.device:
     if gpu:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
-    else:
-        keep_freed_memory()
     backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
     timeout = timedelta(seconds=timeout_s)
     if "RANK" in os.environ:
