@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -144,8 +144,13 @@ def start(root: RunDir, stage: str, resources: JobResources, profile: Profile, o
     script = script_of(root, stage, "probe", resources, profile)
     script = dataclasses.replace(script, parameters={**script.parameters, "comment": "hpc-ewc doctor"})
     script.write(task)
-    with clean_environment():
-        said = scheduler.call(["sbatch", "--parsable", str(script.folder / "submission.sh")], 60.0)
+    try:
+        with clean_environment():
+            said = scheduler.call(["sbatch", "--parsable", str(script.folder / "submission.sh")], 60.0)
+    except KeyboardInterrupt:  # Slurm may have taken the job and not told its id; its name is of this call alone
+        with suppress(SchedulerError):
+            scheduler.call(["scancel", f"--name={script.parameters['job_name']}"])
+        raise
     return said.strip().partition(";")[0]
 
 

@@ -144,7 +144,7 @@ def test_ctrl_c_takes_the_job_back(cluster: Sandbox, tmp_path: Path) -> None:
     try:
         wait_for(jobs, "the job of doctor")
         asked.send_signal(signal.SIGINT)
-        assert asked.wait(60) == 130
+        assert asked.wait(180) == 130  # on a busy machine
     finally:
         asked.kill()
         asked.communicate()

@@ -292,6 +292,26 @@ def test_the_job_is_waited_for_and_then_not(monkeypatch: pytest.MonkeyPatch) -> 
     assert wait("7")[0] == "not over after 10 min, taken back (still PENDING: Priority)"
 
 
+def test_ctrl_c_while_slurm_takes_the_job_takes_it_back_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+
+    def call(command: list[str], *_: Any) -> str:
+        asked.append(command)
+        if command[0] == "sbatch":
+            raise KeyboardInterrupt
+        return ""
+
+    monkeypatch.setattr(scheduler, "call", call)
+    root = RunDir(tmp_path / "doctor-x1")
+    root.root.mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        list(check_nodes(root, profile(), ("train", JobResources(1, 1, 0, 1, None, 10, 1))))
+    assert [command[0] for command in asked] == ["sbatch", "scancel"]
+    assert asked[1] == ["scancel", "--name=doctor-x1/train"]
+
+
 def test_a_job_whose_words_do_not_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     resources = JobResources(1, 1, 0, 1, None, 10, 1)
     root = RunDir(tmp_path)
