@@ -82,16 +82,20 @@ def _collect(pipes: dict[connection.Connection, int], deadline: float) -> Any:
         ready = connection.wait(list(waiting), timeout=max(0.0, deadline - time.monotonic()))
         if not ready:
             raise RankError(f"ranks {sorted(waiting.values())} did not end in time; their stacks are on stderr")
+        failures = []
         for pipe in ready:
             rank = waiting.pop(pipe)
             try:
-                ok, value = pickle.loads(pipe.recv_bytes())
-            except EOFError:
-                raise RankError(f"rank {rank} died without a word") from None
+                at, ok, value = pickle.loads(pipe.recv_bytes())
+            except EOFError:  # a dead rank is a cause: others only lose it
+                at, ok, value = 0.0, False, ""
             if not ok:
-                raise RankError(f"rank {rank} failed:\n{value}")
-            if rank == 0:
+                failures.append((at, f"rank {rank} failed:\n{value}" if at else f"rank {rank} died without a word"))
+            elif rank == 0:
                 result = value
+        # On a busy machine the word of the rank that failed and of one that lost it are found together.
+        if failures:
+            raise RankError(min(failures)[1])
     return result
 
 
@@ -122,9 +126,9 @@ def _rank_main(
         value = fn(rank, world_size, *args)
         dist.barrier()
         dist.destroy_process_group()
-        report = (True, value if rank == 0 else None)
+        report = (time.monotonic(), True, value if rank == 0 else None)
     except BaseException:  # a rank says what stopped it, whatever that was; the test process raises it
-        report = (False, traceback.format_exc())
+        report = (time.monotonic(), False, traceback.format_exc())
     pipe.send_bytes(pickle.dumps(report))
     pipe.close()
     sys.stdout.flush()
