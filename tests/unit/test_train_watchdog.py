@@ -11,27 +11,28 @@ import ctypes, sys, time
 from pathlib import Path
 from hpc_ewc.train import watchdog
 watchdog.BACKSTOP_S = 0.5
-dog = watchdog.Watchdog(0.5, lambda message: Path(sys.argv[1]).write_text(message))
-for step in range(3):
+dog = watchdog.Watchdog(2.0, lambda message: Path(sys.argv[1]).write_text(message))
+for step in range(STEPS):
     dog.beat(f"in step {step}")
-    time.sleep(0.3)
+    time.sleep(0.5)
 def all_reduce_that_never_ends():
     HANG
 all_reduce_that_never_ends()
 """
 
 
-def run(hang: str, said: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", PROGRAM.replace("HANG", hang), str(said)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+def run(hang: str, said: Path, steps: int = 1) -> subprocess.CompletedProcess[str]:
+    program = PROGRAM.replace("STEPS", str(steps)).replace("HANG", hang)
+    return subprocess.run([sys.executable, "-c", program, str(said)], capture_output=True, text=True, timeout=240)
 
 
 def test_a_hang_ends_with_stacks_and_a_reason(tmp_path: Path) -> None:
-    result = run("time.sleep(1000)", tmp_path / "said")
+    """The steps before it take longer together than the watchdog waits, and none of them alone."""
+    result = run("time.sleep(1000)", tmp_path / "said", steps=5)
     assert result.returncode == 1
     assert "WATCHDOG: no progress for" in result.stderr
     assert "all_reduce_that_never_ends" in result.stderr
-    assert "(train.watchdog_s = 0.5) while in step 2" in (tmp_path / "said").read_text()
+    assert "(train.watchdog_s = 2) while in step 4" in (tmp_path / "said").read_text()
 
 
 def test_a_hang_that_holds_the_interpreter_ends_too(tmp_path: Path) -> None:
@@ -41,6 +42,6 @@ def test_a_hang_that_holds_the_interpreter_ends_too(tmp_path: Path) -> None:
 
 
 def test_a_run_that_ends_in_time_is_left_alone(tmp_path: Path) -> None:
-    result = run("dog.close(); time.sleep(1.5)", tmp_path / "said")
+    result = run("dog.close(); time.sleep(3)", tmp_path / "said")
     assert (result.returncode, result.stderr) == (0, "")
     assert not (tmp_path / "said").exists()
