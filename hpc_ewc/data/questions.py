@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,13 +103,9 @@ def question_batches(
     if files is None:
         from hpc_ewc.data.hub import resolve
 
-        files = resolve(config.source, config.subset, config.split).files
-    rows: list[tuple[str, Mapping[str, Any]]] = []
-    for file in files:
-        for found in read_rows(str(file)):
-            if config.max_examples is not None and len(rows) >= config.max_examples:
-                break
-            rows.append(found)
+        files = resolve(config.source, config.subset, config.split)
+    # read to the last one that is asked for and no further: the files may lie behind a network
+    rows = list(islice((found for file in files for found in read_rows(str(file))), config.max_examples))
     if not rows:
         raise InputError(f"the Fisher has no example: {', '.join(map(str, files)) or 'no file'}; set fisher.files")
     return QuestionBatches(rows, config, as_text_tokenizer(tokenizer), rank, world_size, start)

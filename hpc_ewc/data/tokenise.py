@@ -82,7 +82,7 @@ def corpus_files(stage: Stage) -> list[str]:
     from hpc_ewc.data.hub import resolve
 
     data = stage.config.data
-    return list(resolve(data.source, data.subset, "train").files)
+    return resolve(data.source, data.subset, "train")
 
 
 # ---------------------------------------------------------------------------------------------- parts

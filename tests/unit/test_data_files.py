@@ -33,11 +33,12 @@ def read_all(*files: Path, part_records: int = 7, **changes: object) -> tuple[li
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
 @pytest.mark.parametrize("part_records", [1, 7, 1000])
 def test_every_format_gives_the_same_documents(tmp_path: Path, name: str, part_records: int) -> None:
+    """Of the column that is asked for, beside another."""
     if name.endswith(".parquet"):
-        path = write_parquet(tmp_path / name, {"id": list(range(40)), "text": TEXTS})
+        path = write_parquet(tmp_path / name, {"text": ["title"] * 40, "body": TEXTS})
     else:
-        path = write_jsonl(tmp_path / name, [{"id": i, "text": text} for i, text in enumerate(TEXTS)])
-    found, skipped = read_all(path, part_records=part_records)
+        path = write_jsonl(tmp_path / name, [{"text": "title", "body": text} for text in TEXTS])
+    found, skipped = read_all(path, part_records=part_records, text_column="body")
     assert [document.text for document in found] == TEXTS
     assert [document.line for document in found] == list(range(1, 41))
     assert {document.file for document in found} == {str(path)}

@@ -266,8 +266,8 @@ def test_batches_are_the_same_on_every_call(tmp_path: Path, tokenizer: TextToken
         assert all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_max_examples_takes_the_first(tmp_path: Path, tokenizer: TextTokenizer) -> None:
-    files = [write_jsonl(tmp_path / f"{i}.jsonl", rows_of(5)) for i in range(3)]
+def test_max_examples_takes_the_first_and_reads_no_further(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    files = [*(write_jsonl(tmp_path / f"{i}.jsonl", rows_of(5)) for i in range(2)), tmp_path / "never opened.jsonl"]
     batches = question_batches(fisher(max_examples=7), files, tokenizer, rank=0, world_size=1)
     assert batches.total == 7
     assert batches.describe(6) == f"{files[1]}:2"
