@@ -323,8 +323,10 @@ def test_bad_settings_are_refused() -> None:
 
 def test_a_square_that_overflows_is_named() -> None:
     model = Classifier()
-    model.features.weight.data.mul_(1e25)
-    refused(r"the gradient of 3 examples is not finite|overflows fp32: gradients above 1e19", model)
+    model.body = nn.Sequential(nn.Linear(16, VOCABULARY))
+    model.features.weight.data.mul_(1e20)  # gradients too are finite: their squares are not
+    refused("the Fisher of 'body.0.weight' overflows fp32: gradients above 1e19 were squared", model)
+    refused("the gradient of 3 examples is not finite", model, method="reduce_scatter")
 
 
 def test_a_row_that_is_not_finite_is_named_without_numbers_of_its_own() -> None:

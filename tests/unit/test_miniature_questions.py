@@ -181,9 +181,3 @@ def test_version_names_the_recipe() -> None:
     assert len(miniature.version()) == 12 and int(miniature.version(), 16) >= 0
     sources = {path.name for path in Path(files.__file__).parent.glob("*.py")}
     assert sources - set(files.RECIPE) == {"__init__.py", "__main__.py"}
-
-
-def test_importing_the_miniature_imports_no_torch() -> None:
-    code = "import sys, hpc_ewc.miniature; print({'torch', 'transformers', 'tokenizers'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout == "set()\n", done.stderr
