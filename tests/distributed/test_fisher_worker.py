@@ -22,7 +22,7 @@ from hpc_ewc.data.tokenizer import load_tokenizer
 from hpc_ewc.ewc import load_ewc_state
 from hpc_ewc.stage import Stage
 from hpc_ewc.worker.fisher import FisherJob
-from tests.distributed.fisher_oracle import fisher_by_definition, worst_error
+from tests.distributed.fisher_oracle import drawn_labels, fisher_by_definition, worst_error
 from tests.distributed.ranks import run_ranks
 from tests.distributed.training_folder import KEY, WORDS, build_model
 
@@ -105,6 +105,22 @@ def stop_die_and_go_on(rank: int, world_size: int, folders: dict[str, Path]) -> 
     assert not run_stage(rank, world_size, folders["damaged"], stop_after=2)
 
 
+def examples_of(stage: Stage, model: Path, questions: Path) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The stage's examples for the oracle: tokens and labels, each label under its token."""
+    batches = question_batches(stage.config.fisher, [questions], load_tokenizer(model), rank=0, world_size=1)
+    examples = []
+    for index in range(batches.total):
+        ids = torch.tensor(batches.example(index).ids)
+        examples.append((ids, torch.where(torch.arange(len(ids)) >= batches.example(index).first_scored, ids, -100)))
+    return examples
+
+
+def plain_model(model: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(model, attn_implementation="eager")
+
+
 def worker(folder: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "hpc_ewc.worker", "fisher", str(folder)]
     environment = os.environ | {"PYTHONSAFEPATH": "1"}
@@ -117,18 +133,9 @@ def test_a_fisher_is_the_definition_however_it_came_about(tmp_path: Path, model:
     run_ranks(2, stop_die_and_go_on, folders, timeout_s=240)
 
     # by definition
-    config = Stage(folders["whole"]).config.fisher
-    batches = question_batches(config, [questions], load_tokenizer(model), rank=0, world_size=1)
-    examples = []
-    for index in range(batches.total):
-        ids = torch.tensor(batches.example(index).ids)
-        labels = torch.where(torch.arange(len(ids)) >= batches.example(index).first_scored, ids, -100)
-        examples.append((ids, labels))
-    from transformers import AutoModelForCausalLM
-
-    base: Any = AutoModelForCausalLM.from_pretrained(model, attn_implementation="eager")
+    examples = examples_of(Stage(folders["whole"]), model, questions)
     state = load_ewc_state(folders["whole"])
-    assert worst_error(state.fisher, fisher_by_definition(base, examples)) < 1e-5
+    assert worst_error(state.fisher, fisher_by_definition(plain_model(model), examples)) < 1e-5
     stored = load_file(model / "model.safetensors")
     assert all(torch.equal(tensor.float(), stored[name]) for name, tensor in state.anchor.items())
 
@@ -164,6 +171,20 @@ def test_a_fisher_is_the_definition_however_it_came_about(tmp_path: Path, model:
     assert (progress["done"], progress["total"], progress["unit"]) == (15, 15, "example")
     assert worker(folders["whole"]).returncode == 0  # done already: it returns at once
     assert (folders["whole"] / FILE).read_bytes() == whole
+
+
+def test_what_fisher_asks_for_is_what_is_estimated(tmp_path: Path, model: Path, questions: Path) -> None:
+    """Every key of [fisher] that changes the numbers, and the other method, at another value than its default."""
+    settings = {"labels": "sampled", "samples": 2, "seed": 5, "tokens": "all", "max_examples": 7}
+    folder = build_stage(tmp_path / "sampled", model, questions, method="reduce_scatter", **settings)
+    assert run_ranks(2, run_stage, folder)
+    examples = examples_of(Stage(folder), model, questions)
+    assert len(examples) == 7
+    want = fisher_by_definition(plain_model(model), examples, drawn_labels(seed=5, samples=2))
+    state = load_ewc_state(folder)
+    assert worst_error(state.fisher, want) < 1e-5
+    facts = {name: state.manifest[name] for name in ("labels", "samples", "seed", "tokens", "method", "examples")}
+    assert facts == {**{k: v for k, v in settings.items() if k in facts}, "method": "reduce_scatter", "examples": 7}
 
 
 def test_a_bad_question_is_named_in_failed_json(tmp_path: Path, model: Path, questions: Path) -> None:

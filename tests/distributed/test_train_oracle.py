@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
+from hpc_ewc import records
 from hpc_ewc.data import batch_indices, read_tokens
 from hpc_ewc.ewc import load_ewc_state
 from hpc_ewc.stage import Stage
@@ -46,9 +46,11 @@ def plain_loop(stage: Stage) -> tuple[list[dict[str, float]], dict[str, torch.Te
     model: Any = AutoModelForCausalLM.from_pretrained(
         stage.inputs["model"], attn_implementation="eager", dtype=torch.float32
     )
-    optimizer = torch.optim.AdamW(model.parameters(), lr=train.learning_rate, weight_decay=train.weight_decay)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), train.learning_rate, train.betas, train.eps, weight_decay=train.weight_decay
+    )
     steps = train.steps or 0
-    schedule = transformers.get_cosine_schedule_with_warmup(optimizer, -(-steps // 20), steps)
+    schedule = transformers.get_scheduler(train.schedule, optimizer, -(-steps // 20), steps)
     tokens = read_tokens(stage.inputs["tokens"])
     fisher, anchor = {}, {name: p.detach().clone() for name, p in model.named_parameters()}
     if ewc.strength:
@@ -77,7 +79,8 @@ def plain_loop(stage: Stage) -> tuple[list[dict[str, float]], dict[str, torch.Te
             distance = sum(float((d.double() ** 2).sum()) for d in moved.values()) ** 0.5
             value = sum(ewc.strength / 2 * float((fisher[n].double() * d**2).sum()) for n, d in moved.items() if fisher)
         line = {"loss": loss.item(), "grad_norm": norm.item(), "learning_rate": rate}
-        lines.append(line | {"distance": distance, "penalty": value})
+        largest = rate * ewc.strength * max((float(f.max()) for f in fisher.values()), default=0.0)
+        lines.append(line | {"distance": distance, "penalty": value, "largest_step": largest})
     return lines, {name: p.detach() for name, p in model.named_parameters()}
 
 
@@ -97,11 +100,19 @@ def compare(folder: Path, tolerance: float) -> None:
         torch.testing.assert_close(tensor, weights[name], rtol=100 * tolerance, atol=20 * tolerance, msg=name)
 
 
+# Each key of [train] that changes the numbers has another value than its default in one of them.
 CASES: dict[str, dict[str, Any]] = {
     "free": {"steps": 50},
     "held": {"steps": 15, "ewc": {"strength": STRENGTH}},
     "held_after_clipping": {"steps": 10, "ewc": {"strength": STRENGTH, "clip": "task"}, "max_grad_norm": 0.5},
-    "decayed": {"steps": 10, "weight_decay": 0.1},
+    "decayed": {
+        "steps": 10,
+        "weight_decay": 0.1,
+        "betas": (0.8, 0.95),
+        "eps": 1e-6,
+        "schedule": "linear",
+        "seed": 5,
+    },
     "padded": {"steps": 10, "local_batch_size": 1},
 }
 
@@ -145,6 +156,21 @@ def test_documents_of_a_sample_can_be_kept_from_seeing_each_other(inputs: dict[s
     assert abs(joined - want) > 1e-4
 
 
+def train_noting_layers(rank: int, world_size: int, *folders: Path) -> list[tuple[str, bool]]:
+    """How the layers of each training were prepared, which its numbers do not show."""
+    from hpc_ewc.train import run as room
+
+    noted, prepare = [], room.prepare_layers
+
+    def prepare_layers(model: Any, checkpointing: str, compiled: bool) -> None:
+        noted.append((checkpointing, compiled))
+        prepare(model, checkpointing, compiled)
+
+    room.prepare_layers = prepare_layers
+    train(rank, world_size, *folders)
+    return noted
+
+
 def test_memory_options_and_λ_0_with_a_fisher_change_not_one_bit(inputs: dict[str, Path], tmp_path: Path) -> None:
     variants: dict[str, dict[str, Any]] = {
         "plain": {},
@@ -154,7 +180,8 @@ def test_memory_options_and_λ_0_with_a_fisher_change_not_one_bit(inputs: dict[s
     }
     for name, options in variants.items():
         build_stage(tmp_path / name, inputs["model"], inputs["tokens"], **options)
-    run_ranks(2, train, *(tmp_path / name for name in variants))
+    noted = run_ranks(2, train_noting_layers, *(tmp_path / name for name in variants))
+    assert noted == [("none", False), ("selective", False), ("full", False), ("none", False)]
     plain = final_weights(tmp_path / "plain")
     for name in variants:
         for tensor, value in final_weights(tmp_path / name).items():
@@ -203,6 +230,8 @@ def test_the_chunked_and_the_full_loss_train_alike_and_proximal_holds_at_any_λ(
     ewc = {"strength": 1e12, "mode": "proximal"}
     build_stage(tmp_path / "proximal", inputs["model"], inputs["tokens"], fisher=inputs["fisher"], ewc=ewc)
     run_ranks(2, train, tmp_path / "chunked", tmp_path / "full", tmp_path / "proximal")
+    for kind in ("chunked", "full"):
+        assert records.read_json(tmp_path / kind / "manifest.json")["loss"] == kind
     for a, b in zip(read_metrics(tmp_path / "chunked"), read_metrics(tmp_path / "full"), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
     held = Stage(tmp_path / "proximal")
@@ -211,4 +240,3 @@ def test_the_chunked_and_the_full_loss_train_alike_and_proximal_holds_at_any_λ(
         important = fisher[name] > 1e-5
         assert torch.allclose(tensor[important], anchor[name][important], atol=1e-6)
         assert not torch.equal(tensor[fisher[name] == 0], anchor[name][fisher[name] == 0])
-    shutil.rmtree(tmp_path)

@@ -71,9 +71,10 @@ def test_a_run_that_was_stopped_twice_is_the_run_that_was_not(inputs: dict[str, 
 
 
 def test_a_finished_run_says_what_it_made(inputs: dict[str, Any], tmp_path: Path) -> None:
-    stage = build_stage(tmp_path / "run", **inputs, steps=3)
+    stage = build_stage(tmp_path / "run", **inputs, steps=3, log_every=2)
     run_ranks(2, one_run, tmp_path / "run", None)
     assert stage.is_done()
+    assert [line["step"] for line in read_metrics(tmp_path / "run")] == [2, 3], "every second one, and the last"
     done = records.read_done(stage.dir.done, stage.key)
     assert done is not None
     summary = done["summary"]
