@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,6 +68,7 @@ def test_an_element_loads_its_model_once_for_questions_answers_and_texts_and_say
     (tmp_path / "quiz.jsonl").write_text('{"q": "2 + 2 =", "a": "4"}\n{"q": "1 + 1 =", "a": "2"}\n')
     (tmp_path / "tasks" / "my_quiz.yaml").write_text(QUIZ.replace("FILE", str(tmp_path / "quiz.jsonl")))
     cells = ("arc_easy.en", "my_quiz.lt", "gsm8k.en", "judged_answers.en", "ppl_heldout.en", "winogrande.lt")
+    cells += ("belebele.lt",)
     more: dict[str, Any] = {"include": [str(tmp_path / "tasks")], "judge": "miniature", "judge_tokens": 8}
     stage = prepare(tmp_path / "paper", world, cells, limit=2, **more)
     facts = records.read_json(stage.stage_json)
@@ -77,6 +80,12 @@ def test_an_element_loads_its_model_once_for_questions_answers_and_texts_and_say
     assert [whole for whole, _ in scorers] == [False, True]
     assert len({model for _, model in scorers}) == 1
     assert primary(stage, 0, "my_quiz.lt")["n"] == 2
+    asked = [json.loads(line) for line in (world / "questions/lt/belebele/test.jsonl").read_text().split("\n")[:2]]
+    passages = [hashlib.sha256(row["flores_passage"].encode()).hexdigest()[:12] for row in asked]
+    clusters = {cell: [row.get("cluster") for row in records.read_samples(stage.samples(0, cell))] for cell in cells}
+    assert clusters["belebele.lt"] == passages, "by which the report knows two questions on one passage"
+    assert passages[0] == passages[1]
+    assert clusters["arc_easy.en"] == [None, None]
     shots = {cell: records.read_json(stage.cell(0, cell))["shots"] for cell in cells}
     assert (shots["arc_easy.en"], shots["gsm8k.en"], shots["my_quiz.lt"]) == (1, 2, 0)
 

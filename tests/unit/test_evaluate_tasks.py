@@ -40,10 +40,10 @@ def written(folder: Path, cell: Cell, **inputs: Any) -> dict[str, dict[str, Any]
     return {path.stem: load_yaml(path) for path in sorted(folder.glob("*.yaml"))}
 
 
-def prompts(folder: Path, cell: Cell, **inputs: Any) -> list[str]:
+def prompts(folder: Path, cell: Cell, seed: int = 1234, **inputs: Any) -> list[str]:
     """What lm-eval would send to a model: (context, continuation) of the first rows, joined."""
     write_task_files(folder, cell, **inputs)
-    tasks = load_tasks(cell, folder, (), seed=1234)
+    tasks = load_tasks(cell, folder, (), seed=seed)
 
     class Listening:
         rank, world_size, tokenizer_name = 0, 1, ""
@@ -121,8 +121,12 @@ def test_worked_examples_are_as_many_as_asked_and_never_of_the_scored_rows(tmp_p
     train = {row["question"] for row in rows.read_rows(questions / "en" / "gsm8k" / "train.jsonl")}
     examples = {part.split("\nAnswer:")[0] for prompt in asked for part in prompt.split("Question: ")[1:-1]}
     assert examples <= train
-    again = prompts(tmp_path / "2", Cell("gsm8k", "en", shots=2), questions=LocalQuestions(questions))
-    assert asked == again  # drawn by the seed
+    again, other = (
+        prompts(tmp_path / "2", Cell("gsm8k", "en", shots=2), seed, questions=LocalQuestions(questions))
+        for seed in (1234, 7)
+    )
+    assert asked == again != other  # drawn by the seed
+    assert [prompt.split("Question: ")[-1] for prompt in other] == [prompt.split("Question: ")[-1] for prompt in asked]
 
 
 # ---------------------------------------------------------------------------------------------- words
@@ -157,11 +161,13 @@ def test_a_cloze_question_is_answered_in_words_not_letters(tmp_path: Path, quest
         assert cloze[0].splitlines()[-1].startswith("Answer: ")
 
 
-def test_a_generated_answer_has_lm_evals_length_unless_it_is_set(tmp_path: Path, questions: Path) -> None:
-    long = written(tmp_path / "long", Cell("gsm8k", "en"), questions=LocalQuestions(questions))["gsm8k.en"]
-    short = written(tmp_path / "short", Cell("gsm8k", "en"), questions=LocalQuestions(questions, max_gen_toks=32))
+@pytest.mark.parametrize("local", [True, False])
+def test_a_generated_answer_has_lm_evals_length_unless_it_is_set(tmp_path: Path, questions: Path, local: bool) -> None:
+    source, cell = LocalQuestions(questions) if local else None, Cell("gsm8k", "en")
+    long = written(tmp_path / "long", cell, questions=source)["gsm8k.en"]
+    short = written(tmp_path / "short", cell, questions=source, max_gen_toks=32)["gsm8k.en"]
     assert "max_gen_toks" not in long["generation_kwargs"]
-    assert short["gsm8k.en"]["generation_kwargs"]["max_gen_toks"] == 32
+    assert short["generation_kwargs"]["max_gen_toks"] == 32
 
 
 # ---------------------------------------------------------------------------------------------- rows
