@@ -211,7 +211,7 @@ def start_submit(world: Path, sweep: Path, repository: Path) -> subprocess.Popen
     )
 
 
-def wait_until(condition: Callable[[], object], what: str, timeout_s: float = 60.0) -> None:
+def wait_until(condition: Callable[[], object], what: str, timeout_s: float = 120.0) -> None:
     end = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < end, f"{what}: not within {timeout_s:.0f} s"
@@ -225,7 +225,7 @@ def test_ctrl_c_stops_the_jobs_and_the_same_command_goes_on(world: Path, reposit
     process = start_submit(world, sweep, repository)
     wait_until(lambda: list(root.root.glob("train/*/progress/0.json")), "training begins")
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: submit, submitit and its task alike
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
     assert "goes on from here" in err
     assert not root.lock.exists()
@@ -244,7 +244,7 @@ def test_what_does_not_stop_is_killed(world: Path, repository: Path) -> None:
     process = start_submit(world, sweep, repository)
     wait_until(lambda: begun(world), "the worker begins")
     os.kill(process.pid, signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
     assert Ledger(root).read().live() == []
     # by its command line, since nobody is left who would know its pid
@@ -307,7 +307,7 @@ def test_term_becomes_a_stop_file_and_usr2(tmp_path: Path, monkeypatch: pytest.M
     launcher = launch(tmp_path, WORKER.format(before=0, by_file=False))
     wait_until(lambda: (tmp_path / "job" / "ready").exists(), "the worker is ready")
     launcher.terminate()
-    assert launcher.wait(timeout=30) == 0
+    assert launcher.wait(timeout=120) == 0
     assert (tmp_path / "job" / "stop.0").exists()
     assert (tmp_path / "job" / "ranks" / "attempt_0" / "0" / "stdout.log").read_text() == "told\n"
     assert json.loads((tmp_path / "job" / "exit.0").read_text())["status"] == 0
@@ -318,7 +318,7 @@ def test_usr2_before_a_handler_is_up_kills_nobody(tmp_path: Path, monkeypatch: p
     launcher = launch(tmp_path, WORKER.format(before=1, by_file=True))
     wait_until(lambda: (tmp_path / "job" / "born").exists(), "the worker is born")
     (tmp_path / "job" / "stop.0").touch()
-    assert launcher.wait(timeout=30) == 0
+    assert launcher.wait(timeout=120) == 0
     assert (tmp_path / "job" / "ranks" / "attempt_0" / "0" / "stdout.log").read_text() == "saw the file\n"
 
 
@@ -339,7 +339,7 @@ def test_a_job_stops_when_its_submit_is_gone(tmp_path: Path, monkeypatch: pytest
     gone = this_process()
     owner = type(gone)(gone.host, gone.pid, gone.started + "0")
     launcher = launch(tmp_path, WORKER.format(before=0, by_file=True), owner=owner)
-    assert launcher.wait(timeout=30) == 0
+    assert launcher.wait(timeout=120) == 0
     assert (tmp_path / "job" / "stop.0").exists()
 
 
@@ -347,7 +347,7 @@ def test_a_job_that_is_stopped_before_it_starts_starts_nothing(tmp_path: Path) -
     (tmp_path / "job").mkdir()
     (tmp_path / "job" / "stop.0").touch()
     launcher = launch(tmp_path, "open('/nowhere/x')")
-    assert launcher.wait(timeout=30) == 0
+    assert launcher.wait(timeout=120) == 0
     assert not (tmp_path / "job" / "ranks").exists()
 
 
