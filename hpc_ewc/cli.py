@@ -15,7 +15,7 @@ OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
 OptionalStage = Annotated[str | None, tyro.conf.arg(metavar="STAGE")]
 OptionalFiles = Annotated[str | None, tyro.conf.arg(metavar="LANGUAGE=FILE,…")]
 PROG = "hpc-ewc"
-DESCRIPTION = "Teach a language model a new language on a cluster without letting it forget."
+DESCRIPTION = "Teach a language model a new language, on a laptop or a cluster, without letting it forget the old one."
 
 
 def submit(
@@ -29,24 +29,24 @@ def submit(
     config: OptionalPath = None,
     yes: Annotated[bool, tyro.conf.arg(aliases=["-y"])] = False,
 ) -> int:
-    """Run an experiment: every stage that is not there yet. Again: only what is missing.
+    """Run an experiment: every stage that is not there yet. Run it again to make only what is still missing.
 
-    On this machine it runs in the foreground. On Slurm it returns once all is submitted: log out, and follow it with
-    `hpc-ewc status RUNS/NAME --watch`. What is queued, running or done is not submitted again.
+    On this machine it runs in the foreground. On Slurm it returns once everything is submitted: you can log out, and
+    follow it with `hpc-ewc status RUNS/NAME --watch`. What is queued, running or done is not submitted again.
 
     Exit status: 0 done (on Slurm: submitted), 1 something failed, 2 refused, 3 not finished (on Slurm: no room for
-    all), 130 interrupted (the same command goes on).
+    all jobs), 130 interrupted (the same command continues).
 
     Args:
         sweep: The experiment, such as sweeps/miniature.toml.
         profile: Where and how jobs run, such as slurm/local.toml; absent: this machine.
-        runs: Folder of the run folders; absent: the profile's, else ./runs.
+        runs: Folder that holds the run folders; absent: the profile's, else ./runs.
         out: Folder of the tables; absent: ./results/NAME.
-        dry_run: Show the graph, with what is done, missing and shared, what it will take, and on Slurm the batch
-            scripts. Writes nothing.
-        scripts: With --dry-run on Slurm: every batch script, not one of each stage.
-        config: With --dry-run: config.json of the model, where the model is not fetched and its shape not known.
-        yes: Do not ask.
+        dry_run: Show the graph (what is done, missing and shared), what it will cost, and on Slurm the batch scripts;
+            write nothing.
+        scripts: With --dry-run on Slurm: show every batch script, not one per stage.
+        config: With --dry-run: config.json of a model that is not fetched yet and whose shape is not known.
+        yes: Do not ask before submitting more than max_gpu_hours.
     """
     from hpc_ewc.launch.submit import submit
 
@@ -78,33 +78,33 @@ def evaluate(
     dry_run: bool = False,
     yes: Annotated[bool, tyro.conf.arg(aliases=["-y"])] = False,
 ) -> int:
-    """Ask any checkpoints the questions of the suites, each as an array. Again: only what is missing.
+    """Evaluate any checkpoints on the suites. Run it again to compute only what is still missing.
 
-    Exit status: as of submit.
+    Exit status: as for submit.
 
     Args:
-        checkpoints: Folders, globs, hub ids (owner/name, owner/name@revision).
-        suites: Suites, tasks, single cells or lm-eval tasks, with commas between.
-        shots: Worked examples by task, such as gsm8k=5,mmlu=5 (these are the default); 0 for the others.
-        prompts: core, native, or both with a comma between.
+        checkpoints: Folders, globs, or hub ids (owner/name, owner/name@revision).
+        suites: Suites, tasks, single cells or lm-eval tasks, separated by commas.
+        shots: Worked examples by task; absent: gsm8k=5,mmlu=5. Other built-in tasks get 0.
+        prompts: core, native, or core,native.
         heldout: Held-out text by language, such as en=news.en.jsonl,lt=news.lt.jsonl.
-        include: Folders of further lm-eval task files, with commas between.
-        limit: The first N documents of each task.
-        batch_size: Requests at once.
+        include: Folders of further lm-eval task files, separated by commas.
+        limit: Only the first N documents of each task.
+        batch_size: Requests that are scored at once.
         max_length: Tokens of context.
-        dtype: Of the model as it is scored: bfloat16 or float32.
+        dtype: Data type of the model: bfloat16 or float32.
         backend: hf or vllm.
         backend_args: Further arguments of vllm, such as gpu_memory_utilization=0.8,enforce_eager=True.
-        questions: Folder of rows to ask instead of the hub's: <language>/<task>/<split>.jsonl.
-        judge: Model whose perplexity of the answers is judged_answers; absent: no such cell.
-        judge_questions: What is answered then, by language, such as lt=asked.jsonl; absent: TruthfulQA's questions.
-        base: What they were trained from: the report's differences are to it.
-        name: Of the run folder.
+        questions: Folder of rows to use instead of the hub's data sets: <language>/<task>/<split>.jsonl.
+        judge: Model by whose perplexity the checkpoints' answers are judged (judged_answers); absent: no such cell.
+        judge_questions: Questions for that, by language, such as lt=asked.jsonl; absent: TruthfulQA's.
+        base: Model that they were trained from; it is evaluated too, and the report's differences are to it.
+        name: Name of the run folder.
         profile: Where and how jobs run; absent: this machine.
-        runs: Folder of the run folders; absent: the profile's, else ./runs.
+        runs: Folder that holds the run folders; absent: the profile's, else ./runs.
         out: Folder of the tables; absent: ./results/NAME.
-        dry_run: Show what is done and missing. Writes nothing.
-        yes: Do not ask.
+        dry_run: Show what is done and missing; write nothing.
+        yes: Do not ask before submitting more than max_gpu_hours.
     """
     from hpc_ewc.launch.foreign import Options, evaluate, read_settings
 
@@ -135,16 +135,18 @@ def prefetch(
     update: bool = False,
     as_job: Annotated[str | None, tyro.conf.arg(metavar="PARTITION")] = None,
 ) -> int:
-    """Fetch everything that an experiment names, then prove that it loads without a network. Again: goes on.
+    """Fetch everything that an experiment names, then prove that it loads without a network.
 
-    Exit status: 0 all is there, 1 something is not (it says what to do), 2 refused.
+    Run it again after an interruption: what is there is not fetched again.
+
+    Exit status: 0 everything is there, 1 something is not (it says what to do), 2 refused.
 
     Args:
         sweep: The experiment, such as sweeps/paper.toml.
-        profile: Whose Python loads things for the proof; absent: this one.
-        dry_run: Show what there is to fetch, and how much.
-        update: Look for newer commits of what is there; the records of before are then of other data.
-        as_job: Do it in a job of this partition, which has a network; the profile says the account.
+        profile: Profile whose Python is used for the proof; absent: the Python of this command.
+        dry_run: Show what there is to fetch, and how much; fetch nothing.
+        update: Look for newer commits of what is there. Records made before are then of other data.
+        as_job: Do it in a job in this partition, which must have a network; --profile names the cluster.
     """
     from hpc_ewc.launch.prefetch import prefetch
 
@@ -159,12 +161,12 @@ def status(
 ) -> int:
     """Show how an experiment stands, by stage and run.
 
-    Exit status: 0 all done, 1 something failed, 3 not finished.
+    Exit status: 0 all done, 1 something failed and nothing runs any more, 2 not a run folder, 3 not finished.
 
     Args:
         folder: The run folder, such as runs/miniature.
-        watch: Go on showing it until nothing runs any more.
-        json: For programs.
+        watch: Keep showing it until nothing runs any more.
+        json: Print JSON, for programs.
     """
     from hpc_ewc.launch.status import status
 
@@ -185,12 +187,12 @@ def logs(
 
     Args:
         folder: The run folder, such as runs/miniature.
-        run: Any unique prefix of the run's name, of a key of tokens or Fisher; or a stage that has one run: report.
-        stage: tokens, fisher, train, evaluate; absent: what failed, else what runs, else the last.
-        follow: Go on as it prints more, until the job is over.
-        rank: One rank alone.
-        element: Of an array, one element, by its number or its job id.
-        restart: Of a job that Slurm started again, one attempt; absent: the last.
+        run: Any unique prefix of the name of a run, or of a key of tokens or Fisher; or a stage with one run: report.
+        stage: tokens, fisher, train or evaluate; absent: the one that failed, else one that runs, else the last.
+        follow: Keep printing what is added, until the job is over.
+        rank: Only this rank.
+        element: Only this element of an array, by its number or its job id.
+        restart: Only this attempt of a job that Slurm started again, from 0; absent: the last.
     """
     from hpc_ewc.launch.logs import logs
 
@@ -204,12 +206,12 @@ def cancel(
     stage: OptionalStage = None,
     yes: Annotated[bool, tyro.conf.arg(aliases=["-y"])] = False,
 ) -> int:
-    """Ask jobs to save and stop; the next submit goes on from there.
+    """Make jobs save and stop; the next submit continues from there.
 
     Args:
         folder: The run folder, such as runs/miniature.
-        run: Any unique prefix of one run's name, or a stage of one run; absent: the whole experiment.
-        stage: Of that run, or of all, one stage alone.
+        run: Any unique prefix of the name of a run, or a stage with one run; absent: the whole experiment.
+        stage: Only this stage of that run, or of all runs.
         yes: Do not ask.
     """
     from hpc_ewc.launch.cancel import cancel
@@ -224,15 +226,15 @@ def doctor(
     quick: bool = False,
     json: bool = False,
 ) -> int:
-    """Is this cluster, or this machine, ready? A line a finding, and what to do about it.
+    """Check whether this cluster, or this machine, is ready: one line per finding, and what to do about it.
 
-    On a cluster it submits one job of at most two nodes for a few minutes. Exit status: 0 ready, 1 something is wrong.
+    On a cluster it submits one job on at most two nodes, for a few minutes. Exit status: 0 ready, 1 something is wrong.
 
     Args:
-        sweep: An experiment, whose requests must be granted and whose inputs must be here.
+        sweep: An experiment: check also that its resources are granted and its inputs are here.
         profile: Where jobs are to run, such as slurm/lumi.toml; absent: this machine.
-        quick: No job: what can be told from here.
-        json: For programs.
+        quick: Submit no job; check only what can be seen from here.
+        json: Print JSON, for programs.
     """
     from hpc_ewc.launch.doctor import doctor
 

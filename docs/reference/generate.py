@@ -56,7 +56,7 @@ class Argument:
 
 
 def commands() -> str:
-    blocks = ["# Every command", "Options stand anywhere; `--help` after any of these says the same."]
+    blocks = ["# Every command", "Options may stand anywhere in the line. `--help` after a command prints the same."]
     for name, function in cli.COMMANDS.items():
         sentence, arguments = read_function(function)
         blocks += command(f"hpc-ewc {name}", sentence, arguments)
@@ -68,7 +68,7 @@ def commands() -> str:
         blocks += sandbox_commands(main)
     blocks += [
         "## Inside jobs",
-        "A worker is started by `submit`; by hand it does the same ([how](../launch.md#who-runs-it)).",
+        "`submit` starts these workers; run by hand they do the same ([how](../launch.md#who-runs-it)).",
     ]
     for stage in ("tokens", "fisher", "train", "evaluate"):
         worker = importlib.import_module(f"hpc_ewc.worker.{stage}")
@@ -84,7 +84,7 @@ def sandbox_commands(main: dict[str, Any]) -> list[str]:
         arguments = read_parser(lambda line=line: main["parse"](line))  # type: ignore[misc]
         listed = ", ".join(code(argument.usage) for argument in arguments if "--state" not in argument.shown)
         rows.append(f"| `{name}` | {listed} | {cell(sentence)} |")
-    text = "A real Slurm on this machine ([how](../sandbox.md)). Each takes `--state DIR`, the folder of its files."
+    text = "A real Slurm on this machine ([how](../sandbox.md)). Each command takes `--state DIR`, the folder of files."
     return ["## python3 slurm/sandbox", "    python3 slurm/sandbox COMMAND [OPTIONS]", text, "\n".join(rows)]
 
 
@@ -201,23 +201,23 @@ def sandbox() -> Iterator[dict[str, Any]]:
 def experiment() -> str:
     blocks = [
         "# Every key of an experiment",
-        "A file in `sweeps/`; its name is the experiment's. A key that is not here, a wrong type or a value out of "
-        "range is refused before anything starts. *Name*: whether the key enters the hash that names what is made; one "
-        "that does not may change between two submits, and nothing is made again. Of `[evaluate]`, what changes a "
-        "score enters the key of each record.",
+        "A file in `sweeps/`; its name is the experiment's. An unknown key, a wrong type or a value out of range is "
+        "refused before anything starts. *Name* says whether the key enters the hash that names what is made "
+        "(models and files by their content, not their path). A key that does not may change between two submits, and "
+        "nothing is made again. What changes a score in `[evaluate]` enters the key of each record.",
     ]
     for name, cls in config.SECTIONS.items():
         blocks += section(f"[{name}]", cls, named=name != "evaluate")
     blocks += [
         "## [grid]",
-        "Lists of values of any key of "
+        "Lists of values for any key of "
         + ", ".join(f"`[{name}]`" for name in config.GRID_SECTIONS)
         + " that enters the name, "
-        "such as `ewc.strength = [0, 1e6]`; the runs are their product.",
+        "such as `ewc.strength = [0, 1e6]`; there is one run for each combination.",
     ]
     stages = " ".join(config.STAGES)
     blocks += section(f"[resources.STAGE], one of {stages}", config.Resources)
-    blocks.append(f"Where neither the profile nor the experiment says it: one node, one rank, {DEFAULT_TIME_MIN} min.")
+    blocks.append(f"If neither the profile nor the experiment says it: one node, one rank, {DEFAULT_TIME_MIN} min.")
     return "\n\n".join(blocks)
 
 
@@ -230,10 +230,10 @@ def profiles() -> str:
     blocks += section('[local], with `executor = "local"`', profile.LocalConfig)
     blocks += section('[slurm], with `executor = "slurm"`', profile.SlurmConfig)
     own = ", ".join(f"`{field.name}`" for field in dataclasses.fields(profile.StageConfig))
-    blocks += ["## [slurm.stage.STAGE]", f"What is other for one stage: {own}, as in `[slurm]`."]
+    blocks += ["## [slurm.stage.STAGE]", f"Overrides `[slurm]` for one stage: {own}."]
     blocks += section("[container]", profile.ContainerConfig)
     blocks += section("[resources.STAGE]", config.Resources)
-    blocks.append("Key by key before the [experiment's own](experiment.md).")
+    blocks.append("Overrides the [experiment's own](experiment.md), key by key.")
     return "\n\n".join(blocks)
 
 

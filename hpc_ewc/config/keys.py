@@ -29,11 +29,11 @@ class ModelConfig:
     revision: str | None = option(None)
     """Commit of the hub repository; absent: the one in the cache."""
     dtype: str = option("bfloat16", choices=("bfloat16", "float32"))
-    """Of compute; the masters are fp32."""
+    """Data type of compute; master weights are fp32."""
     attention: str = option("auto", choices=("auto", "eager", "flex_attention", "flash_attention_2"))
-    """Attention kernel; auto takes the fastest on the device that honours Gemma 2's softcap."""
+    """Attention kernel; auto: the fastest one of the device that applies Gemma 2's soft cap."""
     loss: str = option("chunked", choices=("chunked", "full", "liger"))
-    """How head and cross-entropy are computed; chunked never holds all logits."""
+    """How head and cross-entropy are computed; chunked never holds all logits at once."""
 
 
 @dataclass(frozen=True)
@@ -49,19 +49,19 @@ class DataConfig:
     text_column: str = option("text")
     """Column that holds the document."""
     language: str = option("lt", identifies=False)
-    """Of the text; names the perplexity cell of its held-out documents."""
+    """Language of the text; names the perplexity cell of its held-out documents, ppl_heldout.LANGUAGE."""
     fraction: float = option(0.1, above=0.0, high=1.0)
-    """The first of the corpus, in document order."""
+    """Share of the corpus that is used: its first documents, in order."""
     expected_tokens: int | None = option(None, low=1, identifies=False)
-    """How many these are, as far as is known before they are counted: for the forecast of a dry run alone."""
+    """Your guess of the tokens in that share, used only for the forecast of a dry run until they are counted."""
     heldout_documents: int = option(1000, low=0)
-    """Chosen by hash, never trained on."""
+    """Number of documents, chosen by hash, that are never trained on."""
     sequence_length: int = option(512, low=8)
     """Tokens of one sample."""
     packing: str = option("concatenate", choices=("concatenate", "truncate"))
     """concatenate: documents joined and cut; truncate: the first tokens of each document, as the paper's code."""
     on_bad_document: str = option("error", choices=("error", "skip"))
-    """skip: counted in the manifest."""
+    """error: stop at the first; skip: leave out and count in the manifest."""
 
 
 @dataclass(frozen=True)
@@ -75,27 +75,27 @@ class FisherConfig:
     files: tuple[str, ...] = option(())
     """Paths or globs, when source = "files"."""
     split: str = option("validation")
-    """MMLU's validation is used by nothing else; the paper's own choice, test, contaminates the evaluation."""
+    """Split of the data set. MMLU's validation is used by nothing else; the paper's choice, test, is also evaluated."""
     prompt: str = option("paper", choices=("paper", "text"))
-    """paper: its MMLU prompt; text: the `text` column, or question and answer in words."""
+    """paper: the paper's MMLU prompt; text: the `text` column, or question and answer in words."""
     labels: str = option("gold", choices=("gold", "sampled"))
     """gold: empirical Fisher; sampled: drawn from the model, the true Fisher."""
     samples: int = option(1, low=1)
-    """Draws for each example, when labels = "sampled"."""
+    """Draws per example, when labels = "sampled"."""
     tokens: str = option("answer", choices=("answer", "all"))
     """Which tokens are scored."""
     method: str = option("batched", choices=("batched", "reduce_scatter"))
-    """reduce_scatter is the slow oracle."""
+    """batched, or the slow reduce_scatter, against which it is tested."""
     batch_size: int = option(8, low=1, identifies=False)
-    """Examples of a rank at once; does not change the result."""
+    """Examples that a rank computes at once; does not change the result."""
     max_examples: int | None = option(None, low=1)
-    """Absent: all."""
+    """Use only the first so many; absent: all."""
     dtype: str = option("float32", choices=("float32", "bfloat16"))
     """How F is stored; it is summed in fp32."""
     on_nonfinite: str = option("error", choices=("error", "skip"))
-    """skip: counted in the manifest."""
+    """Gradients that are not finite. error: stop; skip: leave the example out and count it in the manifest."""
     seed: int = option(0, low=0)
-    """Of the sampled labels."""
+    """Seed of the sampled labels."""
 
 
 @dataclass(frozen=True)
@@ -103,13 +103,13 @@ class EwcConfig:
     """[ewc]: the penalty λ/2 Σ F_i (θ_i − θ*_i)² (Kirkpatrick et al. 2017, eq. 3)."""
 
     strength: float = option(0.0, low=0.0, high=1e30)
-    """λ. Means nothing without its Fisher's scale: tr F is recorded beside it."""
+    """λ. Means nothing without the scale of its Fisher: tr F is recorded beside it."""
     mode: str = option("gradient", choices=("gradient", "proximal"))
     """gradient: the paper's; proximal: an implicit step, exact at any λ."""
     clip: str = option("total", choices=("total", "task"))
     """total: the penalty's gradient is clipped with the task's; task: it is added after clipping."""
     update: str = option("auto", choices=("auto", "apart", "one_pass"), identifies=False)
-    """Penalty, clipping and AdamW apart, or in one compiled pass over memory; auto: one pass on a GPU."""
+    """Penalty, clipping, AdamW apart, or in one compiled pass over memory; auto: one pass on a GPU in mode gradient."""
 
 
 @dataclass(frozen=True)
@@ -117,39 +117,39 @@ class TrainConfig:
     """[train]: optimizer, schedule, length."""
 
     learning_rate: float = option(2e-5, above=0.0, high=10.0)
-    """Peak, of AdamW."""
+    """Peak learning rate of AdamW."""
     warmup_ratio: float = option(0.05, low=0.0, high=1.0)
     """Share of the steps over which the learning rate rises."""
     schedule: str = option("cosine", choices=("cosine", "linear", "constant"))
-    """Decay after warm-up."""
+    """Decay of the learning rate after warm-up."""
     betas: tuple[float, float] = option((0.9, 0.999), low=0.0, high=0.999999)
-    """Of AdamW."""
+    """β₁ and β₂ of AdamW."""
     eps: float = option(1e-8, above=0.0, high=1.0)
-    """Of AdamW."""
+    """ε of AdamW."""
     max_grad_norm: float = option(1.0, above=0.0, high=1e30)
-    """The gradient is scaled down to this norm."""
+    """A gradient with a larger norm is scaled down to this."""
     weight_decay: float = option(0.0, low=0.0, high=1.0)
-    """Pulls to 0, against the anchor; the same for every λ, else λ = 0 is no control."""
+    """Of AdamW; pulls towards 0, against the anchor. Keep it the same for every λ, or λ = 0 is no control."""
     global_batch_size: int = option(64, low=1)
     """Sequences of one optimizer step, over all ranks."""
     local_batch_size: int = option(8, low=1, identifies=False)
     """Sequences a rank holds at once; the rest is accumulation."""
     epochs: float | None = option(None, above=0.0, high=1e6)
-    """Passes over the tokens; or `steps`, one of the two. Both absent: 1.0."""
+    """Passes over the tokens; give this or `steps`. Both absent: 1.0."""
     steps: int | None = option(None, low=1)
-    """Optimizer steps."""
+    """Optimizer steps, instead of `epochs`."""
     attend_across_documents: bool = option(True)
     """Within a sample, attention reaches into the documents before; false: each document sees itself alone."""
     export_at: tuple[float, ...] = option((1.0,), above=0.0, high=1.0)
-    """Fractions of the run at which a Hugging Face checkpoint is written; ends in 1.0."""
+    """Fractions of the run at which a Hugging Face checkpoint is written; the last must be 1.0."""
     checkpoint_every_s: float = option(600.0, above=0.0, high=1e9, identifies=False)
     """Seconds between two checkpoints; one is also written at each stop."""
     keep_checkpoints: int = option(2, low=1, identifies=False)
-    """Newest checkpoints that are kept while the run goes on."""
+    """How many of the newest checkpoints are kept."""
     keep_every: int | None = option(None, low=1, identifies=False)
     """Also keep the checkpoints at multiples of this step."""
     keep_optimizer: bool = option(True, identifies=False)
-    """False: a finished run keeps its last weights alone; checkpoints with the optimizer's state are removed."""
+    """false: a finished run keeps only its last weights; checkpoints with the optimizer's state are removed."""
     activation_checkpointing: str = option("none", choices=("none", "selective", "full"), identifies=False)
     """Recompute activations in the backward: less memory, more time."""
     compile: bool = option(False, identifies=False)
@@ -157,11 +157,11 @@ class TrainConfig:
     dp_replicate: int = option(1, low=1, identifies=False)
     """Replicas of the sharded model (HSDP); the rest of the ranks is the shard axis."""
     watchdog_s: float = option(1800.0, above=0.0, high=1e9, identifies=False)
-    """A run that makes no step for this long dumps its stacks and ends."""
+    """A training or Fisher that makes no step for so many seconds dumps its stacks and ends."""
     log_every: int = option(1, low=1, identifies=False)
     """Steps between two lines of metrics.jsonl."""
     seed: int = option(0, low=0)
-    """Of the data order."""
+    """Seed of the data order."""
 
 
 @dataclass(frozen=True)
@@ -175,37 +175,37 @@ class EvaluateConfig:
     heldout: dict[str, str] = option({})
     """Files of held-out text, such as en = "a.jsonl" or "lt.news" = "b.jsonl"; the corpus' own needs none."""
     questions: str | None = option(None)
-    """Folder of rows to ask instead of the hub's data sets: <language>/<task>/<split>.jsonl, docs/evaluation.md."""
+    """Folder of rows to use instead of the hub's data sets: <language>/<task>/<split>.jsonl (docs/evaluation.md)."""
     cloze: bool | None = option(None)
-    """MMLU and Belebele ask for the answer's words, not its letter: for small models. Absent: for the miniature's."""
+    """MMLU and Belebele of `questions` ask for the answer's words, not its letter. Absent: only the miniature's do."""
     max_gen_toks: int | None = option(None, low=1)
-    """Length of a generated answer; absent: lm-eval's, for the miniature 32."""
+    """Most tokens of a generated answer; absent: lm-eval's own, for the miniature 32."""
     judge: str | None = option(None)
-    """Model whose perplexity of the answers is asked in `judged_answers`; hub id or folder. Absent: no such cell."""
+    """Model by whose perplexity answers are judged (`judged_answers`); hub id or folder. Absent: no such cell."""
     judge_questions: dict[str, str] = option({})
-    """Files of what is answered then, by language, {"question": …} a line; absent: TruthfulQA's questions."""
+    """Files of questions for that, by language, one {"question": …} per line; absent: TruthfulQA's."""
     judge_tokens: int = option(128, low=1)
-    """Length of such an answer, at most."""
+    """Most tokens of such an answer."""
     checkpoints: str = option("final")
     """Which of the exports: final, all, or "every 2" (the second, fourth, …, and the last)."""
     base: bool = option(True)
-    """Evaluate the untrained model too: differences are to it."""
+    """Evaluate the untrained model too; the report's differences are to it."""
     shots: dict[str, int] = option({"gsm8k": 5, "mmlu": 5}, low=0, high=100)
-    """Worked examples in the prompt, by task; 0 for the others."""
+    """Worked examples in the prompt, by task; other built-in tasks get 0."""
     prompts: tuple[str, ...] = option(("core",), choices=("core", "native"))
     """core: the words around the question as in lm-eval; native: in the task's own language."""
     backend: str = option("hf", choices=("hf", "vllm"))
-    """What runs the model for lm-eval."""
+    """The backend that runs the model for lm-eval."""
     backend_args: str = option("")
-    """Further arguments of vllm, as of lm-eval's --model_args: gpu_memory_utilization=0.8,enforce_eager=True."""
+    """Further arguments of vllm, as in lm-eval's --model_args: gpu_memory_utilization=0.8,enforce_eager=True."""
     batch_size: int = option(16, low=1)
-    """Requests at once; recorded, since it changes generated scores (lm-eval#2498)."""
+    """Requests that are scored at once; recorded, since it can change generated answers (lm-eval#2498)."""
     max_length: int = option(2048, low=8)
-    """Tokens of context."""
+    """Tokens of context, at most."""
     limit: int | None = option(None, low=1)
-    """First documents of each task; absent: all."""
+    """Only the first so many documents of each task; absent: all."""
     seed: int = option(1234, low=0)
-    """Of few-shot sampling."""
+    """Seed of few-shot sampling."""
 
 
 @dataclass(frozen=True)
@@ -213,19 +213,19 @@ class Resources:
     """[resources.<stage>]: what one job of a stage asks for. Absent keys take the stage's default."""
 
     nodes: int | None = option(None, low=1, identifies=False)
-    """Machines."""
+    """Nodes of a job."""
     nproc_per_node: int | None = option(None, low=1, identifies=False)
-    """Ranks on each; absent: gpus_per_node, else 1."""
+    """Ranks on each node; absent: gpus_per_node, else 1."""
     gpus_per_node: int | None = option(None, low=0, identifies=False)
-    """GPUs on each."""
+    """GPUs on each node."""
     cpus_per_task: int | None = option(None, low=1, identifies=False)
-    """CPU cores on each (one Slurm task a node)."""
+    """CPU cores on each node (Slurm sees one task per node); absent: one per rank."""
     mem_gb: int | None = option(None, low=1, identifies=False)
-    """Memory on each."""
+    """Memory on each node, in GB; absent: the cluster's default."""
     time_min: int | None = option(None, low=1, identifies=False)
-    """Time limit."""
+    """Time limit of a job on Slurm, in minutes."""
     elements: int | None = option(None, low=1, identifies=False)
-    """Array elements: for tokens of the corpus, for evaluate of each checkpoint."""
+    """Array elements that share the corpus (tokens), or the cells of each checkpoint (evaluate)."""
 
 
 @dataclass(frozen=True)

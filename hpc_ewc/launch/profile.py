@@ -25,9 +25,9 @@ class LocalConfig:
     """[local]: this machine, when executor = "local"."""
 
     cpus: int | None = option(None, low=1)
-    """CPU cores in use at once; absent: all. A job takes its cpus_per_task, and one may always run."""
+    """CPU cores that jobs may use at once; absent: all. A job takes its cpus_per_task; one job may always run."""
     gpus: int = option(0, low=0)
-    """GPUs in use at once; a job takes its gpus_per_node."""
+    """GPUs that jobs may use at once; a job takes its gpus_per_node."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class SlurmConfig:
     exclude: str = option("")
     """Nodes to avoid."""
     gres: str = option("")
-    """Generic resources of jobs with GPUs, where gpus_per_node is not accepted: "gpu:a100:4" as it is; "gpu:a100" gets
-    the stage's gpus_per_node."""
+    """Generic resources of jobs with GPUs, where --gpus-per-node is not accepted. "gpu:a100:4" is passed as it is; to
+    "gpu:a100" the stage's gpus_per_node is added."""
     exclusive: bool = option(False)
     """Whole nodes, shared with no other job."""
     setup: tuple[str, ...] = option(())
@@ -75,28 +75,28 @@ class SlurmConfig:
     max_array_size: int = option(1000, low=1)
     """The cluster's MaxArraySize."""
     max_running: int = option(64, low=1)
-    """Elements of one array that run at once."""
+    """How many elements of one array may run at once."""
     signal_delay_s: int = option(120, low=10)
     """Seconds before the time limit at which a job is told to save."""
     continuation: str = option("requeue", choices=("requeue", "chain"))
     """chain: where requeue is forbidden, successors are submitted beforehand."""
     successors: int = option(3, low=1, high=100)
-    """With continuation = "chain": jobs that wait behind each; one that finds nothing to do leaves at once."""
+    """With continuation = "chain": how many jobs wait behind each; one that finds nothing to do leaves at once."""
     grace_time_s: int = option(300, low=0)
     """The longest GraceTime of a partition that preempts: how long a job that has saved waits for Slurm to end it."""
     max_submitted: int | None = option(None, low=1)
-    """Jobs of a user that the site accepts, array elements counted; the next submit tops up."""
+    """How many jobs of a user the site accepts, counting array elements; the next submit adds the rest."""
     max_submitted_in: dict[str, int] = option({}, low=1)
     """The same by partition, such as { debug = 2 }."""
     cells_per_job: str = option("gpu", choices=("gpu", "node"))
-    """node: where whole nodes are billed, a worker on each GPU."""
+    """gpu: one evaluation element per job; node, where whole nodes are billed: one on each GPU of a node."""
     host_suffix: str = option("")
-    """What a host name needs to be reached over the fast network, such as JSC's "i"."""
+    """Suffix by which a host name is reached over the fast network, such as JSC's "i"."""
     cpu_bind: str = option("")
-    """Of srun."""
+    """Value of srun's --cpu-bind."""
     scratch: str = option("")
-    """Folder of the node alone, such as "/tmp" or "$SLURM_TMPDIR" (expanded in the job): each job puts its caches of
-    Triton, Inductor and data sets under it, and removes them. Absent: the caches are where they are without a job."""
+    """Folder local to the node, such as "/tmp" or "$SLURM_TMPDIR" (expanded in the job): each job puts its caches of
+    Triton, Inductor and data sets under it, and removes them. Absent: the caches are in their usual places."""
     stage: dict[str, StageConfig] = dataclasses.field(default_factory=dict)
     """[slurm.stage.<stage>]: what is other for one stage."""
 
@@ -112,15 +112,15 @@ class ContainerConfig:
     """[container]: what torchrun and the workers run in; submitit and the launcher stay on the host."""
 
     runtime: str = option("", choices=("", "apptainer", "singularity", "pyxis"))
-    """Absent: no container. singularity: where apptainer goes by its old name."""
+    """Absent: no container. singularity: apptainer under its old name."""
     image: str = option("")
     """Path of the image."""
     binds: tuple[str, ...] = option(())
-    """Folders to show inside, such as "/scratch"."""
+    """Folders to make visible inside, such as "/scratch"."""
     python: str = option("python3")
-    """Inside the image."""
+    """Python inside the image."""
     args: tuple[str, ...] = option(())
-    """Further arguments, such as "--rocm"; absent: apptainer and singularity get --nv in jobs with GPUs."""
+    """Further arguments of the runtime, such as "--rocm"; absent: --nv for apptainer, singularity in jobs with GPUs."""
 
 
 @dataclass(frozen=True)
@@ -130,19 +130,19 @@ class Profile:
     executor: str = option("local", choices=("local", "slurm"))
     """local: this machine, in the foreground."""
     runs: str | None = option(None)
-    """Folder of the run folders; absent: ./runs."""
+    """Folder that holds the run folders; absent: ./runs."""
     python: str | None = option(None)
-    """Python of the jobs; absent: this one."""
+    """Python of the jobs; absent: the one that runs hpc-ewc."""
     max_gpu_hours: float = option(100.0, low=0.0)
-    """A submission that asks for more wants a yes."""
+    """`submit` asks before it submits more than this."""
     env: dict[str, str] = option({})
-    """Further environment of the jobs."""
+    """Further environment variables of the jobs."""
     gpu: str = option("", choices=("", *GPUS))
-    """What the GPUs are: for the forecast of a dry run, as are the next two."""
+    """Kind of GPU, for the forecast of a dry run; so are the next two keys."""
     gpu_memory_gb: float | None = option(None, above=0.0)
-    """Absent: by its data sheet."""
+    """Memory of one GPU; absent: as in its data sheet."""
     gpu_tflops: float | None = option(None, above=0.0)
-    """bf16 TFLOP/s that one reaches in training, as measured there; absent: 40 % of its data sheet."""
+    """bf16 TFLOP/s that one GPU reaches in training, as you measured it; absent: 40 % of its data sheet."""
     local: LocalConfig = dataclasses.field(default_factory=LocalConfig)
     slurm: SlurmConfig = dataclasses.field(default_factory=SlurmConfig)
     container: ContainerConfig = dataclasses.field(default_factory=ContainerConfig)

@@ -23,41 +23,44 @@ from hpc_ewc.report.subsets import KINDS
 
 @dataclass(frozen=True)
 class Arguments:
-    """Tables and figures from the records of one or several experiments. `compare A B` compares two runs instead."""
+    """Make tables and figures from the records of one or several experiments; `compare A B` compares two runs instead.
+
+    Exit status: 0, or 2 where nothing could be made.
+    """
 
     paths: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Folders runs/NAME; also folders or record files inside one, or globs."""
+    """Run folders, such as runs/NAME; or folders or record files inside one, or globs."""
     out: Path | None = None
     """Folder to write to; absent: ./results/NAME."""
     format: tuple[str, ...] = FORMATS
     """What to make."""
     subsets: tuple[str, ...] = ()
-    """Tables of the parts of a task too: groups, subjects (MMLU)."""
+    """Tables of the parts of MMLU too: groups, subjects."""
     max_loss: float = 1.0
-    """Points of accuracy in the old language, mean over tasks, that a recommended λ may cost."""
+    """How many points of accuracy in the old language (mean over tasks) a recommended λ may cost."""
     gain: str = "auto"
-    """By what the gain in the new language is measured: accuracy, text (bits per byte), auto (accuracy, unless all
-    runs are at chance)."""
+    """How the gain in the new language is measured: accuracy; text (bits per byte); auto (accuracy, unless all runs are
+    at chance)."""
     paper: bool = False
     """Draw the paper's own curves beside ours; its λ has another scale."""
     unpaired: bool = False
     """Do not read the samples: faster, with wider differences and no intervals."""
     resamples: int = 2000
-    """Of the bootstrap."""
+    """Resamples of the bootstrap."""
     seed: int = 0
-    """Of the bootstrap."""
+    """Seed of the bootstrap."""
 
 
 @dataclass(frozen=True)
 class CompareArguments:
-    """Two runs against each other, on the documents both were asked: by task and overall."""
+    """Compare two runs on the documents that both were asked, by task and overall."""
 
     a: Annotated[str, tyro.conf.Positional]
-    """A folder runs/NAME/evaluate/RUN, or a unique prefix of a run under PATH."""
+    """A folder runs/NAME/evaluate/RUN, or a unique prefix of the name of a run in PATH."""
     b: Annotated[str, tyro.conf.Positional]
     """Likewise; the differences are B minus A."""
     paths: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
-    """Folders runs/NAME in which A and B are prefixes of runs."""
+    """Run folders in which A and B are looked for."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -16,6 +16,7 @@ PAGES = sorted(
         REPOSITORY / "README.md",
         REPOSITORY / "CONTRIBUTING.md",
         REPOSITORY / "benchmarks" / "README.md",
+        REPOSITORY / "results" / "LOG.md",
         *(path for path in (REPOSITORY / "docs").rglob("*.md")),
     ]
 )

@@ -20,9 +20,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from hpc_ewc import cli, config, miniature, records
-from hpc_ewc.config import build_experiment
+from hpc_ewc import cli, config, miniature, records, suites
+from hpc_ewc.config import build_experiment, load_experiment
 from hpc_ewc.errors import ArtefactError
+from hpc_ewc.launch import profile
 from hpc_ewc.launch.ledger import Ledger
 from hpc_ewc.launch.profile_reading import build_profile
 from hpc_ewc.report import __main__ as report
@@ -65,7 +66,6 @@ PARSED_ALONE = {
     "doctor": "wants a cluster: tests/slurm/test_doctor.py, tests/unit/test_launch_doctor.py",
     "evaluate": "wants checkpoints: tests/end_to_end/test_evaluate_any.py",
 }
-STRENGTHS = (0.0, 1e6, 1e12)
 
 
 def name(command: Command) -> str:
@@ -92,8 +92,9 @@ def place(tmp_path_factory: pytest.TempPathFactory, miniature_cache: Path) -> Pa
 
 
 def make_run_folder(root: Path) -> None:
-    """Finished: records, trainings, and what the ranks of one of these printed."""
-    builder = RunBuilder(root, strengths=STRENGTHS, tasks=("arc_easy",), n=6)
+    """Finished, with the runs of the experiment of that name: records, trainings, and what their ranks printed."""
+    strengths = load_experiment(REPOSITORY / "sweeps" / f"{root.name}.toml").grid["ewc.strength"]
+    builder = RunBuilder(root, strengths=strengths, tasks=("arc_easy",), n=6)
     built = builder.build()
     names = [path.name for path in sorted((root / "train").iterdir())]
     Ledger(built).graph([{"stage": "train", "run": run, "depends": []} for run in names])
@@ -149,7 +150,9 @@ def check(command: Command, at_home: Path, monkeypatch: pytest.MonkeyPatch, run:
     match command.words:
         case ("hpc-ewc", *words):
             check_ours(words, monkeypatch)
-            if run and words[0] not in PARSED_ALONE:
+            if "--as-job" in words:
+                check_as_job(words, monkeypatch)
+            elif run and words[0] not in PARSED_ALONE:
                 RUN[words[0]](words)
         case ("make", target):
             assert re.search(rf"^{target}:", (REPOSITORY / "Makefile").read_text(), re.M), f"no target {target}"
@@ -177,6 +180,13 @@ def check_ours(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         patch.setattr(cli, "COMMANDS", {name: noted(function) for name, function in cli.COMMANDS.items()})
         assert cli.main(words) == 0
     assert called == [words[0]]
+
+
+def check_as_job(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but sbatch itself."""
+    answer = subprocess.CompletedProcess(["sbatch"], 0, "123\n", "")
+    monkeypatch.setattr("hpc_ewc.launch.prefetch.subprocess.run", lambda *_, **__: answer)
+    assert cli.main(words) == 0
 
 
 def submit(words: list[str]) -> None:
@@ -285,7 +295,9 @@ def test_toml_says_what_can_be_said(block: Block) -> None:
     if set(table) <= {*config.SECTIONS, "grid", "resources"}:
         for section, least in {"model": {"path": "miniature"}, "data": {"source": "miniature"}}.items():
             table[section] = least | table.get(section, {})
-        build_experiment(table, block.label)
+        experiment = build_experiment(table, block.label)
+        if not experiment.evaluate.include:  # the user's own tasks are in a folder of theirs
+            suites.expand_suites(experiment.evaluate, experiment.data.language)
     else:
         build_profile(table, block.label)
 
@@ -299,6 +311,18 @@ def test_python_imports_what_is_there(block: Block) -> None:
 
 
 # ---------------------------------------------------------------------------------------------- links, names
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_keys_that_are_named_are_there(page: Path) -> None:
+    sections = {**config.SECTIONS, **profile.SECTIONS, "resources": config.Resources}
+    known = {name: {field.name for field in dataclasses.fields(cls)} for name, cls in sections.items()}
+    known["resources"] |= {"STAGE", *config.STAGES}
+    for span in re.findall(r"`([^`\n]+)`", page.read_text(encoding="utf-8")):
+        for section, key in re.findall(rf"(?<![\w./])({'|'.join(known)})\.(\w+)\b(?![/(])", span):
+            is_file = key in ("py", "md", "toml", "json", "jsonl")
+            is_module = (REPOSITORY / "hpc_ewc" / section / f"{key}.py").exists()
+            assert key in known[section] or is_file or is_module, f"`{span}`: no key {section}.{key}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
