@@ -30,6 +30,7 @@ from tests.distributed.training_folder import (
 
 COMPARED = ("step", "tokens", "loss", "penalty", "distance", "largest_step", "grad_norm", "learning_rate")
 RANKS = 2
+STEPS = 40
 
 
 @pytest.fixture(scope="module")
@@ -147,13 +148,13 @@ def assert_same(whole: Path, killed: Path) -> None:
 
 def test_a_dead_rank_a_dead_torchrun_and_ctrl_c_cost_no_bit(inputs: dict[str, Any], tmp_path: Path) -> None:
     whole, run = tmp_path / "whole", tmp_path / "run"
-    for folder in (whole, run):
-        build_stage(folder, **inputs, steps=60)
+    build_stage(whole, **inputs | {"checkpoint_every_s": 600.0}, steps=STEPS)
+    build_stage(run, **inputs, steps=STEPS)
     run_ranks(RANKS, undisturbed, whole)
 
     # one rank dies: the other leaves at once, and failed.json says that a rank is gone
     with torchrun(run, 0) as process:
-        assert wait_for(lambda: 0 < last_saved(run) < 60, process), "a checkpoint is due every tenth of a second"
+        assert wait_for(lambda: 0 < last_saved(run) < STEPS, process), "a checkpoint is due every tenth of a second"
         ranks = children(process.pid)
         assert len(ranks) == RANKS
         os.kill(max(ranks), signal.SIGKILL)
@@ -166,7 +167,7 @@ def test_a_dead_rank_a_dead_torchrun_and_ctrl_c_cost_no_bit(inputs: dict[str, An
     with torchrun(run, 1) as process:
         start = last_step(run)
         assert wait_for(lambda: last_step(run) >= start + 2, process)
-        assert f"going on after step {saved} of 60" in (run / "log.1").read_text()
+        assert f"going on after step {saved} of {STEPS}" in (run / "log.1").read_text()
         ranks = children(process.pid)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
@@ -176,7 +177,7 @@ def test_a_dead_rank_a_dead_torchrun_and_ctrl_c_cost_no_bit(inputs: dict[str, An
     # Ctrl-C in the terminal: everything in the foreground gets INT, the ranks save, torchrun ends
     with torchrun(run, 2) as process:
         assert wait_for(lambda: last_step(run) >= saved + 2, process)
-        assert f"going on after step {saved} of 60" in (run / "log.2").read_text()
+        assert f"going on after step {saved} of {STEPS}" in (run / "log.2").read_text()
         for pid in children(process.pid) | {process.pid}:
             os.kill(pid, signal.SIGINT)
         process.wait(timeout=90)
@@ -189,7 +190,7 @@ def test_a_dead_rank_a_dead_torchrun_and_ctrl_c_cost_no_bit(inputs: dict[str, An
         assert process.wait(timeout=120) == 0
     assert Stage(run).is_done()
     assert not (run / "failed.json").exists()
-    assert f"going on after step {stopped_at} of 60" in (run / "log.3").read_text()
+    assert f"going on after step {stopped_at} of {STEPS}" in (run / "log.3").read_text()
     assert_same(whole, run)
 
     # and once more, by hand and with nothing to do: it does not even import torch
@@ -250,8 +251,8 @@ def test_a_rank_that_fails_or_hangs_ends_the_others_with_its_own_error_first(
 def test_twenty_kills_at_random_moments_cost_no_bit(inputs: dict[str, Any], tmp_path: Path, seed: int) -> None:
     """While it starts, reads, steps, saves or exports; a rank, all ranks, torchrun, or all at once as by power loss."""
     whole, run = tmp_path / "whole", tmp_path / "run"
-    for folder in (whole, run):
-        build_stage(folder, **inputs, steps=600)
+    build_stage(whole, **inputs | {"checkpoint_every_s": 600.0}, steps=600)
+    build_stage(run, **inputs, steps=600)
     run_ranks(RANKS, undisturbed, whole, timeout_s=700)
     dice = random.Random(seed)
     kills = 0
