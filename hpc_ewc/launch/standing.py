@@ -98,7 +98,8 @@ class Standing:
             if self._is_done():
                 return "done", "", ""
         except ArtefactError as error:
-            return "missing", str(error), ""
+            again = "a record is absent or damaged: the next submit computes it again"
+            return "missing", again if self.stage == "evaluate" else str(error), ""
         return self._live_state() or self._ended_state()
 
     def _is_done(self) -> bool:

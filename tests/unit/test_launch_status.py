@@ -76,6 +76,13 @@ def test_an_output_that_went_away_is_named(root: RunDir) -> None:
     assert "0.bin: named by" in row.note
 
 
+def test_a_record_that_was_deleted_asks_for_nothing_but_a_submit(root: RunDir) -> None:
+    done = {"schema": 1, "key": KEY, "finished_at": 1.0, "outputs": {"00000001/a.en.json": [3, "x"]}, "summary": {}}
+    records.write_json(root.evaluate("strength=1-bb").done, done)
+    row = survey(root).rows[3]
+    assert (row.state, row.note) == ("missing", "a record is absent or damaged: the next submit computes it again")
+
+
 def test_json_is_whole(root: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     assert status(root.root, watch=False, as_json=True) == 1
     told = json.loads(capsys.readouterr().out)
