@@ -110,9 +110,10 @@ def _submit(sweep: Path, profile: Profile, partition: str, *, update: bool) -> i
     command = [profile.interpreter, "-m", "hpc_ewc", "prefetch", str(sweep.absolute())]
     command += ["--update"] if update else []
     log = Path.cwd() / f"prefetch-{sweep.stem}.log"
-    flags = {"job-name": f"prefetch-{sweep.stem}", "partition": partition, "account": profile.slurm.account}
+    like = profile.slurm.of("tokens")  # a job of the CPU kind too
+    flags = {"job-name": f"prefetch-{sweep.stem}", "partition": partition, "account": like.account}
     flags |= {"time": str(JOB_MIN), "cpus-per-task": "2", "mem": "8G", "output": str(log), "open-mode": "append"}
-    flags |= {"chdir": str(Path.cwd()), "qos": profile.slurm.of("tokens").qos}
+    flags |= {"chdir": str(Path.cwd()), "qos": like.qos}
     asked = ["sbatch", "--parsable", *(f"--{name}={value}" for name, value in flags.items() if value)]
     script = "\n".join([*profile.slurm.setup, f"exec {shlex.join(command)}"])
     environment = inherited_environment(os.environ) | {"PYTHONPATH": str(Path(hub.__file__).parents[1])}

@@ -241,12 +241,20 @@ def test_as_a_job_it_asks_the_scheduler_without_a_token(login: Login) -> None:
     sbatch.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {seen}\nenv >> {seen}\necho "4711;cluster"\n')
     sbatch.chmod(0o755)
     profile = login.folder / "p.toml"
-    profile.write_text('executor = "slurm"\n[slurm]\naccount = "me"\nsetup = ["module load x"]\n')
+    cluster = 'executor = "slurm"\n[slurm]\naccount = "gpus"\nsetup = ["module load x"]\n'
+    profile.write_text(cluster + '[slurm.stage.tokens]\naccount = "me"\nqos = "long"\n')
     path = {"PATH": f"{sbatch.parent}:{os.environ['PATH']}"}
     done = login.prefetch("--profile", "p.toml", "--as-job", "serial", HF_TOKEN="hf_secret", **path)
     assert (done.returncode, "job 4711 in serial; what it says goes to" in done.stderr) == (0, True), done.stderr
     text = seen.read_text()
-    for word in ("--partition=serial", "--account=me", "--wrap=module load x", "-m hpc_ewc prefetch", "small.toml"):
+    for word in (
+        "--partition=serial",
+        "--account=me",
+        "--qos=long",
+        "--wrap=module load x",
+        "-m hpc_ewc prefetch",
+        "small.toml",
+    ):
         assert word in text
     assert "hf_secret" not in text and "HF_HOME=" in text
     refused = login.prefetch("--as-job", "serial")
