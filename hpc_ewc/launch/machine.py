@@ -82,7 +82,7 @@ def check_python(nodes: Sequence[Mapping[str, Any]], login: str | None) -> Itera
         if node["missing"]:
             names = " ".join(node["missing"])
             yield wrong(
-                "packages", f"{names}: not there on {node['host']}", f"{first['interpreter']} -m pip install hpc-ewc"
+                "packages", f"{names}: not there on {node['host']}", f"{first['interpreter']} -m pip install {names}"
             )
     without = [node for node in nodes if node["torch"] is None]
     if without:

@@ -84,7 +84,7 @@ def test_python_torch_and_packages() -> None:
     assert len(list(check_python([older], None))) == 2
     found = list(check_python([NODE, NODE | {"host": "n2", "missing": ["lm_eval", "zstandard"]}], None))
     assert (found[1].state, found[1].text) == ("wrong", "lm_eval zstandard: not there on n2")
-    assert found[1].fix == "/v/bin/python -m pip install hpc-ewc"
+    assert found[1].fix == "/v/bin/python -m pip install lm_eval zstandard"
     broken = {"host": "n2", "torch": None, "torch_error": "OSError: libcudart.so.12"}
     found = list(check_python([NODE, NODE | broken], None))
     assert (found[1].state, found[1].text) == ("wrong", "n2: OSError: libcudart.so.12")
