@@ -77,8 +77,6 @@ class SlurmJob:
     reason: str = ""
     nodes: str = ""
     restarts: int = 0
-    elapsed_s: float = 0.0
-    """Of this attempt."""
     exit_code: str = ""
     """`<status>:<signal>`."""
     gpus: int = 0
@@ -201,7 +199,6 @@ def _job(
         state=base_state(state),
         reason=_something(reason),
         nodes=_something(nodes),
-        elapsed_s=seconds,
         exit_code=status,
         gpus=gpus,
         gpu_s=gpus * seconds,
