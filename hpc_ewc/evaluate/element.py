@@ -43,6 +43,8 @@ class Inputs:
     """The user's folders of task files."""
     judge: dict[str, Any] | None = None
     """Who judges answers, as stage.json says it."""
+    max_gen_toks: int | None = None
+    """Length of a generated answer; None: lm-eval's."""
 
     def data_hash(self, cell: Cell) -> str:
         folder = self.questions.folder if self.questions else None
@@ -130,9 +132,7 @@ class Element:
         try:
             with tempfile.TemporaryDirectory(prefix="hpc_ewc-tasks-") as folder:
                 if cell.kind != "lm-eval":
-                    heldout = self.inputs.heldout.get(cell.text)
-                    questions, judge = self.inputs.questions, self.inputs.judge
-                    write_task_files(Path(folder), cell, questions=questions, heldout=heldout, judge=judge)
+                    self._write_task_files(Path(folder), cell)
                 torch.manual_seed(self.config.seed)
                 tasks = load_tasks(cell, Path(folder), self.config.include, self.config.seed)
                 judge_of = self._judge if cell.kind == "judged" else None
@@ -153,6 +153,17 @@ class Element:
             records.write_samples(self.stage.dir.samples(self.checkpoint.step, cell.name), samples)
         records.write_json(self.stage.dir.cell(self.checkpoint.step, cell.name), record)
         return not record["retry"]
+
+    def _write_task_files(self, folder: Path, cell: Cell) -> None:
+        inputs = self.inputs
+        write_task_files(
+            folder,
+            cell,
+            questions=inputs.questions,
+            heldout=inputs.heldout.get(cell.text),
+            judge=inputs.judge,
+            max_gen_toks=inputs.max_gen_toks,
+        )
 
     def _record(self, cell: Cell, scorer: Any, seconds: float) -> dict[str, Any]:
         checkpoint, config = self.checkpoint, self.config
@@ -185,6 +196,7 @@ class Element:
             "attention": scorer.attention,
             "batch_size": scorer.smallest_batch_size,
             "max_length": scorer.max_length,
+            "max_gen_toks": config.max_gen_toks if cell.kind in ("generation", "judged") else None,
             "truncated": scorer.truncated,
             "task_version": "",
             "data_hash": self.inputs.data_hash(cell),

@@ -32,8 +32,6 @@ class LocalQuestions:
     folder: Path
     cloze: bool = False
     """Ask MMLU and Belebele for the text of the answer instead of its letter."""
-    max_gen_toks: int | None = None
-    """Length of a generated answer; None: lm-eval's."""
 
 
 class Function(str):
@@ -62,6 +60,7 @@ def write_task_files(
     questions: LocalQuestions | None = None,
     heldout: Path | None = None,
     judge: Mapping[str, Any] | None = None,
+    max_gen_toks: int | None = None,
 ) -> None:
     """Write the files of one of our cells into `folder`.
 
@@ -71,6 +70,7 @@ def write_task_files(
         questions: where the rows are; None: the data sets of the hub, from this machine's cache.
         heldout: the documents of `ppl_heldout`, {"text": …} a line.
         judge: what `judged_answers` asks, and how long an answer may be, as in stage.json.
+        max_gen_toks: length of a generated answer, at most; None: lm-eval's.
 
     Raises:
         InputError: rows are missing.
@@ -80,7 +80,7 @@ def write_task_files(
     if cell.task == "mmlu":
         files = _mmlu(cell, questions)
     elif task.kind == "judged":
-        files = {cell.name: _judged(cell, questions, judge or {})}
+        files = {cell.name: _judged(cell, questions, judge or {}, max_gen_toks)}
     elif task.kind == "perplexity":
         files = {cell.name: _perplexity(cell, questions, heldout)}
     else:
@@ -88,7 +88,7 @@ def write_task_files(
         rows = _local(cell, questions) if questions else _hub(cell)
         words = _words(cell, cloze=questions is not None and questions.cloze)
         score = {"process_results": Function(f"{ROWS}.score_mc2")} if cell.task == "truthfulqa_mc2" else {}
-        limits = _generation(words.pop("until", "Question:"), questions) if task.kind == "generation" else {}
+        limits = _generation(words.pop("until", "Question:"), max_gen_toks) if task.kind == "generation" else {}
         files = {cell.name: {**_named(core, cell.name), **rows, **words, **score, **limits}}
     for name, content in files.items():
         text = yaml.dump(content, Dumper=_Dumper, allow_unicode=True, sort_keys=False)
@@ -184,7 +184,9 @@ def _perplexity(cell: Cell, questions: LocalQuestions | None, heldout: Path | No
     }
 
 
-def _judged(cell: Cell, questions: LocalQuestions | None, judge: Mapping[str, Any]) -> dict[str, Any]:
+def _judged(
+    cell: Cell, questions: LocalQuestions | None, judge: Mapping[str, Any], max_gen_toks: int | None
+) -> dict[str, Any]:
     """Questions that are answered freely, greedily; what the answers are worth, another model says (judge.py)."""
     path = judge.get("questions", {}).get(cell.language)
     if path:
@@ -193,7 +195,8 @@ def _judged(cell: Cell, questions: LocalQuestions | None, judge: Mapping[str, An
         rows["test_split"] = "test"
     else:
         rows = _local(cell, questions) if questions else {**_hub(cell), "validation_split": "validation"}
-    length = min(questions.max_gen_toks if questions and questions.max_gen_toks else 10**9, judge.get("tokens", 128))
+    asked = int(judge.get("tokens", 128))
+    length = asked if max_gen_toks is None else min(max_gen_toks, asked)
     question, answer = ANSWERED.get(cell.language, ANSWERED["en"])
     return {
         "task": cell.name,
@@ -229,9 +232,9 @@ def _words(cell: Cell, *, cloze: bool, subject: str = "") -> dict[str, Any]:
     return words
 
 
-def _generation(until: str, questions: LocalQuestions | None) -> dict[str, Any]:
+def _generation(until: str, max_gen_toks: int | None) -> dict[str, Any]:
     """GSM8K's own settings, with another word to stop at or another length."""
-    length = {"max_gen_toks": questions.max_gen_toks} if questions and questions.max_gen_toks else {}
+    length = {} if max_gen_toks is None else {"max_gen_toks": max_gen_toks}
     stops = list(dict.fromkeys([until, "Question:", "</s>", "<|im_end|>"]))
     return {"generation_kwargs": {"until": stops, "do_sample": False, "temperature": 0.0, **length}}
 

@@ -201,14 +201,19 @@ class _Builder:
         self.add(node)
 
     def cells_of(self, experiment: Experiment, inputs: Inputs) -> tuple[Cell, ...]:
-        language = experiment.data.language
-        known = (language, *inputs.heldout)
+        language, config = experiment.data.language, experiment.evaluate
+        documents = experiment.data.heldout_documents
+        known = (language, inputs.questions, *inputs.heldout.items(), documents)
         if known not in self.cells:
             try:
-                cells = suites.expand_suites(experiment.evaluate, language, heldout=inputs.heldout)
+                cells = suites.expand_suites(config, language, heldout=inputs.heldout)
             except ConfigError as error:
                 raise ConfigError(f"{self.where}: {error}") from None
-            self.cells[known] = tuple(cells)
+            questions = None if inputs.questions is None else Path(inputs.questions)
+            heldout = {text: Path(path) for text, path in inputs.heldout.items()}
+            self.cells[known] = tuple(
+                suites.costed(cells, config, questions=questions, heldout=heldout, documents=documents)
+            )
         textless = experiment.data.heldout_documents == 0 and language not in inputs.heldout
         if textless and any(cell.name == f"ppl_heldout.{language}" for cell in self.cells[known]):
             raise ConfigError(

@@ -5,14 +5,16 @@ samples are the unit that is computed, skipped or computed again. `evaluate/` ru
 `report/` reads what they measured.
 
 tasks     the table: data, metric, chance, cost
-cells     which of them an experiment asks, in which language; how they are dealt to jobs
+cells     which of them an experiment asks, in which language
+dealing   what each costs there, and which job gets which
 identity  what a measurement is called
 recorded  which are there, which are missing
 """
 
 from __future__ import annotations
 
-from hpc_ewc.suites.cells import UNDETERMINED, Cell, deal, expand_suites
+from hpc_ewc.suites.cells import UNDETERMINED, Cell, expand_suites
+from hpc_ewc.suites.dealing import costed, deal
 from hpc_ewc.suites.identity import cell_key, data_hash, hub_commit
 from hpc_ewc.suites.recorded import missing, recorded
 from hpc_ewc.suites.tasks import FLORES_CODES, JUDGED, TASKS
@@ -24,6 +26,7 @@ __all__ = [
     "UNDETERMINED",
     "Cell",
     "cell_key",
+    "costed",
     "data_hash",
     "deal",
     "expand_suites",

@@ -1,9 +1,9 @@
-"""Which cells an experiment asks for, and how they are dealt to jobs."""
+"""Which cells an experiment asks for."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
@@ -15,6 +15,8 @@ from hpc_ewc.suites.tasks import BENCHMARKS, FLUENCY, JUDGED, LANGUAGES, SUITES,
 
 UNDETERMINED = "und"
 """Language (ISO 639-2) of an lm-eval task that was named without one."""
+UNKNOWN_COST = 5.0
+"""Of a task whose rows nobody has counted: that of GSM8K."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Cell:
     chance: float | None = None
     higher_is_better: bool = True
     cost: float = field(default=1.0, compare=False)
+    """Of its whole test set, as in `Task`; `dealing.costed` says it of the rows that are asked."""
 
     @property
     def name(self) -> str:
@@ -213,7 +216,7 @@ def _foreign(name: str, config: EvaluateConfig) -> Cell:
             f"evaluate.suites: '{name}': allowed is a task of lm-eval, also with a language of small letters, such as "
             "xcopa_et.et"
         )
-    return Cell(task, language, suite=task, shots=config.shots.get(task), cost=5.0)
+    return Cell(task, language, suite=task, shots=config.shots.get(task), cost=UNKNOWN_COST)
 
 
 @cache
@@ -231,31 +234,3 @@ def _lm_eval_names(include: tuple[str, ...] = ()) -> frozenset[str] | None:
         for path in folder.rglob("*.yaml"):
             names.update(match.decode() for match in pattern.findall(path.read_bytes()))
     return frozenset(names)
-
-
-APART = ("mmlu", "gsm8k")
-"""Tasks that take as long as all the others of a language together."""
-
-
-def deal(cells: Sequence[Cell], n: int) -> list[list[Cell]]:
-    """The cells in at most `n` bundles of about equal cost, for `n` array elements.
-
-    Of each language MMLU, GSM8K and all else with its fluency stay together: six elements of two languages are these
-    six. The dearest goes to the cheapest bundle so far. With more elements than that, cells are dealt one by one. No
-    bundle is empty; the same cells give the same bundles.
-    """
-    if n < 1:
-        raise ConfigError(f"resources.evaluate.elements = {n}: must be at least 1")
-    together: dict[tuple[str, str], list[Cell]] = {}
-    for cell in cells:
-        together.setdefault((cell.language, cell.task if cell.task in APART else ""), []).append(cell)
-    pieces = list(together.values()) if n <= len(together) else [[cell] for cell in cells]
-    bundles: list[list[Cell]] = [[] for _ in range(min(n, len(pieces)))]
-    for piece in sorted(pieces, key=lambda piece: (-_cost(piece), piece[0].name)):
-        min(bundles, key=_cost).extend(piece)
-    order = {cell.name: place for place, cell in enumerate(cells)}
-    return [sorted(bundle, key=lambda cell: order[cell.name]) for bundle in bundles]
-
-
-def _cost(cells: Sequence[Cell]) -> float:
-    return sum(cell.cost for cell in cells)

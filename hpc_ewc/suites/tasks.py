@@ -31,6 +31,8 @@ class Task:
         metric: the primary one, with its filter: lm-eval reports several.
         chance: value of guessing; None where it depends on the rows (mc2) or has no meaning.
         cost: of the whole test set in English, in millions of tokens read or, ten times dearer, written.
+        rows: of that test set.
+        shots: worked examples in each prompt, of which `cost` is.
         worded: the prompt has words around the question, so that its language can be chosen.
     """
 
@@ -44,6 +46,8 @@ class Task:
     chance: float | None = None
     higher_is_better: bool = True
     cost: float = 1.0
+    rows: int = 0
+    shots: int = 0
     worded: bool = True
     kind: Literal["choice", "generation", "perplexity", "judged", "lm-eval"] = "choice"
 
@@ -66,6 +70,7 @@ BENCHMARKS = (
         },
         chance=0.25,
         cost=0.5,
+        rows=2376,
     ),
     Task(
         name="belebele",
@@ -78,6 +83,7 @@ BENCHMARKS = (
         },
         chance=0.25,
         cost=0.3,
+        rows=900,
     ),
     Task(
         name="gsm8k",
@@ -92,6 +98,8 @@ BENCHMARKS = (
         filter="strict-match",
         chance=0.0,
         cost=5.0,
+        rows=1319,
+        shots=5,
         kind="generation",
     ),
     Task(
@@ -105,6 +113,7 @@ BENCHMARKS = (
         },
         chance=0.25,
         cost=4.0,
+        rows=10042,
         worded=False,
     ),
     Task(
@@ -118,6 +127,8 @@ BENCHMARKS = (
         },
         chance=0.25,
         cost=10.0,
+        rows=14042,
+        shots=5,
     ),
     Task(
         name="truthfulqa_mc2",
@@ -126,6 +137,7 @@ BENCHMARKS = (
         splits=("validation",),
         sources=_TRUTHFULQA,
         cost=1.4,
+        rows=817,
     ),
     Task(
         name="winogrande",
@@ -138,6 +150,7 @@ BENCHMARKS = (
         },
         chance=0.5,
         cost=0.1,
+        rows=1267,
         worded=False,
     ),
 )
@@ -151,6 +164,7 @@ FLUENCY = (
         metric="perplexity",
         higher_is_better=False,
         cost=0.05,
+        rows=817,
         worded=False,
         kind="perplexity",
     ),
@@ -163,6 +177,7 @@ FLUENCY = (
         metric="bits_per_byte",
         higher_is_better=False,
         cost=1.0,
+        rows=1000,
         worded=False,
         kind="perplexity",
     ),
@@ -175,6 +190,7 @@ FLUENCY = (
         metric="nats_per_token",
         higher_is_better=False,
         cost=2.0,
+        rows=817,
         worded=False,
         kind="judged",
     ),

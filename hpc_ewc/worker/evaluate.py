@@ -15,7 +15,7 @@ from hpc_ewc.errors import StageError
 from hpc_ewc.evaluate import environment
 from hpc_ewc.rundir import StageDir
 from hpc_ewc.stage import Stage
-from hpc_ewc.suites import expand_suites
+from hpc_ewc.suites import costed, expand_suites
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -49,9 +49,11 @@ def run(stage: Stage, fraction: float, names: Sequence[str]) -> None:
     reopen_if_incomplete(stage)
     if stage.is_done():
         return
-    inputs = stage.inputs
-    cells = expand_suites(stage.config.evaluate, stage.config.data.language, heldout=inputs.get("heldout") or {})
-    element = Element(stage, find_checkpoint(stage, fraction), find_inputs(stage), check_bundle(names, cells))
+    inputs, config = find_inputs(stage), stage.config.evaluate
+    cells = expand_suites(config, stage.config.data.language, heldout=stage.inputs.get("heldout") or {})
+    questions = None if inputs.questions is None else inputs.questions.folder
+    cells = costed(cells, config, questions=questions, heldout=inputs.heldout)
+    element = Element(stage, find_checkpoint(stage, fraction), inputs, check_bundle(names, cells))
     try:
         failed = element.run()
     except StopRequested:
@@ -87,8 +89,8 @@ def find_inputs(stage: Stage) -> Any:
         heldout.setdefault(stage.config.data.language, StageDir(Path(inputs["tokens"])).heldout)
     config, folder, judge = stage.config.evaluate, inputs.get("questions"), inputs.get("judge")
     if not folder:
-        return Inputs(None, heldout, config.include, judge)
+        return Inputs(None, heldout, config.include, judge, config.max_gen_toks)
     small = config.questions is None  # the miniature's own: its model is too small for letters and for long answers
     cloze = small if config.cloze is None else config.cloze
-    questions = LocalQuestions(Path(folder), cloze, config.max_gen_toks or (32 if small else None))
-    return Inputs(questions, heldout, config.include, judge)
+    length = config.max_gen_toks or (32 if small else None)
+    return Inputs(LocalQuestions(Path(folder), cloze), heldout, config.include, judge, length)

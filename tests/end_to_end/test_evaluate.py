@@ -160,8 +160,8 @@ def test_done_names_every_record_once_they_are_all_there(base: StageDir) -> None
 def test_numbers_equal_lm_evals_own(base: StageDir, world: Path, tmp_path: Path, cell: str) -> None:
     task, language = cell.split(".")
     shots = SHOTS.get(task, 0)
-    questions = LocalQuestions(world / "questions", cloze=True, max_gen_toks=32)
-    write_task_files(tmp_path, Cell(task, language, shots=shots), questions=questions)
+    questions = LocalQuestions(world / "questions", cloze=True)
+    write_task_files(tmp_path, Cell(task, language, shots=shots), questions=questions, max_gen_toks=32)
     plain = HFLM(pretrained=str(world / "model"), dtype="float32", device="cpu", batch_size=8)
     theirs = lm_eval.simple_evaluate(
         model=plain,

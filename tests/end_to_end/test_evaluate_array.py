@@ -37,10 +37,10 @@ def test_every_number_equals_lm_evals_own_command_line(world: Path, tmp_path: Pa
     stage = prepare(tmp_path / "paper", world, EVERYTHING, limit=6, shots={})
     run(stage)
     cells = expand_suites(Stage(stage.path).config.evaluate, "lt", heldout=["en"])
-    questions = LocalQuestions(world / "questions", cloze=True, max_gen_toks=32)
+    questions = LocalQuestions(world / "questions", cloze=True)
     for cell in cells:
         heldout = world / "text" / f"heldout.{cell.language}.jsonl"
-        write_task_files(tmp_path / "tasks" / cell.name, cell, questions=questions, heldout=heldout)
+        write_task_files(tmp_path / "tasks" / cell.name, cell, questions=questions, heldout=heldout, max_gen_toks=32)
     for kind, bos in (("questions", "True"), ("perplexity", "False")):
         names = [cell.name for cell in cells if (cell.kind == "perplexity") == (kind == "perplexity")]
         theirs = command_line(world / "model", names, tmp_path, bos)

@@ -11,7 +11,7 @@ from hpc_ewc import records, suites
 from hpc_ewc.config import EvaluateConfig
 from hpc_ewc.errors import ArtefactError, ConfigError
 from hpc_ewc.rundir import StageDir
-from hpc_ewc.suites import Cell, cell_key, data_hash, deal, expand_suites
+from hpc_ewc.suites import Cell, cell_key, data_hash, expand_suites
 
 SEVEN = ["arc_easy", "belebele", "gsm8k", "hellaswag", "mmlu", "truthfulqa_mc2", "winogrande"]
 
@@ -96,31 +96,6 @@ def test_any_lm_eval_task_can_be_asked_with_a_language_or_without(tmp_path: Path
     before = data_hash(mine, questions=None, heldout=None, include=config.include)
     (tmp_path / "mine.yaml").write_text("task: my_quiz\noutput_type: generate_until\n")
     assert data_hash(mine, questions=None, heldout=None, include=config.include) != before
-
-
-def test_dealing_keeps_every_cell_and_balances_cost() -> None:
-    cells = expand_suites(EvaluateConfig(), "lt", ["en"])
-    for n in (1, 2, 3, 6, 7, 100):
-        bundles = deal(cells, n)
-        assert len(bundles) == min(n, len(cells)) and all(bundles)
-        assert sorted(cell.name for bundle in bundles for cell in bundle) == sorted(cell.name for cell in cells)
-        costs = [sum(cell.cost for cell in bundle) for bundle in bundles]
-        dearest = max(15.0, sum(costs) / n)  # MMLU in Lithuanian, which is never cut
-        assert max(costs) <= 1.34 * dearest  # Graham 1969: dearest first is at most a third above the best
-    assert deal(cells, 3) == deal(cells, 3)
-    with pytest.raises(ConfigError, match="elements = 0: must be at least 1"):
-        deal(cells, 0)
-
-
-def test_six_elements_are_mmlu_gsm8k_and_the_rest_with_fluency_by_language() -> None:
-    cells = expand_suites(EvaluateConfig(), "lt", ["en"])
-    bundles = {frozenset(cell.name for cell in bundle) for bundle in deal(cells, 6)}
-    rest = [name for name in SEVEN if name not in ("mmlu", "gsm8k")] + ["ppl_truthfulqa", "ppl_heldout"]
-    assert bundles == {
-        frozenset(f"{name}.{language}" for name in names)
-        for language in ("en", "lt")
-        for names in (["mmlu"], ["gsm8k"], rest)
-    }
 
 
 @pytest.mark.parametrize(
