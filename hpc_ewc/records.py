@@ -13,6 +13,7 @@ import math
 import os
 import socket
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -222,8 +223,8 @@ def write_samples(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     write_bytes(path, zstandard.ZstdCompressor(level=6, write_checksum=True).compress("".join(lines).encode()))
 
 
-def read_samples(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a samples file, one at a time.
+def read_samples(path: Path) -> list[dict[str, Any]]:
+    """The rows of a samples file.
 
     Raises:
         ArtefactError: missing, cut off, or not ours.
@@ -231,16 +232,25 @@ def read_samples(path: Path) -> Iterator[dict[str, Any]]:
     import zstandard
 
     decompressor = zstandard.ZstdDecompressor().decompressobj()
-    rest = b""
     try:
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 16):
-                *lines, rest = (rest + decompressor.decompress(chunk)).split(b"\n")
-                yield from map(json.loads, lines)
+        lines = decompressor.decompress(path.read_bytes())
+        if not decompressor.eof:  # a stream that is cut off gives what it has, without a word
+            raise ValueError("cut off")
+        rows = _parsed(b"[" + lines.rstrip().replace(b"}\n", b"},") + b"]")
     except (OSError, ValueError, zstandard.ZstdError) as error:
         raise ArtefactError(f"{path}: samples cannot be read: {error}; remove it and its record") from None
-    if not decompressor.eof or rest:  # a frame that was cut off ends without an error of its own
-        raise ArtefactError(f"{path}: samples cannot be read: cut off; remove it and its record")
+    if set(map(type, rows)) - {dict}:
+        raise ArtefactError(f"{path}: samples that are not objects; not ours")
+    return list(rows)
+
+
+def _parsed(text: bytes) -> Any:
+    """By orjson where it is installed, in a third of the time; what it refuses, such as NaN, json reads or explains."""
+    with suppress(ModuleNotFoundError, ValueError):
+        import orjson
+
+        return orjson.loads(text)
+    return json.loads(text)
 
 
 def canonical_json(value: Any) -> str:

@@ -5,6 +5,7 @@ stages       what training and Fisher left beside them; which cells are missing,
 study        which runs and columns there are, and what may stand beside what
 samples      scores of single documents, and who is paired with whom
 statistics   tests, intervals, corrections: arrays in, numbers out
+columns      one column: its documents resampled, its runs paired; pairs: two runs of it
 differences  each run against its base, by column and over tasks
 tables       all numbers laid out, once, for every medium
 terminal, markdown, latex, page, data    the media

@@ -19,7 +19,6 @@ class Estimate:
     n: int
     low: float | None = None
     high: float | None = None
-    df: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -42,11 +41,13 @@ class Difference:
     gained: int | None = None
     """Documents that the base alone, or the run alone, had right."""
     detectable: float | None = None
-    """Smallest true difference that would have been found with probability 0.8."""
-    log_ratio: float | None = None
-    """Of perplexities: difference of mean −log p, in nats."""
+    """Smallest true difference that would have been found with probability 0.8; None where no error says it."""
     resampled_stderr: float | None = None
     """By the bootstrap of the pairs."""
+    relative: float | None = None
+    """Of bits per byte: the run's over the base's, less 1."""
+    relative_stderr: float = math.nan
+    """Of that ratio, linearised: both are measured on the same texts, neither is known."""
 
     @property
     def is_significant(self) -> bool:

@@ -166,7 +166,8 @@ def choice_table(build: Builder, choice: Choice | None) -> Table | None:
         f"Rule: of the runs that lose at most {points_text(choice.max_loss)} of {old}, the one that gains most "
         f"{new} ({_measures(build, choice.gain)}). Chosen on the first half of the documents "
         f"(n={choice.documents[0]:,}, by hash), reported on the other (n={choice.documents[1]:,}). Chosen in: share of "
-        "bootstrap resamples of the first half in which the rule picks this row. ± standard error, by bootstrap."
+        "bootstrap resamples of the first half in which the rule picks this row. ± standard error, by bootstrap"
+        + (" of documents, not of seeds." if build.lines.repeated else ".")
     )
     return table
 
@@ -202,7 +203,9 @@ def sentence(build: Builder, choice: Choice) -> str:
         words += f". Its loss may be larger than allowed: the interval reaches {percent(lost.low, sign=True)}"
     if choice.gain.why:
         words += f". The gain in {new} is measured in {_unit(choice.gain)}: {choice.gain.why}"
-    return words + ("." if build.lines.repeated else ". This is about these checkpoints, one seed each.")
+    if build.lines.repeated:
+        return f"{words}. Intervals and resamples are of documents alone, not of seeds."
+    return f"{words}. This is about these checkpoints, one seed each."
 
 
 def points_text(share: float) -> str:

@@ -13,7 +13,9 @@ from hpc_ewc import records
 from hpc_ewc.errors import ArtefactError, InputError
 from hpc_ewc.rundir import RunDir, StageDir
 
-SETTINGS = ("shots", "limit", "seed", "backend", "dtype", "max_length", "task_version", "data_hash")
+OPTIONAL = ("cloze", "max_gen_toks", "backend_args")
+"""Settings that mostly are not set."""
+SETTINGS = ("shots", "limit", "seed", "backend", "dtype", "max_length", "task_version", "data_hash", *OPTIONAL)
 """What two records of a cell must share before their values may stand in one column."""
 
 
@@ -166,6 +168,21 @@ def _labels(roots: Sequence[Path]) -> dict[Path, str]:
 
 def _read_all(found: Mapping[Path, Path], labels: Mapping[Path, str], collection: Collection) -> None:
     seen: dict[tuple[str, str], dict[str, Any]] = {}
+    for record in sorted(_readable(found, labels, collection), key=lambda record: record["status"] != "ok"):
+        collection.measured.add((record["source"], record["run"], float(record["fraction"]), record["cell"]))
+        twin = seen.setdefault((record["cell_key"], record["model_hash"]), record)
+        if twin is not record:
+            same = [_essence(r) for r in record["results"]] == [_essence(r) for r in twin["results"]]
+            what = "the same measurement as" if same else "another result of the same measurement as"
+            collection.problems.append(Problem(record["where"], f"{what} {twin['where']}; that one is shown"))
+            continue
+        collection.records.append(record)
+
+
+def _readable(
+    found: Mapping[Path, Path], labels: Mapping[Path, str], collection: Collection
+) -> Iterator[dict[str, Any]]:
+    """Every record that can be read, with its `source` and `where`; the others become problems."""
     for path, root in found.items():
         where = f"{labels[root]}/{path.relative_to(root)}"
         try:
@@ -173,15 +190,7 @@ def _read_all(found: Mapping[Path, Path], labels: Mapping[Path, str], collection
         except (ArtefactError, FileNotFoundError) as error:
             collection.problems.append(Problem(where, str(error).removeprefix(f"{path}: ")))
             continue
-        record |= {"source": labels[root], "where": where}
-        collection.measured.add((labels[root], record["run"], float(record["fraction"]), record["cell"]))
-        twin = seen.setdefault((record["cell_key"], record["model_hash"]), record)
-        if twin is not record:
-            same = [_essence(r) for r in record["results"]] == [_essence(r) for r in twin["results"]]
-            what = "the same measurement as" if same else "another result of the same measurement as"
-            collection.problems.append(Problem(where, f"{what} {twin['where']}; that one is shown"))
-            continue
-        collection.records.append(record)
+        yield record | {"source": labels[root], "where": where}
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -198,6 +207,10 @@ def read_record(path: Path) -> dict[str, Any]:
     for result in record["results"]:
         if not _is_result(result):
             raise ArtefactError(f"{path}: a result without a finite value: {str(result)[:120]}")
+    for name in (*SETTINGS, "chance", "truncated"):
+        value, numeric = record.get(name), name in ("chance", "truncated")
+        if not (value is None or _finite(value) or (isinstance(value, (str, bool)) and not numeric)):
+            raise ArtefactError(f"{path}: '{name}' is {str(value)[:60]!r}; half-written or not ours: remove it")
     stage = StageDir(path.parent.parent)
     samples = stage.samples(record["step"], cell)
     samples = samples if samples.parent == path.parent else path.with_name(samples.name)
@@ -209,10 +222,11 @@ def _is_result(result: Any) -> bool:
         return False
     value, stderr, n = result.get("value"), result.get("stderr"), result.get("n")
     return (
-        isinstance(result.get("metric"), str)
+        all(isinstance(result.get(name, ""), str) for name in ("metric", "filter", "subset"))
+        and "metric" in result
         and _finite(value)
-        and (stderr is None or _finite(stderr))
-        and isinstance(n, int)
+        and (stderr is None or (_finite(stderr) and stderr >= 0))
+        and type(n) is int
         and n > 0
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import zlib
 from collections import defaultdict
 from typing import Any
@@ -14,11 +13,11 @@ from hpc_ewc.report import statistics
 from hpc_ewc.report.analysis import Analysis, Difference, Estimate, Half
 from hpc_ewc.report.collect import Problem
 from hpc_ewc.report.means import Mean
+from hpc_ewc.report.pairs import LN2, matched, shares, texts, unpaired
 from hpc_ewc.report.samples import SampleReader, Scores
-from hpc_ewc.report.statistics import Array, Moments
+from hpc_ewc.report.statistics import Array
 from hpc_ewc.report.study import Column, Run
 
-LN2 = math.log(2)
 Z = 1.959964
 """95 %, two-sided."""
 
@@ -41,9 +40,10 @@ class ColumnAnalysis:
         for run in self.runs:
             self._recorded(run)
         scores = self._scores()
-        groups: dict[int, list[Run]] = defaultdict(list)
+        groups: dict[Any, list[Run]] = defaultdict(list)
         for run, score in scores.items():
-            groups[id(score.documents)].append(run)
+            tokens = 0 if score.tokens is None else hash(score.tokens.tobytes())  # of one tokenizer or another
+            groups[id(score.documents), tokens].append(run)
         for members in groups.values():
             self._resample({run: scores[run] for run in members}, replicates)
         for run in self.runs:
@@ -191,17 +191,16 @@ class ColumnAnalysis:
         estimate = self.analysis.values.get(key)
         if estimate is None:
             return
-        stderr, df = estimate.stderr, estimate.df
+        stderr = estimate.stderr
         if scores.documents.clusters is not None and self.column.kind != "perplexity":
-            moments = statistics.ratio(scores.values, None, scores.documents.clusters)
-            stderr, df = moments.stderr, moments.df
-        self.analysis.values[key] = Estimate(estimate.value, stderr, estimate.n, low, high, df)
+            stderr = statistics.ratio(scores.values, None, scores.documents.clusters).stderr
+        self.analysis.values[key] = Estimate(estimate.value, stderr, estimate.n, low, high)
 
     # ------------------------------------------------------------------------------------------ pairs
 
     def _pair(self, run: Run, mine: Scores, theirs: Scores) -> None:
         """Difference on the documents both have; normally all."""
-        a, b = _matched(mine, theirs)
+        a, b = matched(mine, theirs)
         if not len(a):
             self._unpaired(run, self.study.bases[run])
             return
@@ -209,34 +208,33 @@ class ColumnAnalysis:
             None if mine.documents.clusters is None else np.unique(mine.documents.clusters[a], return_inverse=True)[1]
         )
         for metric, below in self._measures().items():
+            if below is not None and (getattr(mine, below)[a] != getattr(theirs, below)[b]).any():
+                self._say_of_tokens()
+                continue
             if below is None:
-                pair = _shares(mine.values[a], theirs.values[b], clusters)
+                pair = shares(mine.values[a], theirs.values[b], clusters)
             else:
-                pair = _texts(mine.values[a], theirs.values[b], getattr(mine, below)[a], clusters, metric)
+                pair = texts(mine.values[a], theirs.values[b], getattr(mine, below)[a], clusters, metric)
             low, high, error = self.bounds.get((run, metric), (None, None, None))
             self.analysis.differences[run, self.column, metric] = Difference(
                 n=len(a), low=low, high=high, resampled_stderr=error, **pair
             )
 
+    def _say_of_tokens(self) -> None:
+        said = (
+            f"differences in perplexity of {self.column.cell}: tokenizers cut its texts into different tokens, compare "
+            "bits per byte"
+        )
+        if said not in self.analysis.left_out:
+            self.analysis.left_out.append(said)
+
     def _unpaired(self, run: Run, base: Run) -> None:
         for metric in self._measures():
             mine = self.analysis.values.get((run, self.column, metric))
             theirs = self.analysis.values.get((base, self.column, metric))
-            if mine is None or theirs is None:
-                continue
-            if mine.stderr is None or theirs.stderr is None:
-                stderr = math.nan
-            else:
-                stderr = math.hypot(mine.stderr, theirs.stderr)
-            moments = Moments(mine.value - theirs.value, stderr, math.inf)
-            self.analysis.differences[run, self.column, metric] = Difference(
-                value=moments.value,
-                stderr=stderr,
-                n=min(mine.n, theirs.n),
-                method="unpaired",
-                p=optional(statistics.student, moments),
-                detectable=statistics.minimum_detectable(stderr, mine.n, binary=False),
-            )
+            if mine is not None and theirs is not None:
+                difference = unpaired(mine, theirs, is_bits=metric == "bits_per_byte")
+                self.analysis.differences[run, self.column, metric] = difference
 
 
 def tied_with_best(runs: list[Run], goodness: list[float], drawn: Array) -> set[Run]:
@@ -257,70 +255,3 @@ def _in_units(drawn: Array, metric: str) -> Array:
     if metric == "bits_per_byte":
         return drawn / LN2
     return np.exp(np.minimum(drawn, 700.0)) if metric == "perplexity" else drawn
-
-
-def _shares(a: Array, b: Array, clusters: Any) -> dict[str, Any]:
-    """Fields of the difference of two scores in [0, 1] on the same documents."""
-    moments = statistics.ratio(a - b, None, clusters)
-    binary = bool((((a == 0) | (a == 1)) & ((b == 0) | (b == 1))).all())
-    fields = _moments(moments) | {
-        "method": "paired t" if clusters is None else "clustered t",
-        "p": optional(statistics.student, moments),
-        "detectable": statistics.minimum_detectable(moments.stderr, len(a), binary=binary),
-    }
-    if binary:
-        lost, gained = int(((a == 0) & (b == 1)).sum()), int(((a == 1) & (b == 0)).sum())
-        fields |= {"lost": lost, "gained": gained}
-        if clusters is None:
-            fields |= {"method": "McNemar", "p": optional(statistics.mcnemar, lost, gained)}
-    return fields
-
-
-def _texts(a: Array, b: Array, below: Array, clusters: Any, metric: str) -> dict[str, Any]:
-    """Fields of the difference of two perplexities or bits per byte on the same texts; tested on −log p.
-
-    Args:
-        a: [n] nats of the run.
-        b: [n] nats of its base.
-        below: [n] tokens or bytes, the same for both.
-        clusters: [n] codes, or None.
-        metric: bits_per_byte or perplexity: the unit.
-    """
-    nats = statistics.ratio(a - b, below, clusters)
-    if metric == "bits_per_byte":
-        moments = Moments(nats.value / LN2, nats.stderr / LN2, nats.df)
-    else:
-        mine, theirs = (float(x.sum() / below.sum()) for x in (a, b))
-        up, down = math.exp(min(mine, 700.0)), math.exp(min(theirs, 700.0))
-        # delta method: d exp(R) = exp(R) dR, on the same documents
-        change = statistics.ratio(up * (a - mine * below) - down * (b - theirs * below), below, clusters)
-        moments = Moments(up - down, change.stderr, change.df)
-    return _moments(moments) | {
-        "method": "paired t" if clusters is None else "clustered t",
-        "p": optional(statistics.student, nats),
-        "detectable": statistics.minimum_detectable(moments.stderr, len(a), binary=False),
-        "log_ratio": nats.value,
-    }
-
-
-def _moments(moments: Moments) -> dict[str, Any]:
-    return {"value": moments.value, "stderr": moments.stderr, "df": moments.df}
-
-
-def _matched(mine: Scores, theirs: Scores) -> tuple[Any, Any]:
-    """Positions of the documents that both have."""
-    if mine.documents is theirs.documents:
-        everything = np.arange(len(mine.values))
-        return everything, everything
-    place = {key: at for at, key in enumerate(theirs.documents.keys)}
-    pairs = [(at, place[key]) for at, key in enumerate(mine.documents.keys) if key in place]
-    return np.array([a for a, _ in pairs], dtype=np.int64), np.array([b for _, b in pairs], dtype=np.int64)
-
-
-def optional(test: Any, *arguments: Any) -> float | None:
-    """A p-value, or None without scipy or without a standard error."""
-    try:
-        p: float = test(*arguments)
-    except ModuleNotFoundError:
-        return None
-    return None if math.isnan(p) else p

@@ -24,7 +24,7 @@ def contaminated(study: Study) -> dict[Column, str]:
 
 
 def _fishers(study: Study) -> list[FisherConfig]:
-    """Of every training that was held by one."""
+    """Of every training that was held by one, and those that the experiments name."""
     trained = [study.trained(run) for run in study.runs if run.strength]
     configs = [t.config.fisher for t in trained if t is not None and t.config is not None]
     return list(dict.fromkeys([*configs, *(e.fisher for e in study.stages.experiments.values())]))

@@ -128,7 +128,7 @@ def render_csv(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _plain(value: Any) -> str:
-    if value is None:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, bool):
         return str(value).lower()

@@ -11,8 +11,9 @@ import numpy as np
 
 from hpc_ewc.report import statistics
 from hpc_ewc.report.analysis import Analysis, Difference, Estimate
-from hpc_ewc.report.columns import ColumnAnalysis, optional, tied_with_best
+from hpc_ewc.report.columns import ColumnAnalysis, tied_with_best
 from hpc_ewc.report.means import Mean, means
+from hpc_ewc.report.pairs import optional
 from hpc_ewc.report.samples import SampleReader
 from hpc_ewc.report.statistics import Array, Moments
 from hpc_ewc.report.study import Run, Study

@@ -131,7 +131,21 @@ def leads(analysis: Analysis, build: Builder, choice: Choice | None) -> list[str
             f"Overshot, so not what their λ would do: {'; '.join(jittered)}. Their loss with the penalty ended above "
             "where it began (docs/penalty.md)."
         )
+    found += [] if (several := versions(study)) is None else [several]
     return [*found, *(f"Left out: {part}." for part in analysis.left_out)]
+
+
+def versions(study: Study) -> str | None:
+    """What to say where the runs were measured by several versions of a package; None where by one."""
+    seen: dict[str, set[str]] = {}
+    for record in study.records.values():
+        facts = record.get("versions")
+        for package, version in facts.items() if isinstance(facts, dict) else ():
+            seen.setdefault(str(package), set()).add(str(version))
+    several = [f"{name} {', '.join(sorted(each))}" for name, each in sorted(seen.items()) if len(each) > 1]
+    if not several:
+        return None
+    return f"Measured by several versions ({'; '.join(several)}): a difference between runs may be theirs."
 
 
 def missing(study: Study) -> tuple[str, list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -50,6 +51,7 @@ class Lines:
         for run in self.study.runs:
             groups[run.setting].append(run)
         self.lines = [Line(tuple(runs)) for runs in groups.values()]
+        self.bases = [line for line in self.lines if line.first.is_base]
         self.repeated = any(len(line.runs) > 1 for line in self.lines)
         self._differences = {
             (line, column): self._difference(
@@ -111,16 +113,18 @@ class Lines:
             p = statistics.student(moments)
         except ModuleNotFoundError:
             p = math.nan
-        logs = [d.log_ratio for d in known if d.log_ratio is not None]
+        shares = [d.relative for d in known if d.relative is not None]
+        relative = _over_seeds(shares, [d.relative_stderr for d in known]) if len(shares) == len(known) else None
         return Difference(
             value=moments.value,
             stderr=moments.stderr,
             n=known[0].n,
             method=f"{known[0].method}, {len(known)} seeds",
+            relative=None if relative is None else relative.value,
+            relative_stderr=math.nan if relative is None else relative.stderr,
             df=moments.df,
             p=None if math.isnan(p) else p,
             detectable=statistics.minimum_detectable(moments.stderr, known[0].n, binary=False),
-            log_ratio=sum(logs) / len(logs) if len(logs) == len(known) else None,
         )
 
 
@@ -136,13 +140,13 @@ def pooled(each: list[Estimate | None]) -> tuple[Estimate | None, Spread | None]
     if any(stderr is None for stderr in stderrs):
         return Estimate(sum(values) / len(values), None, known[0].n), spread
     moments = _over_seeds(values, [float(stderr or 0.0) for stderr in stderrs])
-    return Estimate(moments.value, moments.stderr, known[0].n, df=moments.df), spread
+    return Estimate(moments.value, moments.stderr, known[0].n), spread
 
 
 def _over_seeds(values: list[float], stderrs: list[float]) -> Moments:
     seeds = len(values)
     variances = [float(np.mean(stderrs)) ** 2, float(np.var(values, ddof=1)) / seeds]
-    df = statistics.satterthwaite(variances, [math.inf, seeds - 1])
+    df = statistics.satterthwaite(variances, [math.inf, seeds - 1]) if sum(variances) > 0 else seeds - 1
     return Moments(sum(values) / seeds, math.sqrt(sum(variances)), df)
 
 
@@ -157,13 +161,25 @@ def _correct(differences: dict[tuple[Line, Key], Difference | None]) -> None:
 
 
 def label_columns(study: Study, lines: list[Line]) -> list[tuple[str, dict[Line, str]]]:
-    """Heads and texts of the columns that say which line this is: λ first, then whatever else varies."""
-    columns = [("λ", {line: _who(line.first) for line in lines})]
+    """Heads and texts of the columns that say which line this is: λ first, then whatever else varies.
+
+    Of several base models each has its hash, and what the runs that it is the base of have in common.
+    """
     trained = [line for line in lines if not line.first.is_base]
+    several = len(lines) - len(trained) > 1
+    columns = [("λ", {line: _who(line.first, several=several) for line in lines})]
+
+    def texts(of: Callable[[Run], str]) -> dict[Line, str]:
+        found: dict[Run, set[str]] = defaultdict(set)
+        for run, base in study.bases.items() if several else ():
+            found[base].add(of(run))
+        shared = {base: each.pop() if len(each) == 1 else "" for base, each in found.items()}
+        return {line: shared.get(line.first, "") if line.first.is_base else of(line.first) for line in lines}
+
     if len({line.first.source for line in trained}) > 1:
-        columns.append(("experiment", {line: line.first.source for line in lines}))
+        columns.append(("experiment", texts(lambda run: run.source)))
     for name in dict.fromkeys(key for line in trained for key, _ in line.first.others):
-        values = {line: _short(dict(line.first.others).get(name, "")) for line in lines}
+        values = texts(lambda run, name=name: _short(dict(run.others).get(name, "")))  # type: ignore[misc]
         if len({values[line] for line in trained}) > 1:
             columns.append((name.split(".")[-1], values))
     if len({line.first.fraction for line in trained if line.first.strength is not None}) > 1:
@@ -176,9 +192,10 @@ def label_columns(study: Study, lines: list[Line]) -> list[tuple[str, dict[Line,
     return columns
 
 
-def _who(run: Run) -> str:
+def _who(run: Run, *, several: bool) -> str:
+    """base; with some of its hash where there are several."""
     if run.is_base:
-        return "base"
+        return f"base {run.model_hash[:6]}" if several else "base"
     return run.name if run.strength is None else strength_text(run.strength)
 
 

@@ -10,7 +10,7 @@ from hpc_ewc.report.study import Column, Run, Study, language_name
 ALIKE = ("limit", "backend", "dtype", "seed")
 """Settings that all tasks of a mean must share. Shots may differ from task to task, as they do by custom."""
 MOST = 64
-"""Combinations of columns that are looked at."""
+"""Combinations of columns that are looked at, of one run: mostly there is one."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def means(study: Study) -> list[Mean]:
     for language in study.languages():
         columns = study.means(language)
         for variant in dict.fromkeys(column.variant for column in columns):
-            sets = [s for s in _sets(columns, variant) if any(_whole(study, run, s) for run in study.runs)]
+            sets = sorted({chosen for run in study.runs for chosen in _sets(study, run, columns, variant)})
             for place, chosen in enumerate(sets):
                 label = f"mean {language_name(language)}"
                 label += f" {variant}" if variant else ""
@@ -47,20 +47,20 @@ def means(study: Study) -> list[Mean]:
     return found
 
 
-def _sets(columns: list[Column], variant: str) -> list[tuple[Column, ...]]:
-    """Every choice of one column a task, of this variant where the task has it, all alike in ALIKE."""
+def _sets(study: Study, run: Run, columns: list[Column], variant: str) -> list[tuple[Column, ...]]:
+    """Every choice of one column a task in which this run has a value, all alike in ALIKE.
+
+    Of this variant where the task has it. A run without some task of the language has none.
+    """
     tasks = dict.fromkeys(column.task for column in columns)
     choices = []
     for task in tasks:
-        mine = [c for c in columns if c.task == task and c.variant == variant]
-        choices.append(mine or [c for c in columns if c.task == task and c.variant == ""])
+        of_task = [c for c in columns if c.task == task]
+        mine = [c for c in of_task if c.variant == variant] or [c for c in of_task if c.variant == ""]
+        choices.append([c for c in mine if (run, c) in study.records])
     products = itertools.islice(itertools.product(*choices), MOST)
     return [chosen for chosen in products if chosen and _alike(chosen)]
 
 
 def _alike(chosen: tuple[Column, ...]) -> bool:
     return all(len({column.setting(name) for column in chosen}) == 1 for name in ALIKE)
-
-
-def _whole(study: Study, run: Run, chosen: tuple[Column, ...]) -> bool:
-    return all((run, column) in study.records for column in chosen)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import NormalDist
 
 from hpc_ewc.report.analysis import Estimate
 from hpc_ewc.report.formats import bits, percent
@@ -19,7 +20,6 @@ from hpc_ewc.report.tables import Builder, plain_name
 from hpc_ewc.report.texts import bits_column
 
 GAINS = ("auto", "accuracy", "text")
-Z = 1.959964
 
 
 @dataclass(frozen=True)
@@ -79,14 +79,18 @@ def over(mean: Mean) -> str:
 
 
 def _is_above_chance(build: Builder, mean: Mean) -> bool:
-    """Some run is (95 %), in the mean over the tasks whose chance is known; without any such task nobody can say."""
+    """Some run is, in the mean over the tasks whose chance is known; without any such task nobody can say.
+
+    At 95 % over all runs together (Bonferroni): of a hundred that guess, one alone would often be 1.96 errors above.
+    """
     chances = build.analysis.chances
+    z = NormalDist().inv_cdf(1 - 0.025 / max(1, len(build.study.runs)))
     known = [column for column in mean.columns if column in chances]
     for run in build.study.runs if known else ():
         each = [build.analysis.values.get((run, column, column.metric)) for column in known]
         found = [e for e in each if e is not None and e.stderr is not None]
         if len(found) == len(known):
             above = sum(e.value - chances[column] for e, column in zip(found, known, strict=True))
-            if above > Z * math.hypot(*(e.stderr or 0.0 for e in found)):
+            if above > z * math.hypot(*(e.stderr or 0.0 for e in found)):
                 return True
     return not known

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hpc_ewc import records
 from hpc_ewc.errors import ArtefactError
 from hpc_ewc.report.statistics import Array, Index
 from hpc_ewc.report.study import Column, Run, Study, primary
@@ -32,8 +31,8 @@ class Documents:
     clusters: Index | None
     """[n] codes of the passage, where several documents share one; None: each stands alone."""
     half: NDArray[np.bool_]
-    """[n] the half on which a λ may be chosen; the other is for reporting. Questions on one passage stay together, and
-    so do a document and its translation of the same number."""
+    """[n] the half on which a λ may be chosen; the other is for reporting. Questions on one passage stay together; in
+    tasks without passages a document and its translation of the same number do."""
     guess: float | None
     """What guessing scores where one of several answers is right: mean of one over their number. None: no answers."""
 
@@ -62,7 +61,7 @@ class SampleReader:
         self.known: dict[Column, list[Documents]] = {}
 
     def scores(self, run: Run, column: Column) -> Scores | None:
-        """Of one cell; None where it has no samples.
+        """Of one cell; None where it has no samples, or its metric is none of single documents (a macro f1).
 
         Raises:
             ArtefactError: the file cannot be read, or says another value than the record.
@@ -71,8 +70,10 @@ class SampleReader:
         if record is None or record["samples_path"] is None:
             return None
         path = Path(record["samples_path"])
-        rows = [row for row in read_rows(path) if row.get("filter", "none") == column.filter]
+        rows = [row for row in records.read_samples(path) if row.get("filter", "none") == column.filter]
         try:
+            if not _is_of_documents(column, rows):
+                return None
             scores = self._parse(column, rows)
         except (KeyError, TypeError, ValueError, IndexError) as error:
             what = f"{type(error).__name__}: {error}"
@@ -90,42 +91,16 @@ class SampleReader:
             self.known.setdefault(column, []).append(documents)
         if column.kind != "perplexity":
             return Scores(documents, np.array([row["metrics"][column.metric] for row in rows], dtype=np.float64))
-        return Scores(
-            documents,
-            np.array([-row["loglikelihoods"][0] for row in rows], dtype=np.float64),
-            np.array([row["tokens"] for row in rows], dtype=np.float64),
-            np.array([row["bytes"] for row in rows], dtype=np.float64),
-        )
+        nats = np.array([-row["loglikelihoods"][0] for row in rows], dtype=np.float64)
+        tokens, size = (np.array([row[unit] for row in rows], dtype=np.float64) for unit in ("tokens", "bytes"))
+        if not ((tokens > 0) & (size > 0)).all():
+            raise ValueError("a text of no tokens or bytes")
+        return Scores(documents, nats, tokens, size)
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a samples file.
-
-    Raises:
-        ArtefactError: cut off, or not ours.
-    """
-    import zstandard
-
-    decompressor = zstandard.ZstdDecompressor().decompressobj()
-    try:
-        lines = decompressor.decompress(path.read_bytes())
-        if not decompressor.eof:  # a stream that is cut off gives what it has, without a word
-            raise ValueError("cut off")
-        rows = _parsed(b"[" + lines.rstrip().replace(b"}\n", b"},") + b"]")
-    except (OSError, ValueError, zstandard.ZstdError) as error:
-        raise ArtefactError(f"{path}: samples cannot be read: {error}; remove it and its record") from None
-    if set(map(type, rows)) - {dict}:
-        raise ArtefactError(f"{path}: samples that are not objects; not ours")
-    return list(rows)
-
-
-def _parsed(text: bytes) -> Any:
-    """By orjson where it is installed, in a third of the time; what it refuses, such as NaN, json reads or explains."""
-    with suppress(ModuleNotFoundError, ValueError):
-        import orjson
-
-        return orjson.loads(text)
-    return json.loads(text)
+def _is_of_documents(column: Column, rows: list[dict[str, Any]]) -> bool:
+    """Each document has a score; lm-eval gives some metrics, such as a macro f1, over all of them alone."""
+    return column.kind == "perplexity" or not rows or any(column.metric in row["metrics"] for row in rows)
 
 
 def _documents(column: Column, keys: tuple[Key, ...], rows: list[dict[str, Any]]) -> Documents:

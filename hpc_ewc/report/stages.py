@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -142,7 +143,7 @@ def explain(root: RunDir, folder: StageDir, stage: Mapping[str, Any]) -> str:
             return f"{what} failed: {first_line(failed['error'])}"
         if not before.done.is_file() and what != "evaluation":
             return f"{what} is not finished{_how_far(before)}"
-    return f"not evaluated yet{_how_far(folder)}"
+    return "not evaluated yet"
 
 
 def _how_far(folder: StageDir) -> str:
@@ -161,20 +162,21 @@ def first_line(text: str) -> str:
 # ---------------------------------------------------------------------------------------------- not asked for
 
 
-def is_asked(trained: Trained, experiment: Experiment) -> bool:
-    """The experiment, as it was last submitted, has a point of the grid that this training is.
+class Asked:
+    """The trainings that an experiment, as it was last submitted, asks for: the points of its grid.
 
     Compared are the fields that identify a training; what its files held is in its key, which only `submit` computes.
     """
-    if trained.config is None:
-        return True
-    mine = _identity(trained.config)
-    return any(_identity(point.experiment) == mine for point in sweep.expand(experiment))
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.points = {_identity(point.experiment) for point in sweep.expand(experiment)}
+
+    def has(self, trained: Trained) -> bool:
+        """One whose configuration cannot be read is given the benefit of the doubt."""
+        return trained.config is None or _identity(trained.config) in self.points
 
 
 def _identity(experiment: Experiment) -> tuple[Any, ...]:
-    import dataclasses
-
     parts = (experiment.model, experiment.data, experiment.fisher, experiment.ewc, experiment.train)
     paths = {"path", "files", "source"}  # made absolute, or resolved, on the way to the job
     return tuple(

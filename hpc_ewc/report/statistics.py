@@ -63,11 +63,11 @@ def ratio(numerator: Array, denominator: Array | None = None, clusters: Index | 
 
 
 def mean_of(parts: Sequence[Moments]) -> Moments:
-    """The mean of independent estimates, with Satterthwaite's degrees of freedom."""
+    """The mean of independent estimates; degrees of freedom by Satterthwaite, the fewest where none has an error."""
     count = len(parts)
     variances = np.array([part.stderr**2 for part in parts]) / count**2
-    value = sum(part.value for part in parts) / count
-    return Moments(value, math.sqrt(float(variances.sum())), satterthwaite(variances, [part.df for part in parts]))
+    value, total, dfs = sum(part.value for part in parts) / count, float(variances.sum()), [part.df for part in parts]
+    return Moments(value, math.sqrt(total), min(dfs) if total == 0 else satterthwaite(variances, dfs))
 
 
 def satterthwaite(variances: Sequence[float] | Array, dfs: Sequence[float]) -> float:
@@ -125,15 +125,22 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def minimum_detectable(stderr: float, n: int, *, binary: bool, alpha: float = 0.05, power: float = POWER) -> float:
+def minimum_detectable(
+    stderr: float, n: int, *, binary: bool, alpha: float = 0.05, power: float = POWER
+) -> float | None:
     """The smallest true difference that this comparison would have found with probability `power` at level `alpha`.
 
     (z_{1−α/2} + z_power) · standard error: 2.80 of them. For paired 0/1 outcomes never less than the difference at
-    which McNemar's exact test can reject at all: 6 of n documents, since 2·2⁻⁵ > 0.05 ≥ 2·2⁻⁶.
+    which McNemar's exact test can reject at all: 6 of n documents, since 2·2⁻⁵ > 0.05 ≥ 2·2⁻⁶. None where no standard
+    error says it: from one draw, or where all scores are the same.
     """
     normal = _normal_quantile
     size = (normal(1 - alpha / 2) + normal(power)) * stderr
-    return min(1.0, max(size, math.ceil(1 - math.log2(alpha)) / n)) if binary else size
+    if math.isnan(size):
+        return None
+    if binary:
+        return min(1.0, max(size, math.ceil(1 - math.log2(alpha)) / n))
+    return size or None
 
 
 @cache

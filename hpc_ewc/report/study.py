@@ -11,8 +11,8 @@ from functools import cached_property
 from typing import Any
 
 from hpc_ewc import suites, sweep
-from hpc_ewc.report.collect import SETTINGS, Collection, Problem
-from hpc_ewc.report.stages import Missing, Stages, Trained, is_asked
+from hpc_ewc.report.collect import OPTIONAL, SETTINGS, Collection, Problem
+from hpc_ewc.report.stages import Asked, Missing, Stages, Trained
 
 SOURCE_LANGUAGE = "en"
 """What the base model speaks, and may forget."""
@@ -53,7 +53,7 @@ class Run:
     def setting(self) -> tuple[Any, ...]:
         """What it shares with its repetitions under other seeds."""
         if self.is_base or self.strength is None:
-            return (self.source, self.name, self.step)
+            return (self.source, self.name, self.step, self.model_hash)
         return (self.source, self.strength, self.others, self.fraction)
 
 
@@ -73,7 +73,6 @@ class Column:
     kind: str = field(compare=False)
     """share: in [0, 1], enters the means; perplexity, of one text; judged: of each run's own answers; number: else."""
     chance: float | None = field(compare=False)
-    cloze: bool = field(compare=False)
     label: str = field(compare=False, default="")
 
     def __hash__(self) -> int:
@@ -116,12 +115,6 @@ class Study:
         """The primary result of a run in a column."""
         record = self.records.get((run, column))
         return None if record is None else primary(record)
-
-    def metric(self, run: Run, column: Column, metric: str) -> dict[str, Any] | None:
-        """Another result of the same record, over the whole cell."""
-        record = self.records.get((run, column))
-        results = () if record is None else record["results"]
-        return next((r for r in results if r["metric"] == metric and r.get("subset", "") == ""), None)
 
     @cached_property
     def of_column(self) -> dict[Column, list[dict[str, Any]]]:
@@ -171,7 +164,8 @@ def build_study(collection: Collection, stages: Stages) -> Study:
     experiments = list(stages.experiments.values())
     target = next((e.data.language for e in experiments if e.data.language != SOURCE_LANGUAGE), "")
     good = [record for record in collection.records if record["status"] == "ok" and primary(record) is not None]
-    good = _asked(good, stages, problems)
+    asked = _asked_runs(stages)
+    good = _asked(good, stages, asked, problems)
     target = target or next((r["language"] for r in good if r["language"] not in (SOURCE_LANGUAGE, "und")), "lt")
     run_of = _runs(good, stages)
     column_of = _columns(good, target)
@@ -191,7 +185,7 @@ def build_study(collection: Collection, stages: Stages) -> Study:
         bases=_bases(runs),
         target=target,
         stages=stages,
-        missing=stages.missing,
+        missing=[cell for cell in stages.missing if asked.get((cell.source, cell.run), True)],
         problems=problems,
         illustration=bool(good) and all(record.get("model") == "miniature" for record in good),
     )
@@ -200,25 +194,29 @@ def build_study(collection: Collection, stages: Stages) -> Study:
 # ---------------------------------------------------------------------------------------------- runs
 
 
-def _asked(good: list[dict[str, Any]], stages: Stages, problems: list[Problem]) -> list[dict[str, Any]]:
+def _asked(
+    good: list[dict[str, Any]], stages: Stages, asked: Mapping[tuple[str, str], bool], problems: list[Problem]
+) -> list[dict[str, Any]]:
     """Without the records that the experiment, as last submitted, does not ask for; these are listed."""
     dropped: dict[tuple[str, str], list[str]] = defaultdict(list)
-    asked: dict[tuple[str, str], bool] = {}
     kept = []
     for record in good:
         at = record["source"], record["run"]
-        if at not in asked:
-            experiment, trained = stages.experiments.get(at[0]), stages.trained.get(at)
-            asked[at] = experiment is None or trained is None or is_asked(trained, experiment)
         expected = stages.expected.get(at)
-        if asked[at] and (expected is None or (float(record["fraction"]), record["cell"]) in expected):
+        if asked.get(at, True) and (expected is None or (float(record["fraction"]), record["cell"]) in expected):
             kept.append(record)
         else:
             dropped[at].append(record["cell"])
     for (source, run), cells in sorted(dropped.items()):
-        what = ", ".join(sorted(set(cells))) if asked[source, run] else f"{len(cells)} records of a run"
+        what = ", ".join(sorted(set(cells))) if asked.get((source, run), True) else f"{len(cells)} records of a run"
         problems.append(Problem(f"{source}/evaluate/{run}", f"{what}: experiment.toml no longer asks for it"))
     return kept
+
+
+def _asked_runs(stages: Stages) -> dict[tuple[str, str], bool]:
+    """Of every training whose experiment is known, whether that still asks for it."""
+    asked = {source: Asked(experiment) for source, experiment in stages.experiments.items()}
+    return {at: asked[at[0]].has(trained) for at, trained in stages.trained.items() if at[0] in asked}
 
 
 def _runs(good: Iterable[dict[str, Any]], stages: Stages) -> dict[str, Run]:
@@ -270,7 +268,14 @@ def _bases(runs: Iterable[Run]) -> dict[Run, Run]:
 
 def _columns(good: Iterable[dict[str, Any]], target: str) -> dict[str, Column]:
     """The column of each record, by where the record is; labels tell columns of one task apart."""
-    raw = {record["where"]: _column(record, target) for record in good}
+    good = list(good)
+    # lm-eval gives some tasks' f1 in per cent
+    beyond = {
+        (record["task"], found["metric"])
+        for record in good
+        if (found := primary(record)) is not None and not 0 <= found["value"] <= 1
+    }
+    raw = {record["where"]: _column(record, target, beyond) for record in good}
     alike: dict[tuple[str, str, str], set[Column]] = defaultdict(set)
     for column in raw.values():
         alike[column.language, column.task, column.variant].add(column)
@@ -278,25 +283,26 @@ def _columns(good: Iterable[dict[str, Any]], target: str) -> dict[str, Column]:
     return {where: labelled[column] for where, column in raw.items()}
 
 
-def _column(record: Mapping[str, Any], target: str) -> Column:
+def _kind(task: str, metric: str, beyond: set[tuple[str, str]]) -> str:
+    """Of a column; `beyond`: the (task, metric)s with a value that is no share."""
+    if task == suites.JUDGED:
+        return "judged"
+    if metric in SHARES and (task, metric) not in beyond:
+        return "share"
+    return "perplexity" if metric in (*PERPLEXITIES, "bits_per_byte") else "number"
+
+
+def _column(record: Mapping[str, Any], target: str, beyond: set[tuple[str, str]]) -> Column:
     result = primary(record)
     assert result is not None
     known = suites.TASKS.get(record["task"])
     metric = result["metric"]
-    kind = (
-        "judged"
-        if record["task"] == suites.JUDGED
-        else "share"
-        if metric in SHARES
-        else "perplexity"
-        if metric in (*PERPLEXITIES, "bits_per_byte")
-        else "number"
-    )
+    kind = _kind(record["task"], metric, beyond)
     language = record["language"]
     first = [SOURCE_LANGUAGE, target]
     rank = first.index(language) if language in first else len(first)
     place = list(suites.TASKS).index(record["task"]) if known else len(suites.TASKS)
-    settings = tuple(_plain(record.get(name)) for name in SETTINGS)
+    settings = tuple(_setting(record, name) for name in SETTINGS)
     order = (rank, language, kind != "share", place, record["task"], record["variant"], repr(settings))
     return Column(
         order=order,
@@ -309,8 +315,13 @@ def _column(record: Mapping[str, Any], target: str) -> Column:
         higher_is_better=bool(result.get("higher_is_better", True)),
         kind=kind,
         chance=record.get("chance", known.chance if known else None),
-        cloze=bool(record.get("cloze", False)),
     )
+
+
+def _setting(record: Mapping[str, Any], name: str) -> Any:
+    """One of SETTINGS; of those that a record may leave out, what is not set is None however it is written."""
+    value = _plain(record.get(name))
+    return None if name in OPTIONAL and not value else value
 
 
 def _label(column: Column, group: set[Column]) -> str:

@@ -162,7 +162,8 @@ def differences(build: Builder, language: str) -> Table | None:
         table.rows.append(row)
     detectable = [_largest([build.lines.difference(line, c) for line in rows]) for c in columns]
     detectable += [_largest([build.lines.mean_difference(line, m) for line in rows]) for m in shown]
-    cells = [Cell(NOTHING if d is None else percent(d), d) for d in detectable]
+    written = [*map(text_of, columns), *[percent] * len(shown)]
+    cells = [Cell(NOTHING if d is None else text(d), d) for d, text in zip(detectable, written, strict=True)]
     table.foot.append(build.foot("seen from", cells))
     table.legend.append(
         f"± standard error of the difference, {how_paired(build, rows, columns)}. *: p < .05 after Holm's correction "
@@ -247,7 +248,7 @@ def settings_notes(build: Builder, columns: list[Column]) -> list[str]:
             facts.append(f"only the first {column.setting('limit')}")
         if column in build.analysis.clustered:
             facts.append(f"{build.analysis.clustered[column]:,} passages")
-        if column.cloze:
+        if column.setting("cloze"):
             facts.append("cloze")
         facts += _circumstances(build, column)
         parts.append(f"{plain_name(column)} ({', '.join(facts)})")
@@ -256,12 +257,16 @@ def settings_notes(build: Builder, columns: list[Column]) -> list[str]:
 
 
 def _circumstances(build: Builder, column: Column) -> list[str]:
-    """What may have changed a score without being asked for: prompts that were cut, batches of several sizes."""
+    """What may have changed a score without being asked for: prompts that were cut, batches and kernels of several
+    kinds.
+    """
     records = build.study.of_column[column]
     cut = max((record.get("truncated") or 0 for record in records), default=0)
     sizes = sorted({record["batch_size"] for record in records if isinstance(record.get("batch_size"), int)})
+    kernels = sorted({str(record["attention"]) for record in records if record.get("attention")})
     facts = [f"up to {cut} prompts cut to fit"] if cut else []
-    return [*facts, *([f"batch sizes {', '.join(map(str, sizes))}"] if len(sizes) > 1 else [])]
+    facts += [f"batch sizes {', '.join(map(str, sizes))}"] if len(sizes) > 1 else []
+    return [*facts, *([f"attention {', '.join(kernels)}"] if len(kernels) > 1 else [])]
 
 
 def mean_notes(build: Builder, language: str, shown: list[Mean]) -> list[str]:
@@ -275,7 +280,7 @@ def mean_notes(build: Builder, language: str, shown: list[Mean]) -> list[str]:
 
 
 def _largest(each: list[Difference | None]) -> float | None:
-    known = [d.detectable for d in each if d is not None and d.detectable is not None and not math.isnan(d.detectable)]
+    known = [d.detectable for d in each if d is not None and d.detectable is not None]
     return max(known) if known else None
 
 

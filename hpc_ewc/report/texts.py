@@ -82,13 +82,13 @@ def texts(build: Builder) -> Table | None:
     table.heads += [Head(bits_head(column).removeprefix("bits/byte ")) for column in columns]
     for line in rows:
         table.rows.append([*build.labelled(line), *(_change(build, line, column) for column in columns)])
-    base = next((line for line in build.lines.lines if line.first.is_base), None)
-    if base is not None:
+    for base in build.lines.bases:
         values = [value_cell(build.lines.value(base, column, "bits_per_byte"), bits) for column in columns]
-        table.foot.append(build.foot("base", values))
+        table.foot.append(build.foot(build.lines.name(base), values))
+    how = "of documents and seeds" if build.lines.repeated else "by paired bootstrap of the documents"
     table.notes.append(
-        "Below 0 is better. ± standard error of the difference by paired bootstrap of the documents; *: p < .05 after "
-        "Holm's correction over every run × primary metric. Last row: the base's own bits per byte."
+        f"Below 0 is better. ± standard error of the difference {how}; *: p < .05 after Holm's correction over every "
+        "run × primary metric. Last row: the base's own bits per byte."
     )
     sizes = [
         f"{h.text}: n={_documents(build, c):,}" for h, c in zip(table.heads[len(build.labels) :], columns, strict=True)

@@ -103,16 +103,9 @@ def _worst(build: Builder, line: Line) -> list[Cell]:
 
 
 def _relative(build: Builder, line: Line, column: Column) -> Cell:
-    """Bits per byte against the base, in per cent: of the same texts, so the error is that of the difference."""
+    """Bits per byte against the base, in per cent of it."""
     difference = build.lines.other_difference(line, column, "bits_per_byte")
-    base = _base_bits(build, column)
-    if difference is None or base is None:
+    if difference is None or difference.relative is None:
         return Cell(NOTHING)
-    value, stderr = 100 * difference.value / base, 100 * difference.stderr / base
+    value, stderr = 100 * difference.relative, 100 * difference.relative_stderr
     return Cell(number(value, stderr, sign=True), value, brief=f"n={difference.n}")
-
-
-def _base_bits(build: Builder, column: Column) -> float | None:
-    base = next((line for line in build.lines.lines if line.first.is_base), None)
-    estimate = None if base is None else build.lines.value(base, column, "bits_per_byte")[0]
-    return None if estimate is None else estimate.value

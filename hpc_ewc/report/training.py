@@ -131,7 +131,8 @@ def cost_table(build: Builder) -> Table | None:
         totals = [total + (value or 0.0) for total, value in zip(totals, taken, strict=True)]
     table.foot.append(build.foot("sum", [Cell(""), Cell(""), Cell(""), *_taken(totals)]))
     table.notes.append(
-        "Time of the job's own clock, without waiting in a queue; GPU-h: times the GPUs of the job, 0 on CPUs."
+        "Time of a training's steps and of an evaluation's cells: without queue, loading, and steps that were made "
+        "twice. GPU-h: times the GPUs of the job, 0 on CPUs."
     )
     return _if_any(table, build)
 

@@ -12,13 +12,15 @@ from rich.console import Console
 
 from hpc_ewc.errors import InputError
 from hpc_ewc.report import compare, load_records
-from hpc_ewc.report.analysis import Analysis
-from hpc_ewc.report.choose import _pick, choose, sentence
+from hpc_ewc.report.analysis import Analysis, Estimate
+from hpc_ewc.report.choose import _pick, choice_table, choose, sentence
 from hpc_ewc.report.collect import collect
 from hpc_ewc.report.compare import print_comparison
 from hpc_ewc.report.criterion import judge
 from hpc_ewc.report.differences import analyse
 from hpc_ewc.report.lines import Lines
+from hpc_ewc.report.means import Mean
+from hpc_ewc.report.measure import gain
 from hpc_ewc.report.samples import SampleReader
 from hpc_ewc.report.stages import read_stages
 from hpc_ewc.report.study import build_study
@@ -230,3 +232,31 @@ def test_cells_of_one_side_alone_are_named(analysis: Analysis) -> None:
     comparison = compare(rows(analysis, None), fewer)
     assert comparison.only_one == ["mmlu (en)"]
     assert not any(mean.language == "en" for mean in comparison.means)
+
+
+def test_of_several_seeds_the_sentence_says_what_its_interval_lacks(tmp_path: Path) -> None:
+    root = tmp_path / "runs" / "x"
+    RunBuilder(root, strengths=(0.0, 1e4, 1e12), seeds=(0, 1), tasks=TASKS, n=60).build()
+    build = Builder(Lines(analysis_of(root)))
+    choice = choose(build)
+    assert choice is not None
+    assert choice.best is not None
+    assert sentence(build, choice).endswith("Intervals and resamples are of documents alone, not of seeds.")
+    table = choice_table(build, choice)
+    assert table is not None
+    assert table.notes[0].endswith("by bootstrap of documents, not of seeds.")
+
+
+def test_of_many_runs_that_guess_the_luckiest_is_not_above_chance(tmp_path: Path) -> None:
+    """2.5 errors above chance: told from it alone, not as the best of thirty."""
+    estimates = {30: False, 1: True}
+    for count, is_above in estimates.items():
+        root = tmp_path / f"{count}" / "x"
+        RunBuilder(root, strengths=tuple(10.0**i for i in range(count)), tasks=("arc_easy",), n=12).build(base=False)
+        analysis = analysis_of(root)
+        column = next(c for c in analysis.study.columns if c.cell == "arc_easy.lt")
+        for place, run in enumerate(analysis.study.runs):
+            analysis.values[run, column, "acc"] = Estimate(0.25 + (0.05 if place == 0 else 0.0), 0.02, 400)
+        found = gain(Builder(Lines(analysis)))
+        assert found is not None
+        assert isinstance(found.what, Mean) == is_above

@@ -10,7 +10,10 @@ import pytest
 from hpc_ewc.errors import InputError
 from hpc_ewc.report import load_records
 from hpc_ewc.report.collect import collect
+from hpc_ewc.report.differences import analyse
+from hpc_ewc.report.document import build_document
 from hpc_ewc.report.stages import read_stages
+from hpc_ewc.report.study import build_study
 from tests.unit.report_fixture import RunBuilder
 
 
@@ -137,3 +140,38 @@ def test_a_cell_that_could_not_start_is_explained_from_upstream(run: RunBuilder)
     assert why(run)["strength=1e+06 mmlu.en"] == "not evaluated yet"
     records.write_json(run.dir.evaluate(name).failed, {"schema": 1, "error": "killed\n", "traceback": "…"})
     assert why(run)["strength=1e+06 mmlu.en"] == "evaluation failed: killed"
+
+
+def test_of_two_attempts_the_one_that_has_a_value_is_taken(run: RunBuilder, tmp_path: Path) -> None:
+    """The same checkpoint, measured in two experiments: in the first that cell failed."""
+    import shutil
+
+    copy = tmp_path / "elsewhere" / "paper"
+    shutil.copytree(run.dir.root, copy)
+    path = run.dir.evaluate("base").cell(0, "mmlu.en")
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"status": "failed", "error": "OutOfMemoryError", "results": []}))
+    found = collect([run.dir.root, copy])
+    (taken,) = [record for record in found.records if record["run"] == "base" and record["cell"] == "mmlu.en"]
+    assert (taken["status"], taken["source"]) == ("ok", "elsewhere/paper")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("chance", "0.25", "'chance' is '0.25'"),
+        ("truncated", "3", "'truncated' is '3'"),
+        ("data_hash", {"a": 1}, "'data_hash' is"),
+        ("cloze", [], "'cloze' is"),
+        ("filter", None, "a result without a finite value"),
+        ("stderr", -0.1, "a result without a finite value"),
+    ],
+)
+def test_a_field_of_another_type_is_not_ours(run: RunBuilder, field: str, value: object, said: str) -> None:
+    path = run.dir.evaluate("base").cell(0, "arc_easy.en")
+    record = json.loads(path.read_text())
+    (record if field in record else record["results"][0])[field] = value
+    path.write_text(json.dumps(record))
+    found = collect([run.dir.root])
+    assert [said in problem.what for problem in found.problems] == [True]
+    build_document(analyse(build_study(found, read_stages(found)), resamples=100))

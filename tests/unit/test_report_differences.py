@@ -296,3 +296,37 @@ def test_copies_of_a_run_folder_change_nothing(tmp_path: Path) -> None:
     collection = collect([run.dir.root, tmp_path / "copy" / "paper"])
     twice = analyse(build_study(collection, read_stages(collection)))
     assert [d.p for d in twice.differences.values()] == [d.p for d in once.differences.values()]
+
+
+def test_texts_in_other_tokens_have_no_difference_a_token(tmp_path: Path) -> None:
+    """Two models compared whose tokenizers differ: the same bytes, a third more tokens."""
+    run = build(tmp_path, tasks=("arc_easy",))
+    name, cells = run.run_name(0.0, 0), {cell.name: cell for cell in run.cells()}
+    for cell in (cells["ppl_truthfulqa.en"], cells["ppl_heldout.en"]):
+        rows = run.rows(cell, 0.0, 0)
+        for row in rows:
+            row["tokens"] += 5
+        run.write(run.dir.evaluate(name), name, 40, 1.0, run.coordinates(0.0, 0), cell, rows)
+    analysis = analysis_of(run.dir.root)
+    for cell in ("ppl_truthfulqa.en", "ppl_heldout.en"):
+        place = at(analysis, 0.0, cell)
+        assert (*place, "perplexity") not in analysis.differences
+        assert (*place, "bits_per_byte") in analysis.differences
+        rows = scores(analysis, *place)
+        nats = sum(-row["loglikelihoods"][0] for row in rows)  # type: ignore[index]
+        own = math.exp(nats / sum(row["tokens"] for row in rows))  # type: ignore[misc]
+        value = analysis.values[*place, "perplexity"]
+        assert value.value == pytest.approx(own)
+        assert (value.low or 0) < own < (value.high or 0), "its interval is in its own tokens"
+    assert sum("different tokens, compare bits per byte" in part for part in analysis.left_out) == 2
+
+
+def test_texts_of_no_tokens_are_not_divided_by(tmp_path: Path) -> None:
+    run = build(tmp_path, tasks=("arc_easy",))
+    path = run.dir.evaluate(run.run_name(0.0, 0)).samples(40, "ppl_heldout.lt")
+    records.write_samples(path, [row | {"tokens": 0} for row in records.read_samples(path)])
+    analysis = analysis_of(run.dir.root)
+    assert [problem.what for problem in analysis.study.problems] == [
+        "a row lacks what samples must have (ValueError: a text of no tokens or bytes); remove it and its record"
+    ]
+    assert analysis.differences[*at(analysis, 0.0, "ppl_heldout.lt"), "bits_per_byte"].method == "unpaired"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -122,3 +123,59 @@ def test_a_training_that_overshot_is_named_before_the_tables(tmp_path: Path) -> 
     assert said.startswith("Overshot, so not what their λ would do: λ = 1e6.")
     held = next(table for table in document.tables if table.key == "held")
     assert any(note.startswith("Overshot: λ = 1e6. Loss and penalty ended above") for note in held.notes)
+
+
+def rewritten(folder: Path, cell: str, *strengths: float, **changes: Any) -> Document:
+    """Records of one cell with other fields, at these λs."""
+    run = RunBuilder(folder / "runs" / "x", strengths=(0.0, 1e6), tasks=("arc_easy", "gsm8k"), n=12)
+    run.build()
+    for strength in strengths:
+        path = run.dir.evaluate(run.run_name(strength, 0)).cell(40, cell)
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return document_of(run.dir.root)
+
+
+@pytest.mark.parametrize(
+    ("changes", "label"),
+    [
+        ({"cloze": True}, "arc_easy cloze=True"),
+        ({"backend_args": "quantization=fp8"}, "arc_easy backend_args=quantization=fp8"),
+        ({"max_gen_toks": 32}, "arc_easy max_gen_toks=32"),
+        ({"max_gen_toks": None, "backend_args": ""}, "arc_easy"),
+    ],
+)
+def test_another_wording_or_engine_is_another_column(tmp_path: Path, changes: dict[str, Any], label: str) -> None:
+    document = rewritten(tmp_path, "arc_easy.en", 0.0, **changes)
+    labels = {column.label for column in document.build.study.columns if column.cell == "arc_easy.en"}
+    assert label in labels
+    assert len(labels) == (1 if label == "arc_easy" else 2)
+
+
+def test_several_versions_and_kernels_are_said(tmp_path: Path) -> None:
+    versions = {"hpc_ewc": "0.1.0", "lm_eval": "0.4.12", "torch": "2.13.0"}
+    document = rewritten(tmp_path, "arc_easy.en", 0.0, versions=versions, attention="flash_attention_2")
+    said = "Measured by several versions (lm_eval 0.4.12, 0.4.13): a difference between runs may be theirs."
+    assert said in document.leads
+    notes = next(table for table in document.tables if table.key == "accuracy.en").notes
+    assert "attention eager, flash_attention_2" in notes[0]
+
+
+def test_a_metric_that_is_no_share_is_neither_a_per_cent_nor_in_a_mean(tmp_path: Path) -> None:
+    run = RunBuilder(tmp_path / "runs" / "x", strengths=(0.0, 1e6), tasks=("arc_easy", "gsm8k"), n=12)
+    run.build()
+    for path in run.dir.root.rglob("gsm8k.en.json"):  # as some tasks of lm-eval give their f1
+        record = json.loads(path.read_text())
+        for result in record["results"]:
+            result |= {"metric": "f1", "value": 100 * result["value"], "stderr": 2.5}
+        path.write_text(json.dumps(record))
+    document = document_of(run.dir.root)
+    english = next(table for table in document.tables if table.key == "accuracy.en")
+    assert [head.text for head in english.heads] == ["λ", "ARC easy", "GSM8K"], "no mean over a per cent and a share"
+    f1 = next(c for c in document.build.study.columns if c.cell == "gsm8k.en")
+    value = document.build.lines.value(document.build.lines.lines[0], f1)[0]
+    assert value is not None
+    assert english.rows[0][2].text == f"{value.value:.1f}±2.5"
+    assert not document.build.study.problems, "its samples have no f1 of a single document, and are no less whole"
+    against = next(table for table in document.tables if table.key == "difference.en")
+    assert against.foot[0][2].text == "9.91", "2.80 errors of √2·2.5, in its own unit"
+    assert "unpaired where samples are missing" in against.legend[0]

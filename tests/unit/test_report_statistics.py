@@ -10,7 +10,10 @@ import pytest
 from scipy import stats
 
 from hpc_ewc.report import statistics
+from hpc_ewc.report.analysis import Estimate
 from hpc_ewc.report.columns import tied_with_best
+from hpc_ewc.report.lines import _over_seeds
+from hpc_ewc.report.pairs import unpaired
 from hpc_ewc.report.statistics import Moments
 
 
@@ -248,3 +251,31 @@ def test_no_error_no_p() -> None:
     assert statistics.student(same) == pytest.approx(stats.binomtest(6, 6).pvalue)
     assert math.isinf(statistics.satterthwaite([0.0, 0.0], [3, 4]))
     assert math.isnan(statistics.ratio(np.array([1.0])).stderr)
+
+
+def test_nothing_is_detectable_where_no_error_says_it() -> None:
+    assert statistics.minimum_detectable(math.nan, 1, binary=True) is None
+    assert statistics.minimum_detectable(math.nan, 1, binary=False) is None
+    assert statistics.minimum_detectable(0.0, 20, binary=False) is None, "all scores the same: nothing was measured"
+
+
+@pytest.mark.parametrize(("n", "p"), [(2, 0.5), (5, 0.0625), (8, 0.0078125)])
+def test_all_against_none_without_pairs_says_no_more_than_so_many_draws(n: int, p: float) -> None:
+    difference = unpaired(Estimate(1.0, 0.0, n), Estimate(0.0, 0.0, n), is_bits=False)
+    assert difference.p == pytest.approx(p)
+
+
+def test_two_values_without_pairs_are_welchs_test() -> None:
+    rng = np.random.default_rng(15)
+    one, other = rng.normal(0.4, 1.0, 12), rng.normal(0.0, 2.0, 30)
+    values = [Estimate(float(x.mean()), float(stats.sem(x)), len(x)) for x in (one, other)]
+    difference = unpaired(*values, is_bits=False)
+    assert difference.p == pytest.approx(stats.ttest_ind(one, other, equal_var=False).pvalue)
+    assert unpaired(Estimate(1.0, None, 1), values[1], is_bits=False).p is None
+
+
+def test_a_mean_without_any_error_says_no_more_than_its_smallest_task() -> None:
+    """All of 3 and all of 5 documents changed alike: no t, and no certainty either."""
+    mean = statistics.mean_of([Moments(1.0, 0.0, 2), Moments(1.0, 0.0, 4)])
+    assert statistics.student(mean) == pytest.approx(2 * 0.5**3)
+    assert _over_seeds([1.0, 1.0], [0.0, 0.0]).df == 1

@@ -297,3 +297,28 @@ def test_what_may_have_changed_a_score_is_said(tmp_path: Path) -> None:
     rewrite(run, 0.0, "mmlu.en", lambda record: record.update(batch_size=8, truncated=3))
     notes = " ".join(table(document_of(run.dir.root), "accuracy.en").notes)
     assert "MMLU (n=12, 5 shots, up to 3 prompts cut to fit, batch sizes 8, 16)" in notes
+
+
+def test_a_mean_under_each_of_two_limits_however_many_tasks(tmp_path: Path) -> None:
+    """Seven tasks under two limits can be put together in 128 ways, of which two are means."""
+    from tests.unit.report_fixture import TASKS
+
+    run = make(tmp_path, strengths=(0.0,), tasks=TASKS)
+    run.build()
+    for cell in (cell for cell in run.cells() if cell.language == "en"):
+        rewrite(run, 0.0, cell.name, lambda record: record.update(limit=12))
+    means = [mean for mean in document_of(run.dir.root).build.analysis.means if mean.language == "en"]
+    assert [{column.setting("limit") for column in mean.columns} for mean in means] == [{12}, {None}]
+
+
+def test_what_a_run_lacks_that_is_no_longer_asked_for_is_not_missing(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    run = make(tmp_path)
+    run.build()
+    for strength in (0.0, 1e6):
+        run.dir.evaluate(run.run_name(strength, 0)).cell(40, "mmlu.en").unlink()
+    records.write_text(run.dir.experiment_toml, render_toml(replace(run.experiment(), grid={"ewc.strength": (1e6,)})))
+    assert [(cell.run.split("-")[0], cell.cell) for cell in study_of(run.dir.root).missing] == [
+        ("strength=1e+06", "mmlu.en")
+    ]

@@ -31,7 +31,8 @@ def captions(document: Document, overlay: bool) -> dict[str, str]:
     label = "An illustration with the miniature model. " if build.study.illustration else ""
     tradeoff = f"{label}{old} kept against {new} learnt: {_measured(build)}. Joined: the front."
     if choice is not None:
-        tradeoff += f" Shaded: more than {points_text(choice.max_loss)} of {old} lost."
+        if len(build.lines.bases) == 1:
+            tradeoff += f" Shaded: more than {points_text(choice.max_loss)} of {old} lost."
         if choice.best is not None:
             tradeoff += (
                 f" Ringed: {build.lines.name(choice.best.line)}, the largest gain among the runs outside the shade, on "

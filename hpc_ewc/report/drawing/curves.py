@@ -91,9 +91,7 @@ def draw_curve(axes: Axes, build: Builder, curve: Curve, x: StrengthAxis) -> Non
             label=curve.label if number == 0 else None,
             zorder=4,
         )
-    base = next((line for line in build.lines.lines if line.first.is_base), None)
-    value = None if base is None else curve.values(base)
-    if value is not None:
+    for value in filter(None, map(curve.values, build.lines.bases)):
         axes.axhline(curve.scale * value.value, color=style.colour, linewidth=0.9, linestyle=(0, (1, 1.5)), zorder=2)
         if value.stderr:
             low, high = value.value - value.stderr, value.value + value.stderr
@@ -258,7 +256,7 @@ def _legend(figure: Figure, build: Builder, panels: Sequence[Axes], paper: bool,
     each = [zip(*axes.get_legend_handles_labels(), strict=True) for axes in panels]
     known = {label: handle for pairs in each for handle, label in pairs}
     handles, labels = list(known.values()), list(known)
-    if any(line.first.is_base for line in build.lines.lines):
+    if build.lines.bases:
         handles.append(Line2D([], [], color=INK, linewidth=0.9, linestyle=(0, (1, 1.5))))
         labels.append("base model")
     if chance:

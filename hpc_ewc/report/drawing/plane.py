@@ -158,11 +158,11 @@ def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
 
 
 def _shade(axes: Axes, choice: Choice, points: dict[Line, tuple[float, float, float, float]]) -> None:
-    """Where more is lost than the rule allows."""
-    base = next((line for line in points if line.first.is_base), None)
-    if base is None:
+    """Where more is lost than the rule allows; of several base models there is no one such place."""
+    bases = [line for line in points if line.first.is_base]
+    if len(bases) != 1:
         return
-    limit = points[base][0] - 100 * choice.max_loss
+    limit = points[bases[0]][0] - 100 * choice.max_loss
     low, high = axes.get_xlim()
     low = min(low, limit - 0.05 * (high - low))
     axes.axvspan(low - 100, limit, color="#000000", alpha=0.05, linewidth=0, zorder=0)
@@ -182,7 +182,7 @@ def _ring(
     for place, lines in enumerate(settings if len(settings) > 1 else ()):
         look_of = {"color": look(place).colour, "marker": GROUP_MARKERS[place] or "o", "linestyle": "none"}
         handles.append(Line2D([], [], label=plain(build.lines.setting(lines[0])), **look_of))  # type: ignore[arg-type]
-    if choice is not None and any(line.first.is_base for line in points):
+    if choice is not None and sum(line.first.is_base for line in points) == 1:
         handles.append(Patch(color="#000000", alpha=0.08, linewidth=0))
         handles[-1].set_label(f"loses more than {points_text(choice.max_loss)}")
     if choice is not None and choice.best is not None and choice.best.line in points:
