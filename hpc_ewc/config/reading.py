@@ -7,6 +7,7 @@ and the nearest name.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import re
 import tomllib
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc_ewc.config.fields import option_docs
-from hpc_ewc.config.keys import GRID_SECTIONS, LANGUAGE, SECTIONS, STAGES, Experiment, Resources
+from hpc_ewc.config.keys import GRID_SECTIONS, LANGUAGE, SECTIONS, STAGES, Experiment, Resources, replace_at
 from hpc_ewc.errors import ConfigError, did_you_mean
 
 INTEGER_BITS = 63
@@ -79,7 +80,8 @@ def build_experiment(table: Mapping[str, Any], where: str) -> Experiment:
     resources = build_resources(table.get("resources", {}), where)
     grid = _build_grid(table.get("grid", {}), where)
     experiment = Experiment(**parts, grid=grid, resources=resources)
-    _check_together(experiment, where)
+    for values in itertools.product(*grid.values()):
+        _check_point(replace_at(experiment, dict(zip(grid, values, strict=True))), where)
     return experiment
 
 
@@ -182,11 +184,10 @@ def _build_grid(table: Mapping[str, Any], where: str) -> dict[str, tuple[Any, ..
     return grid
 
 
-def _check_together(experiment: Experiment, where: str) -> None:
-    """What no single field can say. ConfigError names the keys that disagree."""
-    train, data, fisher = experiment.train, experiment.data, experiment.fisher
-    lengths = [name for name in ("steps", "epochs") if getattr(train, name) or f"train.{name}" in experiment.grid]
-    if len(lengths) > 1:
+def _check_point(experiment: Experiment, where: str) -> None:
+    """What no single field can say, of one point of the grid. ConfigError names the keys that disagree."""
+    train, data, fisher, ewc = experiment.train, experiment.data, experiment.fisher, experiment.ewc
+    if train.steps is not None and train.epochs is not None:
         raise ConfigError(f"{where}: train.steps and train.epochs are both set; keep one of the two")
     if not re.fullmatch(r"final|all|every [1-9][0-9]*", experiment.evaluate.checkpoints):
         raise ConfigError(
@@ -196,14 +197,13 @@ def _check_together(experiment: Experiment, where: str) -> None:
         raise ConfigError(f"{where}: evaluate.prompts = []: name at least one of core, native")
     if not LANGUAGE.fullmatch(data.language):
         raise ConfigError(f"{where}: data.language = {data.language!r}: must be small letters, such as lt")
-    for exports in (train.export_at, *experiment.grid.get("train.export_at", ())):
-        if not exports or exports[-1] != 1.0 or list(exports) != sorted(set(exports)):
-            raise ConfigError(f"{where}: train.export_at = {list(exports)}: must rise and end in 1.0")
+    exports = list(train.export_at)
+    if not exports or exports[-1] != 1.0 or exports != sorted(set(exports)):
+        raise ConfigError(f"{where}: train.export_at = {exports}: must rise and end in 1.0")
     for name, part in (("data", data), ("fisher", fisher)):
         if (part.source == "files") != bool(part.files):
             raise ConfigError(f'{where}: {name}.files and {name}.source = "files" go together; set both or neither')
-    modes = {experiment.ewc.mode, *experiment.grid.get("ewc.mode", ())}
-    if experiment.ewc.update == "one_pass" and "proximal" in modes:
+    if ewc.update == "one_pass" and ewc.mode == "proximal":
         raise ConfigError(f'{where}: ewc.update = "one_pass": only with ewc.mode = "gradient"; take "auto"')
     if fisher.labels == "gold" and fisher.samples != 1:
         raise ConfigError(f'{where}: fisher.samples = {fisher.samples}: only with fisher.labels = "sampled"')

@@ -59,7 +59,13 @@ MISTAKES = [
     (SMALLEST + '[ewc]\nmode = "proximal"\nupdate = "one_pass"\n', 'only with ewc.mode = "gradient"; take "auto"'),
     (SMALLEST + '[ewc]\nupdate = "one_pass"\n[grid]\newc.mode = ["gradient", "proximal"]\n', "ewc.update = .one_pass"),
     (SMALLEST + "[fisher]\nsamples = 2\n", 'only with fisher.labels = "sampled"'),
+    (
+        SMALLEST + '[fisher]\nsamples = 4\n[grid]\nfisher.labels = ["sampled", "gold"]\n',
+        "fisher.samples = 4: only with",
+    ),
+    (SMALLEST + "[grid]\nfisher.samples = [1, 4]\n", "fisher.samples = 4: only with"),
     (SMALLEST + "[fisher]\nsource = 'files'\n", "fisher.files and fisher.source"),
+    (SMALLEST + '[grid]\ndata.source = ["miniature", "files"]\n', "data.files and data.source"),
     ("[model]\npath = 'a\\tb'\n".replace("'", '"'), "must not hold control characters"),
     (SMALLEST + "[grid]\newc.lambda = [1]\n", "grid over unknown key 'ewc.lambda'"),
     (SMALLEST + "[grid]\nevaluate.limit = [1]\n", "grid over unknown table 'grid.evaluate'"),
@@ -83,6 +89,13 @@ def test_a_mistake_is_named_with_file_key_value_and_fix(tmp_path: Path, text: st
         load_experiment(path)
     assert str(caught.value).startswith(str(path))
     assert "\n" not in str(caught.value)
+
+
+def test_keys_must_agree_at_each_point_of_the_grid_not_before(tmp_path: Path) -> None:
+    files = SMALLEST.replace('source = "miniature"', 'source = "files"')
+    grid = '[grid]\ndata.files = [["a.jsonl"], ["b.jsonl"]]\nfisher.labels = ["sampled"]\n'
+    experiment = load_experiment(write(tmp_path, files + "[fisher]\nsamples = 4\n" + grid))
+    assert experiment.data.files == () and experiment.grid["data.files"] == (("a.jsonl",), ("b.jsonl",))
 
 
 def test_a_missing_or_unreadable_file_is_named(tmp_path: Path) -> None:
