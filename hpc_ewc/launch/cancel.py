@@ -11,13 +11,15 @@ import signal
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from hpc_ewc import rundir
 from hpc_ewc.errors import SubmitError
 from hpc_ewc.launch import scheduler
 from hpc_ewc.launch.graph import REPORT
-from hpc_ewc.launch.ledger import Job, Ledger, lock_holder
+from hpc_ewc.launch.ledger import Job, Ledger
+from hpc_ewc.launch.lock import lock_holder
 from hpc_ewc.launch.pick import pick
 from hpc_ewc.launch.process import send
 from hpc_ewc.launch.scheduler import SlurmJob
@@ -130,9 +132,10 @@ def wait_for_jobs(root: RunDir, running: Sequence[SlurmJob], limit_s: float = SA
         left = [job for job in left if read_outcome(rundir.exit_file(root.job(job.job_id), job.restarts)) is None]
         if left and time.monotonic() - asked_at > ASK_EVERY_S:
             asked_at = time.monotonic()
-            known = scheduler.look_up({job.main_id for job in left})
-            ended = {job.job_id for jobs in known.values() for job in jobs if job.ended}
-            left = [job for job in left if job.job_id not in ended]
+            with suppress(scheduler.SchedulerError):  # jobs that save say so themselves; it is asked again
+                known = scheduler.look_up({job.main_id for job in left})
+                ended = {job.job_id for jobs in known.values() for job in jobs if job.ended}
+                left = [job for job in left if job.job_id not in ended]
     return left
 
 

@@ -13,7 +13,8 @@ from hpc_ewc.errors import ConfigError, SubmitError
 from hpc_ewc.launch import code
 from hpc_ewc.launch.build_graph import build_graph
 from hpc_ewc.launch.graph import REPORT, Graph, gpu_hours
-from hpc_ewc.launch.ledger import Ledger, submit_lock
+from hpc_ewc.launch.ledger import Ledger
+from hpc_ewc.launch.lock import submit_lock
 from hpc_ewc.launch.miniature import prepare_miniature, uses_miniature
 from hpc_ewc.launch.plan import Plan, Request, check_places, fingerprint, make_plan, run_folder, write_down
 from hpc_ewc.launch.profile import Profile

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hpc_ewc.errors import ConfigError
-from hpc_ewc.launch.ledger import History, Job, Ledger, lock_holder
+from hpc_ewc.launch.ledger import History, Job, Ledger
+from hpc_ewc.launch.lock import lock_holder
 from hpc_ewc.launch.process import Process
 from hpc_ewc.launch.scheduler import SchedulerError, SlurmJob, ask
 from hpc_ewc.launch.standing import Context, Standing

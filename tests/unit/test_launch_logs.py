@@ -335,6 +335,25 @@ def test_slurms_word_that_a_job_ended_is_enough(tmp_path: Path, monkeypatch: pyt
     assert wait_for_jobs(RunDir(tmp_path), [SlurmJob("5", "5", state="RUNNING")]) == []
 
 
+def test_slurm_that_does_not_answer_while_jobs_save_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(cancel_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(cancel_module.time, "sleep", lambda s: now.__setitem__(0, now[0] + 15))
+    answers: list[Any] = [AWAY, {"5": [SlurmJob("5", "5", state="CANCELLED")]}]
+
+    def look_up(ids: set[str]) -> Any:
+        answer = answers.pop(0)
+        if answer is AWAY:
+            raise AWAY
+        return answer
+
+    monkeypatch.setattr(scheduler, "look_up", look_up)
+    assert wait_for_jobs(RunDir(tmp_path), [SlurmJob("5", "5", state="RUNNING")]) == []
+    assert not answers
+
+
 def test_nothing_is_cancelled_while_slurm_does_not_answer(
     queued: RunDir, slurm: Slurm, cancelled: list[list[str]]
 ) -> None:
