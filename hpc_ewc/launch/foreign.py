@@ -8,7 +8,6 @@ what is there is not asked again.
 from __future__ import annotations
 
 import dataclasses
-import glob
 import re
 import shlex
 import sys
@@ -17,36 +16,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hpc_ewc import miniature, records, suites
+from hpc_ewc import records, suites
 from hpc_ewc.config import DataConfig, EvaluateConfig, Experiment, ModelConfig, build_section, render_toml
-from hpc_ewc.errors import ArtefactError, ConfigError, InputError
+from hpc_ewc.errors import ConfigError
 from hpc_ewc.launch.build_graph import Asked, build_evaluation, check_include
+from hpc_ewc.launch.checkpoints import Given, find_checkpoints
 from hpc_ewc.launch.graph import Graph
 from hpc_ewc.launch.miniature import MINIATURE
 from hpc_ewc.launch.plan import Request, run_folder
 from hpc_ewc.launch.profile import Profile
 from hpc_ewc.launch.profile_reading import load_profile
 from hpc_ewc.launch.resolve import Inputs, Resolver
-from hpc_ewc.launch.source_files import is_hub_id, local_path
+from hpc_ewc.launch.source_files import local_path
 from hpc_ewc.launch.submit import carry_out
-from hpc_ewc.model_folder import check_model
 from hpc_ewc.rundir import RunDir
-from hpc_ewc.sweep import BASE_RUN, plain_word
+from hpc_ewc.sweep import BASE_RUN
 
 WHERE = "hpc-ewc evaluate"
 MARK = "# Written by `hpc-ewc evaluate`: what its checkpoints are asked.\n"
 """First line of experiment.toml, by which the folder is known to be no experiment's."""
 NO_CORPUS = "none"
-FACTS: dict[str, type | tuple[type, ...]] = {
-    "run": str,
-    "step": int,
-    "fraction": (int, float),
-    "train_key": str,
-    "model_hash": str,
-    "base_hash": str,
-    "coordinates": dict,
-}
-"""Keys of hpc_ewc.json that are read here."""
 
 
 @dataclass(frozen=True)
@@ -58,36 +47,6 @@ class Options:
     dtype: str = "bfloat16"
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Keys of [evaluate]."""
-
-
-@dataclass(frozen=True)
-class Given:
-    """One checkpoint of the command line."""
-
-    name: str
-    """As it was given: `miniature`, a hub id with or without `@revision`, an absolute path."""
-    facts: dict[str, Any] | None = None
-    """Its hpc_ewc.json, if this project exported it."""
-
-    @property
-    def is_miniature(self) -> bool:
-        """Of the package's own small world, whose tokenizer no other model has: it is asked its own questions."""
-        if self.name == MINIATURE:
-            return True
-        theirs, ours = (folder / "tokenizer.json" for folder in (Path(self.name), miniature.model_dir()))
-        if not (theirs.is_file() and ours.is_file() and theirs.stat().st_size == ours.stat().st_size):
-            return False
-        return theirs.read_bytes() == ours.read_bytes()
-
-    @property
-    def model(self) -> ModelConfig:
-        path, _, revision = self.name.partition("@") if is_hub_id(self.name.partition("@")[0]) else (self.name, "", "")
-        return ModelConfig(path=path, revision=revision or None)
-
-    @property
-    def run(self) -> str:
-        """`<folder name>-<key of its path>`."""
-        return f"{plain_word(Path(self.model.path).name)[:100]}-{records.key_of(self.name)}"
 
 
 def evaluate(
@@ -165,78 +124,6 @@ def _pairs(text: str | None, flag: str, example: str) -> dict[str, str]:
 def _check_folder(root: RunDir) -> None:
     if root.experiment_toml.is_file() and not root.experiment_toml.read_text(encoding="utf-8").startswith(MARK):
         raise ConfigError(f"--name {root.name}: {root.root} is the run folder of an experiment; give another name")
-
-
-# ---------------------------------------------------------------------------------------------- which
-
-
-def find_checkpoints(names: Sequence[str]) -> list[Given]:
-    """The checkpoints that folders, globs and hub ids name, each once, whole as far as their files tell.
-
-    Raises:
-        InputError: some are not checkpoints, or not whole; all of them are listed.
-    """
-    if not names:
-        raise ConfigError("no checkpoint given; name folders, globs or hub ids, such as runs/x/train/*/exports/*")
-    found: dict[str, Given] = {}
-    wrong: list[str] = []
-    for name in names:
-        for path in _expand(name):
-            try:
-                found.setdefault(path, _look_at(path))
-            except (InputError, ArtefactError) as error:
-                wrong.append(str(error))
-    if wrong:
-        raise InputError("; ".join(wrong))
-    _check_distinct(list(found.values()))
-    return list(found.values())
-
-
-def _expand(name: str) -> list[str]:
-    """A hub id as it is, a folder as its absolute path, a glob as all that it matches."""
-    if name == MINIATURE:
-        return [name]
-    path = local_path(name)
-    if path.exists():
-        return [str(path)]
-    matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 - an absolute pattern
-    return matches or [name if is_hub_id(name.partition("@")[0]) else str(path)]
-
-
-def _look_at(name: str) -> Given:
-    if name == MINIATURE or not name.startswith("/"):
-        return Given(name)
-    folder = Path(name)
-    check_model(folder)
-    if not (folder / "hpc_ewc.json").is_file():
-        return Given(name)
-    _check_facts(facts := records.read_json(folder / "hpc_ewc.json"), folder / "hpc_ewc.json")
-    return Given(name, facts)
-
-
-def _check_facts(facts: dict[str, Any], path: Path) -> None:
-    """Raise ArtefactError unless these are an export's; `coordinates` may be absent."""
-    facts.setdefault("coordinates", {})
-    wrong = [key for key, kind in FACTS.items() if not isinstance(facts.get(key), kind)]
-    if wrong:
-        raise ArtefactError(f"{path}: lacks {', '.join(wrong)}; not ours, or half-written")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+=,-]*", facts["run"]):  # it becomes the name of a folder
-        raise ArtefactError(f"{path}: run = {facts['run']!r}: not a name that submit gives; not ours")
-    if not 0 <= facts["fraction"] <= 1:
-        raise ArtefactError(f"{path}: fraction = {facts['fraction']!r}: allowed is 0 to 1; not ours")
-
-
-def _check_distinct(given: Sequence[Given]) -> None:
-    """Two copies of one export would write one record."""
-    known: dict[tuple[str, float], str] = {}
-    for checkpoint in given:
-        if checkpoint.facts is not None:
-            at = str(checkpoint.facts["run"]), float(checkpoint.facts["fraction"])
-            if at in known:
-                raise ConfigError(
-                    f"{known[at]} and {checkpoint.name}: both say they are run {at[0]} at fraction {at[1]:g}; give one"
-                )
-            known[at] = checkpoint.name
 
 
 # ---------------------------------------------------------------------------------------------- what

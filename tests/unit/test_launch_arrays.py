@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from hpc_ewc import rundir
-from hpc_ewc.launch.foreign import Options, evaluate, find_checkpoints, read_settings
+from hpc_ewc.launch.checkpoints import find_checkpoints
+from hpc_ewc.launch.foreign import Options, evaluate, read_settings
 from hpc_ewc.launch.ledger import Ledger
 from hpc_ewc.launch.slurm_task import SlurmTask
 from hpc_ewc.rundir import RunDir
