@@ -197,3 +197,8 @@ def torchrun_log(logs: Path) -> Path:
 def rank_logs(job: Path) -> Path:
     """Where torchrun puts what its ranks print."""
     return job / "ranks"
+
+
+def node_logs(job: Path, restart: int, node: int) -> Path:
+    """The same of one node in one attempt, on Slurm."""
+    return rank_logs(job) / f"restart_{restart}" / f"node_{node}"

@@ -24,6 +24,16 @@ class Element:
     expected: tuple[str, ...] = ()
     """`<fraction>:<cell>` of an evaluation."""
 
+    @property
+    def worker(self) -> str:
+        """What its worker calls itself in progress/ and failed.json."""
+        return worker_name(self.name, self.expected)
+
+
+def worker_name(element: str, expected: Sequence[str]) -> str:
+    """Of an element: an evaluation's worker goes by its first cell, `1.0-mmlu.en`, whatever the deal was."""
+    return expected[0].replace(":", "-", 1) if expected else element
+
 
 @dataclass(frozen=True)
 class Node:

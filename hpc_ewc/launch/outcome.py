@@ -154,7 +154,7 @@ def explain(node: Node, element: Element, job: Path, restart: int, ended: Exit) 
         "error": error,
         "traceback": trace or printed,
         "rank": rank,
-        "element": element.name,
+        "element": element.worker,
         "node": socket.gethostname(),
         "job_id": job.name,
         "restart": restart,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from hpc_ewc import rundir
 from hpc_ewc.errors import StageError
 from hpc_ewc.launch import rendezvous
-from hpc_ewc.launch.slurm_job import SlurmAttempt
-from hpc_ewc.launch.slurm_node import in_container, node_folder
-from hpc_ewc.launch.slurm_task import SlurmTask
+from hpc_ewc.launch.slurm_node import in_container, node_environment, node_folder
+from hpc_ewc.launch.slurm_task import Here, SlurmTask
 from hpc_ewc.launch.torchrun import POLL_S, WorkerProcess
 
 PROBE = "hpc_ewc.worker.probe"
@@ -23,42 +24,40 @@ class ProbeTask(SlurmTask):
     nonce: str = ""
 
     def __call__(self) -> str:
-        return ProbeAttempt(self, self.nonce).run()
-
-
-class ProbeAttempt(SlurmAttempt):
-    """One node's part."""
-
-    def __init__(self, task: SlurmTask, nonce: str) -> None:
-        super().__init__(task)
-        self.nonce = nonce
-
-    def run(self) -> str:
         """Look, then sum one tensor over all ranks of all nodes.
 
         Raises:
-            StageError: one of them failed here.
+            StageError: one of them failed on this node.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with node_folder(self.task.scratch, f"{self.here.job_id}.{self.here.restart}") as scratch:
-            environment = self._environment(scratch)
-            arguments = ("-m", PROBE, "look", "--out", self.task.folder, "--nonce", self.nonce)
-            self._run_to_end("look", in_container(self.task, arguments), environment)
-            if self.task.nodes * self.task.nproc_per_node > 1:
-                with rendezvous.meet(self.here, self.folder, self.task.host_suffix) as meeting:
+        here = Here.read()
+        job = self.job(here.job_id)
+        job.mkdir(parents=True, exist_ok=True)
+        logs = rundir.node_logs(job, here.restart, here.node)
+        with node_folder(self.scratch, f"{here.job_id}.{here.restart}") as scratch:
+            environment = node_environment(self, here, rundir.stop_file(job, here.restart), scratch)
+            arguments = ("-m", PROBE, "look", "--out", self.folder, "--nonce", self.nonce)
+            run_to_end("look", in_container(self, arguments), environment, logs, here)
+            if self.nodes * self.nproc_per_node > 1:
+                with rendezvous.meet(here, job, self.host_suffix) as meeting:
                     if meeting is not None:
-                        self._run_to_end("all-reduce", self._all_reduce(meeting), environment)
+                        run_to_end("all-reduce", self._all_reduce(meeting), environment, logs, here)
         return "finished"
 
     def _all_reduce(self, meeting: Sequence[str]) -> tuple[str, ...]:
-        torchrun = ("-m", "torch.distributed.run", *meeting, f"--nproc-per-node={self.task.nproc_per_node}")
-        probe = ("-m", PROBE, "all-reduce", "--out", self.task.folder)
-        return in_container(self.task, (*torchrun, "--max-restarts=0", *probe))
+        torchrun = ("-m", "torch.distributed.run", *meeting, f"--nproc-per-node={self.nproc_per_node}")
+        probe = ("-m", PROBE, "all-reduce", "--out", self.folder)
+        return in_container(self, (*torchrun, "--max-restarts=0", *probe))
 
-    def _run_to_end(self, name: str, command: Sequence[str], environment: dict[str, str]) -> None:
-        logs = self._logs() / name / "0"
-        worker = WorkerProcess(command, environment, logs, torchrun=False)
-        while (status := worker.poll()) is None:
-            time.sleep(POLL_S)
-        if status:
-            raise StageError(f"{name} ended with status {status} on {self.here.hosts[self.here.node]}: see {logs}")
+
+def run_to_end(name: str, command: Sequence[str], environment: dict[str, str], logs: Path, here: Here) -> None:
+    """Wait for one worker of this node.
+
+    Raises:
+        StageError: it ended with another status than 0.
+    """
+    place = logs / name / "0"
+    worker = WorkerProcess(command, environment, place, torchrun=False)
+    while (status := worker.poll()) is None:
+        time.sleep(POLL_S)
+    if status:
+        raise StageError(f"{name} ended with status {status} on {here.hosts[here.node]}: see {place}")

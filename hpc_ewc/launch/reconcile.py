@@ -11,7 +11,7 @@ from hpc_ewc import records, rundir
 from hpc_ewc.errors import ArtefactError, SubmitError
 from hpc_ewc.launch import scheduler
 from hpc_ewc.launch.artefacts import failure
-from hpc_ewc.launch.graph import REPORT
+from hpc_ewc.launch.graph import REPORT, worker_name
 from hpc_ewc.launch.ledger import History, Job, Ledger
 from hpc_ewc.launch.outcome import last_lines
 from hpc_ewc.launch.slurm_history import read_outcome
@@ -122,7 +122,8 @@ def settle(root: RunDir, job: Job, told: SlurmJob | None) -> str:
         return "finished"
     if wrote in ("finished", "failed"):
         return wrote
-    if told is None or told.state in INTERRUPTED or wrote == "stopped":
+    # one that has not ended waits for something that failed: it never began
+    if told is None or not told.ended or told.state in INTERRUPTED or wrote == "stopped":
         return "stopped"
     _explain(root, job, told, restart)
     return "failed"
@@ -147,7 +148,8 @@ def _explain(root: RunDir, job: Job, told: SlurmJob, restart: int) -> None:
     error = f"Slurm ended job {job.job_id}: {told.state} ({told.exit_code}){fix}"
     error += f"; its last words: {last[:200]}" if last else ""
     facts: dict[str, Any] = {"schema": records.SCHEMA, "error": error}
-    facts |= {"traceback": printed, "rank": 0, "element": job.element, "node": told.nodes}
+    worker = worker_name(job.element, job.covers if job.stage == "evaluate" else ())
+    facts |= {"traceback": printed, "rank": 0, "element": worker, "node": told.nodes}
     facts |= {"job_id": job.job_id, "restart": restart, "samples": None}
     records.write_json(folder.failed, facts)
 

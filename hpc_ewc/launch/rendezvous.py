@@ -12,32 +12,19 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Protocol
 
 from hpc_ewc import records, rundir
 from hpc_ewc.errors import StageError
+from hpc_ewc.launch.slurm_task import Here
 
 JOIN_S = 600
 """How long nodes wait for each other: imports from a busy file system take minutes."""
 POLL_S = 0.2
 
 
-class Place(Protocol):
-    """What a rendezvous must know of where it is."""
-
-    @property
-    def job_id(self) -> str: ...
-    @property
-    def restart(self) -> int: ...
-    @property
-    def node(self) -> int: ...
-    @property
-    def hosts(self) -> tuple[str, ...]: ...
-
-
 @contextmanager
 def meet(
-    here: Place, folder: Path, host_suffix: str = "", over: Callable[[], bool] = lambda: False
+    here: Here, folder: Path, host_suffix: str = "", over: Callable[[], bool] = lambda: False
 ) -> Iterator[tuple[str, ...] | None]:
     """The arguments of torchrun by which the nodes of one attempt find each other; a port is held inside.
 

@@ -48,12 +48,12 @@ def begin_attempt(task: SlurmTask, here: Here, elements: Sequence[Element]) -> s
     Returns:
         "" or a reason to give up: three restarts that made nothing, or the job before in a chain failed.
     """
-    path = rundir.attempts_file(Path(task.jobs) / task.token, here.index)
+    path = rundir.attempts_file(task.job(task.token), here.index)
     past: list[dict[str, Any]] = []
     with suppress(FileNotFoundError, ArtefactError, KeyError, TypeError):
         past = list(records.read_json(path)["attempts"])
     if task.link and past and past[-1]["job_id"] != here.job_id:
-        before = Path(task.jobs) / str(past[-1]["job_id"])
+        before = task.job(str(past[-1]["job_id"]))
         if read_outcome(rundir.exit_file(before, int(past[-1]["restart"]))) == "failed":
             return f"job {past[-1]['job_id']}, which came before in the chain, failed: see failed.json"
     folder = StageDir(Path(task.folder))
@@ -65,7 +65,7 @@ def begin_attempt(task: SlurmTask, here: Here, elements: Sequence[Element]) -> s
         return (
             f"{TRIES} restarts without progress: still at {mark or 'nothing'}. Give it more time before it is stopped "
             f"(resources.{task.stage}.time_min), or save more often (train.checkpoint_every_s); what each attempt "
-            f"printed is in {rundir.rank_logs(Path(task.jobs) / here.job_id)}{said}"
+            f"printed is in {rundir.rank_logs(task.job(here.job_id))}{said}"
         )
     now = {"job_id": here.job_id, "restart": here.restart, "mark": mark, "at": time.time()}
     with unless_full(path):

@@ -1,6 +1,7 @@
-"""One attempt of one job on Slurm, seen from one of its nodes: rendezvous, ranks, signals, requeue, and how it ended.
+"""One attempt of one job on Slurm, seen from one of its nodes: whether it begins, what a signal asks for, how it ended.
 
-submitit calls a `SlurmTask` on every node, as the one task there. Node 0 decides; the others follow what it wrote.
+submitit calls a `SlurmTask` on every node, as the one task there. Node 0 decides; the others follow what it wrote. Its
+workers while they work: slurm_workers.py.
 
     finished  return: the job is COMPLETED, and its dependants start
     stopped   after USR2 (the time limit is near) requeue; then wait until Slurm ends this process, since an exit inside
@@ -10,13 +11,11 @@ submitit calls a `SlurmTask` on every node, as the one task there. Node 0 decide
 
 from __future__ import annotations
 
-import math
 import os
 import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -24,23 +23,20 @@ from typing import Any
 
 from hpc_ewc import records, rundir
 from hpc_ewc.errors import StageError
-from hpc_ewc.launch import rendezvous, scheduler
-from hpc_ewc.launch.artefacts import failure as last_failure
-from hpc_ewc.launch.graph import REPORT, Element, Node
-from hpc_ewc.launch.outcome import Exit, Outcome, decide, explain, is_consequence, report_fingerprint, stored_node
-from hpc_ewc.launch.process import children, kill_tree
-from hpc_ewc.launch.profile import SECRETS
+from hpc_ewc.launch import scheduler
+from hpc_ewc.launch.graph import REPORT
+from hpc_ewc.launch.outcome import Exit, Outcome, decide, report_fingerprint, stored_node
+from hpc_ewc.launch.slurm_failure import build_failure, lost_another, write_reason
 from hpc_ewc.launch.slurm_history import begin_attempt, read_outcome, unless_full
-from hpc_ewc.launch.slurm_node import node_caches, node_folder, plain_command, torchrun_command
+from hpc_ewc.launch.slurm_node import node_environment, node_folder
 from hpc_ewc.launch.slurm_task import Here, SlurmTask
-from hpc_ewc.launch.torchrun import POLL_S, WorkerProcess, uses_torchrun
+from hpc_ewc.launch.slurm_workers import NodeWorkers
+from hpc_ewc.launch.torchrun import POLL_S
 from hpc_ewc.rundir import RunDir, StageDir
 
 KILL_WAIT_S = 90.0
 """Slurm's KillWait (30 s) and a minute, on top of the grace time."""
 REQUEUE_EVERY_S = 10.0
-MEET_S, LEAVE_S = 5.0, 60.0
-"""How long torchrun may be without ranks after a stop: while the nodes meet, and when the ranks have ended."""
 CAUSE_S = 60.0
 """What a node that failed gets to say why, before it is taken to be gone."""
 
@@ -55,13 +51,13 @@ class SlurmAttempt:
     def __init__(self, task: SlurmTask) -> None:
         self.here = Here.read()
         self.task = task.at(self.here.index)
-        self.folder = Path(task.jobs) / self.here.job_id
+        self.folder = task.job(self.here.job_id)
         self.elements = task.elements[self.here.index]
         self.stop_file = rundir.stop_file(self.folder, self.here.restart)
         self.exit_file = rundir.exit_file(self.folder, self.here.restart)
         self.signals: set[int] = set()
         self.statuses: list[int] = []
-        self.had_ranks, self.idle_since = False, math.inf
+        """Of this node's workers."""
         self.reported = ""
         """Fingerprint of what a report is about to read."""
 
@@ -87,7 +83,8 @@ class SlurmAttempt:
             self.reported = report_fingerprint(RunDir(Path(self.task.folder)), self.task.runs)
         with node_folder(self.task.scratch, f"{self.here.job_id}.{self.here.restart}") as scratch:
             if not self.stop_file.exists():
-                self._work(self._environment(scratch))
+                environment = node_environment(self.task, self.here, self.stop_file, scratch)
+                self.statuses = NodeWorkers(self.task, self.here, self.signals).run(environment)
         return self._conclude()
 
     # ------------------------------------------------------------------------------------------ before
@@ -100,110 +97,9 @@ class SlurmAttempt:
         """
         reason = begin_attempt(self.task, self.here, self.elements)
         if reason:
-            self._give_up(reason)
-
-    def _give_up(self, reason: str) -> None:
-        if self.task.stage != REPORT:
-            facts = {"schema": records.SCHEMA, "error": reason, "traceback": "", "rank": 0, "samples": None}
-            facts |= {"element": self.elements[0].name, "node": socket.gethostname()}
-            facts |= {"job_id": self.here.job_id, "restart": self.here.restart}
-            with unless_full(Path(self.task.folder)):
-                records.write_json(StageDir(Path(self.task.folder)).failed, facts)
-        self._end("failed")
-        raise StageError(f"{self.task.name}: {reason}")
-
-    def _environment(self, scratch: Path | None) -> dict[str, str]:
-        """Of the workers: this process's, which sbatch was given as a list, and what the task adds."""
-        named = {"HPC_EWC_JOB_ID": self.here.job_id, "HPC_EWC_STOP_FILE": str(self.stop_file)}
-        inherited = {name: value for name, value in os.environ.items() if name not in SECRETS}
-        environment = inherited | named | self.task.environment
-        return environment if scratch is None else environment | node_caches(scratch, self.task.stage, environment)
-
-    # ------------------------------------------------------------------------------------------ while it works
-
-    def _work(self, environment: dict[str, str]) -> None:
-        """Run the workers of this node to their ends; their statuses are kept."""
-        waiting = list(self.elements)
-        if uses_torchrun(self.task.stage):
-            with rendezvous.meet(self.here, self.folder, self.task.host_suffix, self._is_over) as arguments:
-                if arguments is not None:
-                    command = torchrun_command(self.task, self.elements[0], arguments, self._logs())
-                    # torchrun's own words aside: the first thing in the job's log is to be the rank's own traceback
-                    own = rundir.torchrun_log(self._logs())
-                    self._watch([WorkerProcess(command, environment, own, self._sees_ranks)])
-            return
-        if len(waiting) == 1:
-            self._watch([self._start(waiting[0], environment, 0)])
-            return
-        running: dict[int, WorkerProcess] = {}
-        while waiting or running:
-            for slot in set(range(self.task.slots)) - running.keys():
-                if waiting and not self.stop_file.exists():
-                    running[slot] = self._start(waiting.pop(0), environment, slot)
-            if not running:
-                return
-            self._tell(list(running.values()))
-            for slot, worker in list(running.items()):
-                if (status := worker.poll()) is not None:
-                    self.statuses.append(status)
-                    del running[slot]
-            time.sleep(POLL_S)
-
-    def _is_over(self) -> bool:
-        """Node 0 ended this attempt before the ranks met, or all are to stop."""
-        return read_outcome(self.exit_file) is not None or self.stop_file.exists()
-
-    def _watch(self, workers: Sequence[WorkerProcess]) -> None:
-        for worker in workers:
-            while (status := worker.poll()) is None:
-                self._tell([worker])
-                time.sleep(POLL_S)
-            self.statuses.append(status)
-
-    def _start(self, element: Element, environment: dict[str, str], slot: int) -> WorkerProcess:
-        """One plain worker; beside others it sees one GPU, and has its share of the cores."""
-        own = {}
-        if len(self.elements) > 1:
-            own["OMP_NUM_THREADS"] = str(max(1, self.task.cpus_per_task // self.task.slots))
-            if self.task.gpus_per_node and "CUDA_VISIBLE_DEVICES" not in self.task.environment:
-                visible = environment.get("CUDA_VISIBLE_DEVICES") or environment.get("ROCR_VISIBLE_DEVICES") or ""
-                given = [name for name in visible.split(",") if name] or [
-                    str(i) for i in range(self.task.gpus_per_node)
-                ]
-                own["CUDA_VISIBLE_DEVICES"] = given[slot % len(given)]
-        logs = self._logs() / element.name / "0"
-        return WorkerProcess(plain_command(self.task, element), environment | own, logs, torchrun=False)
-
-    @property
-    def _sees_ranks(self) -> bool:
-        """In a container the children are its runtime's: ranks see the stop file."""
-        return not self.task.container.runtime
-
-    def _logs(self) -> Path:
-        return rundir.rank_logs(self.folder) / f"restart_{self.here.restart}" / f"node_{self.here.node}"
-
-    def _tell(self, workers: Sequence[WorkerProcess]) -> None:
-        """Pass on the wish to stop; where another node failed, nothing is worth saving: end at once."""
-        if self.signals and read_outcome(self.exit_file) == "failed":
-            for worker in workers:
-                kill_tree(worker.process.pid)
-        elif self.stop_file.exists():
-            for worker in workers:
-                if self._sees_ranks:
-                    worker.tell()
-                if worker.torchrun and self._is_idle(worker):
-                    kill_tree(worker.process.pid)
-
-    def _is_idle(self, worker: WorkerProcess) -> bool:
-        """Torchrun waits for nodes that left, before it started its ranks or after they ended: minutes, for nothing.
-
-        After they ended it is given longer: on node 0 it serves the store by which the others' ranks leave.
-        """
-        if children(worker.process.pid):
-            self.had_ranks, self.idle_since = True, math.inf
-        elif self.idle_since == math.inf:
-            self.idle_since = time.monotonic()
-        return time.monotonic() - self.idle_since > (LEAVE_S if self.had_ranks else MEET_S)
+            write_reason(self.task, self.here, self.elements[0], reason)
+            self._end("failed")
+            raise StageError(f"{self.task.name}: {reason}")
 
     # ------------------------------------------------------------------------------------------ signals
 
@@ -243,17 +139,11 @@ class SlurmAttempt:
         Raises:
             StageError: always, unless Slurm ends this process first.
         """
-        if len(self.here.hosts) > 1 and self._lost_another(ended):
+        if len(self.here.hosts) > 1 and lost_another(self.task, self.here, self.elements[0], ended):
             return self._wait_for_cause(ended)
         failure = self._failure(ended)
         self._end("failed", ended)
         raise failure
-
-    def _lost_another(self, ended: Exit) -> bool:
-        node = self._node()
-        with unless_full(node.folder.failed):
-            explain(node, self.elements[0], self.folder, self.here.restart, ended)
-        return is_consequence(str(last_failure(node.folder).get("error", "")))
 
     def _wait_for_cause(self, ended: Exit) -> str:
         """Until the node that failed says so, or Slurm sees that it is gone; else requeue: the machine failed, not we.
@@ -278,12 +168,9 @@ class SlurmAttempt:
         """Of all elements of this job together."""
         if self.task.stage == REPORT:
             return "finished" if ended.status == 0 else "stopped" if self.stop_file.exists() else "failed"
-        node = self._node()
+        node = stored_node(StageDir(Path(self.task.folder)))
         found = {decide(node, element, self.folder, self.here.restart, ended, note=False) for element in self.elements}
         return "failed" if "failed" in found else "stopped" if "stopped" in found else "finished"
-
-    def _node(self) -> Node:
-        return stored_node(StageDir(Path(self.task.folder)))
 
     def _follow(self, ended: Exit) -> str:
         """Another node than 0: a rank that failed here fails the job; else node 0 says how it ended."""
@@ -312,21 +199,7 @@ class SlurmAttempt:
         return outcome
 
     def _failure(self, ended: Exit) -> StageError:
-        """The first rank's error; its traceback is the first thing that the job's log says."""
-        if self.task.stage == REPORT:
-            return StageError(f"{self.task.name}: the report {ended.words}")
-        node = self._node()
-        with unless_full(node.folder.failed):
-            explain(node, self.elements[0], self.folder, self.here.restart, ended)
-        failed = last_failure(node.folder)
-        trace, error = str(failed.get("traceback", "")).strip(), str(failed.get("error", ""))
-        where = f"rank {failed.get('rank', 0)} on {failed.get('node', socket.gethostname())}"
-        said = f"{self.task.name} failed: {error} ({where})"
-        parts = [trace, said] if trace.startswith("Traceback") else [said, trace]  # else what it printed last
-        text = "\n".join(filter(None, parts))
-        sys.stderr.write(f"\n{text}\n\n")
-        sys.stderr.flush()
-        return StageError(text)
+        return build_failure(self.task, self.here, self.elements[0], ended)
 
     # ------------------------------------------------------------------------------------------ stopped
 

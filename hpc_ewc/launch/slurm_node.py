@@ -1,4 +1,4 @@
-"""What a node of a job starts, and where: command lines in or out of a container, caches on the node's own disk."""
+"""What a node of a job starts, and where: command lines in or out of a container, environment, the node's own disk."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hpc_ewc.errors import StageError
 from hpc_ewc.launch.graph import REPORT, Element
+from hpc_ewc.launch.profile import SECRETS
+from hpc_ewc.launch.slurm_task import Here, SlurmTask
 from hpc_ewc.launch.torchrun import REPORT_MODULE, WORKER
-
-if TYPE_CHECKING:
-    from hpc_ewc.launch.slurm_task import SlurmTask
 
 CACHES = {"TRITON_CACHE_DIR": "triton", "TORCHINDUCTOR_CACHE_DIR": "inductor", "TMPDIR": "tmp"}
 """What is put on a node's own disk: files that are locked, and that many elements would write at once."""
@@ -97,6 +95,21 @@ def node_folder(scratch: str, name: str) -> Iterator[Path | None]:
         yield place
     finally:
         shutil.rmtree(place, ignore_errors=True)
+
+
+def node_environment(task: SlurmTask, here: Here, stop_file: Path, scratch: Path | None) -> dict[str, str]:
+    """Of the workers: this process's, which sbatch was given as a list, and what the task adds.
+
+    Args:
+        task: of the job.
+        here: this node.
+        stop_file: of this attempt.
+        scratch: what `node_folder` gave.
+    """
+    named = {"HPC_EWC_JOB_ID": here.job_id, "HPC_EWC_STOP_FILE": str(stop_file)}
+    inherited = {name: value for name, value in os.environ.items() if name not in SECRETS}
+    environment = inherited | named | task.environment
+    return environment if scratch is None else environment | node_caches(scratch, task.stage, environment)
 
 
 def node_caches(place: Path, stage: str, environment: Mapping[str, str]) -> dict[str, str]:

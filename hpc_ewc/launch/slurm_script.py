@@ -172,10 +172,11 @@ def setup_lines(root: RunDir, token: str, code: Path, own: tuple[str, ...]) -> l
     lines += ['ID="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}"']
     lines += [f'JOB={shlex.quote(str(root.jobs))}/"$ID"']
     pickle = shlex.quote(str(rundir.task_file(Path("..") / token)))
-    # A cluster that was made anew gives ids again: what another job of this id left is none of this one's.
-    mine = f'[ "$(readlink "$JOB/${{ID}}_submitted.pkl")" = {pickle} ]'
-    lines += [f'{mine} || [ ! -e "$JOB" ] || mv "$JOB" "$JOB.$(date +%s)"']
-    lines += [f'mkdir -p "$JOB" && ln -sfn {pickle} "$JOB/${{ID}}_submitted.pkl" || exit 1']
+    link = '"$JOB/${ID}_submitted.pkl"'
+    # A cluster that was made anew gives ids again: what another job of this id left is none of this one's. A folder
+    # without a link is of no job yet: `hpc-ewc cancel` made it, for the stop file of a job that just begins.
+    lines += [f'[ ! -L {link} ] || [ "$(readlink {link})" = {pickle} ] || mv "$JOB" "$JOB.$(date +%s)"']
+    lines += [f'mkdir -p "$JOB" && ln -sfn {pickle} {link} || exit 1']
     return lines
 
 

@@ -55,6 +55,10 @@ class SlurmTask:
 
         return SlurmAttempt(self).run()
 
+    def job(self, job_id: str) -> Path:
+        """runs/NAME/jobs/<job_id>; of a submission, by its token."""
+        return Path(self.jobs) / job_id
+
     def at(self, index: int) -> SlurmTask:
         """What one index of the array runs: one artefact, whatever the others are of."""
         if not self.folders:

@@ -29,7 +29,7 @@ module load LUMI
 export PYTHONPATH=/runs/paper/code/0123456789ab${PYTHONPATH:+:$PYTHONPATH} PYTHONSAFEPATH=1
 ID="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}"
 JOB=/runs/paper/jobs/"$ID"
-[ "$(readlink "$JOB/${ID}_submitted.pkl")" = ../20260102-030405-0001-abcdef/task.pkl ] || [ ! -e "$JOB" ] || mv "$JOB" "$JOB.$(date +%s)"
+[ ! -L "$JOB/${ID}_submitted.pkl" ] || [ "$(readlink "$JOB/${ID}_submitted.pkl")" = ../20260102-030405-0001-abcdef/task.pkl ] || mv "$JOB" "$JOB.$(date +%s)"
 mkdir -p "$JOB" && ln -sfn ../20260102-030405-0001-abcdef/task.pkl "$JOB/${ID}_submitted.pkl" || exit 1
 
 # command

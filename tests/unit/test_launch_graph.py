@@ -18,6 +18,8 @@ from hpc_ewc.launch.resolve import Resolver
 from hpc_ewc.rundir import RunDir
 from hpc_ewc.stage import Stage
 from hpc_ewc.sweep import expand
+from hpc_ewc.worker import evaluate as evaluate_worker
+from hpc_ewc.worker import tokens as tokens_worker
 from tests.unit.launch_world import write_experiment
 
 
@@ -126,6 +128,28 @@ def test_elements_cover_what_is_missing_and_no_more(tmp_path: Path) -> None:
     assert len(both) == 2
     (one,) = elements(base, ["0.0:arc_easy.en"])
     assert one.arguments == ("--checkpoint", "0.0", "--cells", "arc_easy.en")
+
+
+def test_an_element_goes_by_the_name_that_its_worker_gives_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else what a launcher wrote into failed.json outlives the next attempt, which removes its own alone."""
+    named: list[str] = []
+
+    def seen(folder: Path, element: str, kind: str) -> Stage:
+        named.append(element)
+        raise LookupError("seen")
+
+    monkeypatch.setattr(evaluate_worker, "Stage", seen)
+    monkeypatch.setattr(tokens_worker, "Stage", seen)
+    graph = graph_of(write_experiment(tmp_path, elements=2, more="[resources.tokens]\nelements = 2\n"))
+    base = elements(graph.nodes["evaluate/base"])
+    for main, found in ((evaluate_worker.main, base), (tokens_worker.main, elements(only(graph, "tokens")))):
+        for element in found:
+            with pytest.raises(LookupError, match="seen"):
+                main([str(tmp_path), *element.arguments])
+    assert named == ["0.0-arc_easy.en", "0.0-ppl_heldout.lt", "0", "1"]
+    assert named == [element.worker for element in (*base, *elements(only(graph, "tokens")))]
 
 
 def test_tokens_are_shared_among_elements(tmp_path: Path) -> None:

@@ -1,172 +1,30 @@
-"""Submitting to Slurm: scripts, order, what is not submitted again, refusals. A real cluster's are in tests/slurm."""
+"""Submitting to Slurm: order, what is not submitted again, refusals. A real cluster's are in tests/slurm."""
 
 from __future__ import annotations
 
-import json
 import os
-import pickle
 import re
-import shlex
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hpc_ewc import records, rundir
 from hpc_ewc.errors import ConfigError, SubmitError
 from hpc_ewc.launch import slurm
 from hpc_ewc.launch.graph import Element
-from hpc_ewc.launch.ledger import Job, Ledger
+from hpc_ewc.launch.ledger import Ledger
 from hpc_ewc.launch.process import this_process
-from hpc_ewc.launch.profile import Profile, SlurmConfig
 from hpc_ewc.launch.profile_reading import build_profile
-from hpc_ewc.launch.reconcile import other_executor_lives, settle
-from hpc_ewc.launch.resources import JobResources
+from hpc_ewc.launch.reconcile import other_executor_lives
 from hpc_ewc.launch.scheduler import SchedulerError
-from hpc_ewc.launch.slurm_output import SlurmJob
 from hpc_ewc.launch.slurm_plan import covers
 from hpc_ewc.launch.slurm_refusal import explain_refusal
-from hpc_ewc.launch.slurm_script import Script, build_script, check_paths, gpu_request, inherited_environment
 from hpc_ewc.launch.submit import DONE, UNFINISHED, submit
 from hpc_ewc.rundir import RunDir
 from tests.unit import fake_slurm
 from tests.unit.launch_world import write_experiment
 
-ONE = JobResources(1, 1, 0, 1, None, 60, 1)
 SLURM = 'executor = "slurm"\npython = "/venv/bin/python"\n[slurm]\npartition = "main"\n'
-CLUSTER: dict[str, Any] = {
-    "executor": "slurm",
-    "python": "/proj/my venv/bin/python",
-    "slurm": {
-        "partition": "standard-g",
-        "account": "project_465",
-        "constraint": "a100&nvme",
-        "setup": ["module load LUMI"],
-        "srun_args": ["--mpi=none"],
-        "sbatch": {"mail-type": "END", "hint": "nomultithread"},
-        "max_running": 8,
-        "exclusive": True,
-        "cpu_bind": "cores",
-        "stage": {"tokens": {"partition": "small", "exclusive": False, "sbatch": {"hint": "multithread"}}},
-    },
-}
-
-
-def script(profile: Profile, stage: str = "train", array: int | None = None, root: str = "/runs/paper") -> Script:
-    resources = JobResources(2, 8, 8, 56, 480, 720, 1) if stage == "train" else ONE
-    return build_script(
-        root=RunDir(Path(root)),
-        stage=stage,
-        run="strength=1e+06,seed=0-3f2a9c1b77de",
-        token="20260102-030405-0001-abcdef",
-        resources=resources,
-        profile=profile,
-        code=Path(root) / "code" / "0123456789ab",
-        array=array,
-        dependency="afterok:12:13",
-    )
-
-
-# ---------------------------------------------------------------------------------------------- the script
-
-
-@pytest.mark.parametrize(("stage", "array"), [("train", None), ("tokens", 5)])
-def test_scripts_read_as_they_were_agreed(repository: Path, stage: str, array: int | None) -> None:
-    golden = repository / "tests" / "golden" / f"submission_{stage}.sh"
-    assert script(build_profile(CLUSTER, "p.toml"), stage, array).render() == golden.read_text()
-
-
-def test_a_chain_is_never_requeued() -> None:
-    text = script(build_profile({"executor": "slurm", "slurm": {"continuation": "chain"}}, "p.toml")).render()
-    assert "#SBATCH --no-requeue\n" in text and "#SBATCH --requeue\n" not in text
-
-
-@pytest.mark.parametrize(
-    ("gres", "gpus", "expected"),
-    [
-        ("", 0, {}),
-        ("gpu:a100:4", 0, {}),
-        ("", 4, {"gpus_per_node": 4}),
-        ("gpu:a100", 4, {"gres": "gpu:a100:4"}),
-        ("gpu:a100:2", 4, {"gres": "gpu:a100:2"}),
-        ("gpu", 4, {"gres": "gpu:4"}),
-    ],
-)
-def test_gpus_are_asked_for_as_the_site_wants_it(gres: str, gpus: int, expected: dict[str, Any]) -> None:
-    assert gpu_request(JobResources(1, 1, gpus, 1, None, 60, 1), SlurmConfig(gres=gres)) == expected
-
-
-def test_no_name_or_path_breaks_out_of_the_script(tmp_path: Path) -> None:
-    """The script is run by a real shell, with an srun that shows its arguments."""
-    root = tmp_path / "a b;touch pwned & $(touch pwned)"
-    tools = tmp_path / "bin"
-    tools.mkdir()
-    (tools / "srun").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
-    (tools / "srun").chmod(0o755)
-    hostile = {"executor": "slurm", "python": "/x;touch pwned/python", "slurm": {"srun_args": ["--a=;touch pwned"]}}
-    made = script(build_profile(hostile, "p.toml"), root=str(root))
-    (root / "jobs").mkdir(parents=True)
-    made.write(print)
-    environment = {"PATH": f"{tools}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
-    done = subprocess.run(
-        ["bash", str(rundir.script_file(made.folder))], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert not list(tmp_path.rglob("pwned*"))
-    assert "--a=;touch pwned" in done.stdout.splitlines()
-    assert "/x;touch pwned/python" in done.stdout.splitlines()
-    assert pickle.loads((root / "jobs" / "7" / "7_submitted.pkl").read_bytes()).function is print
-
-
-def test_what_another_job_of_the_same_id_left_is_put_aside(tmp_path: Path) -> None:
-    """A sandbox that was made anew counts from 1 again, in the run folder that is there."""
-    root = tmp_path / "paper"
-    (root / "jobs" / "7").mkdir(parents=True)
-    (root / "jobs" / "7" / "stop.0").touch()
-    made = script(build_profile({"executor": "slurm"}, "p.toml"), root=str(root))
-    made.write(print)
-    (tmp_path / "srun").write_text("#!/bin/sh\n")
-    (tmp_path / "srun").chmod(0o755)
-    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
-    for stop in ("", "stop.1"):  # started, and started again
-        subprocess.run(["bash", str(rundir.script_file(made.folder))], env=environment, check=True)
-        assert not (root / "jobs" / "7" / "stop.0").exists()
-        assert not stop or (root / "jobs" / "7" / stop).exists(), "its own stays"
-        (root / "jobs" / "7" / "stop.1").touch()
-    assert len(list((root / "jobs").glob("7.*/stop.0"))) == 1
-
-
-def test_an_id_that_came_round_again_is_another_job(cluster: Path, tmp_path: Path) -> None:
-    give(tmp_path)
-    jobs = fake_slurm.load(cluster)["jobs"]
-    fake_slurm.change(cluster, jobs=[job | {"comment": "of-another-run-folder"} for job in jobs])
-    give(tmp_path)
-    assert len(fake_slurm.load(cluster)["jobs"]) == 16
-
-
-def test_every_flag_is_one_line_and_quoted_as_sbatch_reads_it() -> None:
-    text = script(build_profile(CLUSTER, "p.toml")).render()
-    flags = [line for line in text.splitlines() if line.startswith("#SBATCH")]
-    for line in flags:
-        assert len(shlex.split(line.removeprefix("#SBATCH "))) == 1, line
-
-
-def test_a_job_inherits_a_list_and_no_token() -> None:
-    shell = {"HOME": "/h", "PATH": "/b", "HF_TOKEN": "x", "WANDB_API_KEY": "x", "AWS_SECRET_ACCESS_KEY": "x"}
-    shell |= {"SBATCH_PARTITION": "other", "SLURM_JOB_ID": "3", "SLURM_CONF": "/c", "LMOD_DIR": "/l", "EVIL": "1"}
-    shell |= {"BASH_FUNC_module%%": "() { :; }", "BASH_FUNC_ls%%": "() { :; }", "MODULEPATH": "/m"}
-    kept = {"HOME", "PATH", "SLURM_CONF", "LMOD_DIR", "BASH_FUNC_module%%", "MODULEPATH"}
-    assert set(inherited_environment(shell)) == kept
-
-
-@pytest.mark.parametrize("name", ["50%", 'a"b', "a'b", "a\\b", "a\nb"])
-def test_a_run_folder_that_slurm_would_read_otherwise_is_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match="has a meaning for Slurm; choose another by --runs"):
-        check_paths(RunDir(Path("/runs") / name / "x"))
-
-
-# ---------------------------------------------------------------------------------------------- submitting
 
 
 @pytest.fixture
@@ -258,6 +116,22 @@ def test_what_waits_behind_a_failure_is_given_again_with_it(cluster: Path, tmp_p
     assert old == ["CANCELLED"]
 
 
+def test_what_never_began_behind_a_failure_has_not_failed_itself(cluster: Path, tmp_path: Path) -> None:
+    """Slurm has looked at the queue, and has not ended yet what waits in vain."""
+    give(tmp_path)
+    fake_slurm.set_states(cluster, "FAILED", "train/strength=0")
+    jobs = fake_slurm.load(cluster)["jobs"]
+    for job in jobs:
+        if job["name"].startswith("small/evaluate/strength=0"):
+            job["reason"] = "DependencyNeverSatisfied"
+    fake_slurm.change(cluster, jobs=jobs)
+    give(tmp_path)
+    again = [job["name"].split("-")[0] for job in fake_slurm.load(cluster)["jobs"][8:]]
+    assert again == ["small/train/strength=0", "small/evaluate/strength=0", "small/report"]
+    failed = [str(path.parent.parent.name) for path in (tmp_path / "runs" / "small").glob("*/*/failed.json")]
+    assert failed == ["train"]
+
+
 def test_a_lost_answer_is_no_lost_job(cluster: Path, tmp_path: Path) -> None:
     fake_slurm.change(cluster, lose_answer=3)
     assert give(tmp_path) == DONE
@@ -287,6 +161,14 @@ def test_an_intent_that_never_reached_slurm_is_submitted(cluster: Path, tmp_path
     give(tmp_path)
     assert len(names(cluster)) == 8
     assert [job.outcome for job in Ledger(RunDir(ledger.parent)).read().jobs.values()].count("lost") == 1
+
+
+def test_an_id_that_came_round_again_is_another_job(cluster: Path, tmp_path: Path) -> None:
+    give(tmp_path)
+    jobs = fake_slurm.load(cluster)["jobs"]
+    fake_slurm.change(cluster, jobs=[job | {"comment": "of-another-run-folder"} for job in jobs])
+    give(tmp_path)
+    assert len(fake_slurm.load(cluster)["jobs"]) == 16
 
 
 def test_nothing_is_submitted_while_slurm_is_silent(cluster: Path, tmp_path: Path) -> None:
@@ -388,6 +270,12 @@ def test_a_dry_run_shows_a_script_of_each_stage(
     assert not (tmp_path / "runs").exists() and names(cluster) == []
 
 
+def test_what_an_element_covers_does_not_depend_on_the_deal() -> None:
+    assert covers(Element("1", ("--checkpoint", "1.0"), ("1.0:a.en", "1.0:b.en"))) == ("1.0:a.en", "1.0:b.en")
+    assert covers(Element("1", ("--part", "1/4"))) == ("1/4",)
+    assert covers(Element("0")) == ("0",)
+
+
 # ---------------------------------------------------------------------------------------------- words
 
 
@@ -417,53 +305,3 @@ def test_a_refusal_names_the_key_to_change(tmp_path: Path, words: str, key: str)
     said = str(explain_refusal(error, "paper/train/a", Path("/runs/submission.sh"), node, profile))
     assert said.startswith(f'sbatch refused paper/train/a (exit 1): "{words}"; ')
     assert key in said and "in lumi.toml" in said and said.endswith("Script: /runs/submission.sh")
-
-
-# ---------------------------------------------------------------------------------------------- how jobs ended
-
-
-@pytest.mark.parametrize(
-    ("state", "wrote", "expected"),
-    [
-        ("COMPLETED", None, "finished"),
-        ("FAILED", "failed", "failed"),
-        ("FAILED", "stopped", "stopped"),
-        ("FAILED", None, "failed"),
-        ("CANCELLED", None, "stopped"),
-        ("TIMEOUT", None, "stopped"),
-        ("NODE_FAIL", None, "stopped"),
-        ("OUT_OF_MEMORY", None, "failed"),
-        ("CANCELLED", "failed", "failed"),
-        (None, None, "stopped"),
-        (None, "finished", "finished"),
-    ],
-)
-def test_how_a_job_ended(tmp_path: Path, state: str | None, wrote: str | None, expected: str) -> None:
-    root = RunDir(tmp_path)
-    job = Job("t", "train", "a", "0", job_id="7", scheduler="slurm")
-    if wrote:
-        records.write_json(rundir.exit_file(root.job("7"), 0), {"status": 1, "outcome": wrote})
-    told = SlurmJob("7", "7", state=state, exit_code="1:0") if state else None
-    assert settle(root, job, told) == expected
-
-
-def test_a_job_whose_launcher_never_started_says_why(tmp_path: Path) -> None:
-    root = RunDir(tmp_path)
-    job = Job("t", "train", "a", "0", job_id="7", scheduler="slurm")
-    records.write_text(root.job("t") / "7_batch.out", "/bad/python: No such file or directory\n")
-    assert settle(root, job, SlurmJob("7", "7", state="FAILED", exit_code="2:0")) == "failed"
-    failed = json.loads(root.train("a").failed.read_text())
-    assert "FAILED (2:0); its last words: /bad/python: No such file or directory" in failed["error"]
-
-
-def test_memory_that_ran_out_names_the_key(tmp_path: Path) -> None:
-    root = RunDir(tmp_path)
-    job = Job("t", "train", "a", "0", job_id="7", scheduler="slurm")
-    settle(root, job, SlurmJob("7", "7", state="OUT_OF_MEMORY", exit_code="0:125"))
-    assert "raise resources.train.mem_gb" in json.loads(root.train("a").failed.read_text())["error"]
-
-
-def test_what_an_element_covers_does_not_depend_on_the_deal() -> None:
-    assert covers(Element("1", ("--checkpoint", "1.0"), ("1.0:a.en", "1.0:b.en"))) == ("1.0:a.en", "1.0:b.en")
-    assert covers(Element("1", ("--part", "1/4"))) == ("1/4",)
-    assert covers(Element("0")) == ("0",)

@@ -17,7 +17,7 @@ import pytest
 
 from hpc_ewc import records, rundir
 from hpc_ewc.errors import StageError
-from hpc_ewc.launch import outcome, rendezvous, scheduler, slurm_job
+from hpc_ewc.launch import outcome, rendezvous, scheduler, slurm_job, slurm_workers
 from hpc_ewc.launch.graph import Element
 from hpc_ewc.launch.profile import ContainerConfig
 from hpc_ewc.launch.slurm_history import progress_mark, read_outcome
@@ -333,8 +333,8 @@ def test_a_torchrun_that_waits_for_nobody_is_ended(
     task: SlurmTask, tmp_path: Path, folder: StageDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Told to stop while the nodes still meet: the others do not come any more."""
-    monkeypatch.setattr(slurm_job, "MEET_S", 0.5)
-    monkeypatch.setattr(slurm_job, "uses_torchrun", lambda stage: True)
+    monkeypatch.setattr(slurm_workers, "MEET_S", 0.5)
+    monkeypatch.setattr(slurm_workers, "uses_torchrun", lambda stage: True)
     monkeypatch.setattr(scheduler, "tell", lambda *words: "")
     (tmp_path / "python").write_text(f"#!/bin/sh\ntouch {tmp_path}/meeting; exec sleep 600\n")
 
@@ -381,14 +381,28 @@ def test_a_port_that_never_comes_says_what_to_look_at(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------- several elements
 
 
+TWO_AT_ONCE = """#!/bin/sh
+touch {here}/running/$$
+echo "$CUDA_VISIBLE_DEVICES" >> {here}/seen
+for part; do :; done
+case $part in 0/4 | 1/4) begun=2 ;; *) begun=4 ;; esac
+while [ $(wc -l < {here}/seen) -lt $begun ]; do sleep 0.05; done
+ls {here}/running | wc -l >> {here}/most
+rm {here}/running/$$
+"""
+"""A worker that ends once the other of its pair has begun."""
+
+
 def test_a_whole_node_runs_a_worker_on_each_gpu(task: SlurmTask, tmp_path: Path) -> None:
-    """Four elements, two GPUs: never more than two at once, each seeing one."""
+    """Four elements, two GPUs: two at once and never more, each seeing one."""
     script = tmp_path / "python"
-    script.write_text(f'#!/bin/sh\necho "$CUDA_VISIBLE_DEVICES" >> {tmp_path}/seen; sleep 0.5\n')
+    (tmp_path / "running").mkdir()
+    script.write_text(TWO_AT_ONCE.format(here=tmp_path))
     elements = tuple(Element(str(i), ("--part", f"{i}/4")) for i in range(4))
     whole = replace(task, elements=(elements,), slots=2, gpus_per_node=2, cpus_per_task=8)
     assert whole() == "finished"
     assert sorted((tmp_path / "seen").read_text().split()) == ["0", "0", "1", "1"]
+    assert max(map(int, (tmp_path / "most").read_text().split())) == 2
     logs = rundir.rank_logs(job(task)) / "restart_0" / "node_0"
     assert sorted(path.name for path in logs.iterdir()) == ["0", "1", "2", "3"]
 
