@@ -16,7 +16,7 @@ from hpc_ewc.errors import ArtefactError, InputError
 INDEX = "model.safetensors.index.json"
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
 FAMILIES = ("gemma2", "gemma3_text")
-"""`model_type` of what can be trained: those of model/gemma.py, which a login node cannot import."""
+"""`model_type` of what can be trained, and forecast: those of model/gemma.py, which a login node cannot import."""
 HEADER_BYTES = 100_000_000
 """safetensors' own limit: a larger number is no length of a header."""
 

@@ -68,7 +68,11 @@ def fisher_key(experiment: Experiment, inputs: Identities) -> str:
 
 
 def train_key(experiment: Experiment, inputs: Identities) -> str:
-    """Name of one training: [model], [data], [fisher], [ewc] and [train]."""
+    """Name of one training: [model], [data], [fisher], [ewc] and [train].
+
+    Also at λ = 0, which reads neither [fisher] nor the penalty's mode: in a grid over these it is trained once for each
+    of them, so that each group of the report has a λ = 0 of its own.
+    """
     parts = {
         "model": _model(experiment, inputs),
         "tokens": tokens_key(experiment, inputs),

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from hpc_ewc import hub
+from hpc_ewc import hub, records
 from hpc_ewc.errors import InputError
 from hpc_ewc.launch.source_files import choose_files, model_files
 
@@ -191,10 +191,8 @@ def fetch(repository: Repository) -> None:
 def _point(repository: Repository) -> None:
     """The branch that was asked for is this commit from now on: until it is whole, a submit says what is absent."""
     revision = repository.revision or "main"
-    reference = hub.repository(repository.kind, repository.name) / "refs" / revision
     if revision != repository.commit:
-        reference.parent.mkdir(parents=True, exist_ok=True)
-        reference.write_text(repository.commit)
+        records.write_text(hub.repository(repository.kind, repository.name) / "refs" / revision, repository.commit)
 
 
 def size(number: float) -> str:

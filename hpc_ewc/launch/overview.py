@@ -102,10 +102,11 @@ def render_table(rows: Sequence[Row], width: int, limit: int | None = None) -> R
     for row in shown:
         line = Text("  ").join(_styled(name, COLUMNS[name](row), size, row) for name, size in sizes.items())
         note = _note(row)
-        if note and line.cell_len + 2 + len(note) <= width:
+        fits = line.cell_len + 2 + len(note) <= width
+        if note and fits:
             line.append(f"  {note}")
         lines.append(line)
-        if note and line.cell_len + 2 + len(note) > width and not line.plain.endswith(note):
+        if note and not fits:
             lines += [Text(f"{'':<{NOTE}}{part}", "dim") for part in textwrap.wrap(note, max(20, width - NOTE))]
     if limit is not None and len(rows) > limit:
         lines.insert(0, Text(", ".join(f"{stage}: {line}" for stage, line in by_stage(rows))))

@@ -35,6 +35,7 @@ __all__ = [
     "SchedulerError",
     "SlurmJob",
     "accounted",
+    "ask",
     "call",
     "cancel",
     "look_up",

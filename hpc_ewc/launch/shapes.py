@@ -14,8 +14,7 @@ from typing import Any
 from hpc_ewc import records
 from hpc_ewc.errors import ArtefactError, ConfigError, did_you_mean
 from hpc_ewc.launch.miniature import MINIATURE
-
-FAMILIES = ("gemma2", "gemma3_text")
+from hpc_ewc.model_folder import FAMILIES
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ FIXES = (
     (r"invalid feature|constraint", "mend slurm.constraint"),
     (r"generic resource|gres|gpus", "mend slurm.gres, or resources.{stage}.gpus_per_node"),
     (r"submit limit|max.*submit|qosmaxsubmit|assoc.*submit", "lower slurm.max_submitted, and submit again later"),
-    (r"array|maxarraysize", "lower slurm.max_array_size (scontrol show config: MaxArraySize, less one)"),
+    (r"array|maxarraysize", "lower slurm.max_array_size (scontrol show config: MaxArraySize)"),
     (r"time limit|wall|partitiontimelimit", "lower resources.{stage}.time_min, or choose another partition or qos"),
     (r"memory", "lower resources.{stage}.mem_gb"),
     (r"reservation", "mend slurm.sbatch.reservation"),
