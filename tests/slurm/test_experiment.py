@@ -15,18 +15,10 @@ import pytest
 from hpc_ewc.launch.ledger import Ledger
 from tests.slurm.faults import fill
 from tests.slurm.sandbox import Sandbox
-from tests.slurm.world import World, make_world, tables_without_jobs
+from tests.slurm.world import ONCE, World, assert_done, make_world, tables_without_jobs
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 ALL = {"tokens": 1, "fisher": 1, "train": 1, "evaluate": 2, "report": 1}
-ONCE = {"train": 1, "evaluate": 1, "report": 1}
-"""Of a world whose tokens and Fisher are there."""
-
-
-def assert_done(world: World, undisturbed: World) -> None:
-    assert set(world.states().values()) == {"done"}, world.status()
-    assert world.numbers() == undisturbed.numbers()
-    assert world.leftovers() == []
 
 
 def test_two_nodes_and_an_array_make_the_numbers_and_the_table_of_one_machine(
@@ -203,8 +195,7 @@ def test_the_run_folder_is_full(
         filler.unlink()
         world.must_submit()
         world.finish()
-        assert set(world.states().values()) == {"done"}, world.status()
-        assert world.numbers() == undisturbed.numbers()
+        assert_done(world, undisturbed)
     finally:
         cluster.run("down")
         subprocess.run(["umount", str(small)], check=True)

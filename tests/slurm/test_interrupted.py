@@ -8,24 +8,9 @@ import signal
 import pytest
 
 from tests.slurm.sandbox import wait_for
-from tests.slurm.world import World
+from tests.slurm.world import ONCE, World, assert_done
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
-ONCE = {"train": 1, "evaluate": 1, "report": 1}
-"""Submissions of an experiment whose tokens and Fisher are there."""
-
-
-def assert_done(world: World, undisturbed: World) -> None:
-    """Everything is there, with the numbers of an undisturbed run; nothing lost, nothing counted twice."""
-    assert set(world.states().values()) == {"done"}, world.status()
-    found, wanted = world.numbers(), undisturbed.numbers()
-    assert found.losses == wanted.losses
-    assert found.exports == wanted.exports
-    assert found.results == wanted.results
-    assert world.leftovers() == []
-    again = world.submit()
-    assert again.returncode == 0
-    assert "nothing to do" in again.stderr
 
 
 def assert_resumed(world: World, restarts: int = 1) -> None:
@@ -50,22 +35,12 @@ def test_usr2(world: World, undisturbed: World) -> None:
 
 
 @pytest.mark.slow
-def test_scontrol_requeue(world: World, undisturbed: World) -> None:
-    world.must_submit()
-    with world.held(3):
-        assert world.cluster
-        world.cluster.slurm("scontrol", "requeue", world.job("train").job_id)
-        wait_for(world.stop_is_asked, "the launcher hears it")
-    world.finish()
-    assert_resumed(world)
-    assert_done(world, undisturbed)
-    assert world.submissions() == ONCE
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("partition", ["main", "nograce"])
 def test_preempted_from(world: World, undisturbed: World, partition: str) -> None:
-    """Pushed aside by a job of a higher partition: told, and ended after the grace time, or KillWait without one."""
+    """Pushed aside by a job of a higher partition: told, and ended after the grace time, or KillWait without one.
+
+    Without one it is what `scontrol requeue` does.
+    """
     assert world.cluster
     world.change_profile('partition = "main"', f'partition = "{partition}"')
     world.must_submit()

@@ -26,6 +26,8 @@ from tests.slurm.sandbox import Sandbox, all_pids, read, wait_for
 
 KEY = re.compile(r"-?[0-9a-f]{12}$")
 PROFILE = REPOSITORY / "slurm" / "sandbox.toml"
+ONCE = {"train": 1, "evaluate": 1, "report": 1}
+"""Submissions of an experiment whose tokens and Fisher are there."""
 
 
 @dataclass(frozen=True)
@@ -230,6 +232,19 @@ class World:
     def leftovers(self) -> list[Path]:
         """Files that were being written when something died; `.metadata` is a checkpoint's own."""
         return [path for path in self.root.root.glob("*/*/**/.*") if path.is_file() and path.name != ".metadata"]
+
+
+def assert_done(world: World, undisturbed: World) -> None:
+    """Everything is there, with the numbers of an undisturbed run; nothing lost, nothing counted twice."""
+    assert set(world.states().values()) == {"done"}, world.status()
+    found, wanted = world.numbers(), undisturbed.numbers()
+    assert found.losses == wanted.losses
+    assert found.exports == wanted.exports
+    assert found.results == wanted.results
+    assert world.leftovers() == []
+    again = world.submit()
+    assert again.returncode == 0
+    assert "nothing to do" in again.stderr
 
 
 def tables_without_jobs(world: World) -> list[list[list[str]]]:
