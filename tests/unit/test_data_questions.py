@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from hpc_ewc.config import FisherConfig
 from hpc_ewc.data import TextTokenizer, load_tokenizer, question_batches
-from hpc_ewc.data.prompts import MAX_TEXT_TOKENS, Question, build_example, paper_prompt, read_question
+from hpc_ewc.data.prompts import Question, build_example, paper_prompt, read_question
 from hpc_ewc.errors import InputError
 from tests.unit.data_corpus import write_compressed, write_jsonl, write_model, write_parquet
 
@@ -111,7 +111,7 @@ def test_an_answer_whose_first_letters_join_the_question_is_taken_apart(tokenize
 def test_long_texts_are_cut_and_questions_are_not(tokenizer: TextTokenizer) -> None:
     long = "cold " * 3000
     text = build_example({"text": long}, fisher(prompt="text", tokens="all"), tokenizer)
-    assert text.ids == [BOS, *tokenizer.encode(long)][:MAX_TEXT_TOKENS]
+    assert text.ids == [BOS, *tokenizer.encode(long)][:1024]  # as the paper's code
     question = build_example(MMLU | {"question": long}, fisher(), tokenizer)
     assert len(question.ids) > 3000
     assert question.ids[-1:] == tokenizer.encode("D")

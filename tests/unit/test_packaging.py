@@ -1,0 +1,56 @@
+"""pyproject.toml names what is imported, and CI's versions are within its bounds."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import re
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+OPTIONAL = {"liger_kernel": "liger-kernel", "flash_attn": None, "vllm": "vllm"}
+"""Imported where it is installed: the distribution that an extra names, or None where each site builds its own."""
+
+
+@pytest.fixture(scope="module")
+def project(repository: Path) -> dict[str, Any]:
+    return dict(tomllib.loads((repository / "pyproject.toml").read_text(encoding="utf-8"))["project"])
+
+
+def imported(package: Path) -> set[str]:
+    """Top-level names of all that is imported and neither Python's nor ours, wherever the statement stands."""
+    names = set()
+    for path in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names.add(node.module.partition(".")[0])
+    return names - sys.stdlib_module_names - {package.name}
+
+
+def test_what_is_imported_is_a_dependency(project: dict[str, Any], repository: Path) -> None:
+    listed = {canonicalize_name(Requirement(line).name) for line in project["dependencies"]}
+    extras = {Requirement(line).name for lines in project["optional-dependencies"].values() for line in lines}
+    distributions = importlib.metadata.packages_distributions()
+    missing = {
+        name
+        for name in imported(repository / "hpc_ewc") - OPTIONAL.keys()
+        if not listed & {canonicalize_name(each) for each in distributions[name]}
+    }
+    assert not missing, "pip would not install these, or only since another package happens to need them"
+    assert {name for name in OPTIONAL.values() if name} <= extras
+
+
+def test_ci_s_versions_are_exact_and_within_the_bounds(project: dict[str, Any], repository: Path) -> None:
+    text = (repository / "constraints.txt").read_text(encoding="utf-8")
+    pinned = {canonicalize_name(n): v for n, v in re.findall(r"^([\w.-]+)==(\S+)$", text, re.MULTILINE)}
+    for line in (*project["dependencies"], *project["optional-dependencies"]["dev"]):
+        wanted = Requirement(line)
+        assert wanted.specifier.contains(pinned[canonicalize_name(wanted.name)]), line
