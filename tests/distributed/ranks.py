@@ -35,7 +35,7 @@ class RankError(AssertionError):
     """A rank raised or died; the message holds its traceback."""
 
 
-def run_ranks(world_size: int, fn: Callable[..., Any], *args: Any, timeout_s: float = 120.0) -> Any:
+def run_ranks(world_size: int, fn: Callable[..., Any], *args: Any, timeout_s: float = 200.0) -> Any:
     """What `fn(0, world_size, *args)` returns, run as `world_size` gloo ranks on this machine.
 
     Args:
