@@ -40,10 +40,9 @@ class ColumnAnalysis:
         for run in self.runs:
             self._recorded(run)
         scores = self._scores()
-        groups: dict[Any, list[Run]] = defaultdict(list)
+        groups: dict[int, list[Run]] = defaultdict(list)
         for run, score in scores.items():
-            tokens = 0 if score.tokens is None else hash(score.tokens.tobytes())  # of one tokenizer or another
-            groups[id(score.documents), tokens].append(run)
+            groups[id(score.documents)].append(run)
         for members in groups.values():
             self._resample({run: scores[run] for run in members}, replicates)
         for run in self.runs:
@@ -100,7 +99,7 @@ class ColumnAnalysis:
         first = scores[runs[0]]
         values = np.stack([scores[run].values for run in runs], axis=1)
         for metric, below in self._measures().items():
-            denominator = getattr(first, below) if below else None
+            denominator = _denominator([getattr(scores[run], below) for run in runs]) if below else None
             drawn = statistics.resampled(
                 values,
                 self.seed,
@@ -248,6 +247,11 @@ def tied_with_best(runs: list[Run], goodness: list[float], drawn: Array) -> set[
     best = int(np.argmax(goodness))
     errors = (drawn - drawn[:, [best]]).std(axis=0)
     return {run for run, good, error in zip(runs, goodness, errors, strict=True) if goodness[best] - good <= Z * error}
+
+
+def _denominator(each: list[Array]) -> Array:
+    """[n] what every run's sums are divided by; [n, R] where it differs, as tokens of different tokenizers do."""
+    return each[0] if all(np.array_equal(one, each[0]) for one in each[1:]) else np.stack(each, axis=1)
 
 
 def _in_units(drawn: Array, metric: str) -> Array:

@@ -166,22 +166,26 @@ def resampled(
     Args:
         values: [n, R] fp64, one row a document.
         seed: of the generator; the same seed and documents give the same resamples.
-        denominator: [n] fp64; None: ones.
+        denominator: [n] fp64, or [n, R] of each column; None: ones.
         clusters: [n] codes; whole clusters are drawn.
         resamples: how many.
     """
-    below = np.ones(len(values)) if denominator is None else denominator
+    below = np.ones((len(values), 1)) if denominator is None else denominator.reshape(len(values), -1)
     if clusters is not None:
-        count = int(clusters.max()) + 1
-        summed = np.zeros((count, values.shape[1]))
-        np.add.at(summed, clusters, values)
-        values, below = summed, np.bincount(clusters, weights=below, minlength=count).astype(np.float64)
+        values, below = (_summed(part, clusters) for part in (values, below))
     out = np.empty((resamples, values.shape[1]))
     at = 0
     for weights in _weights(len(values), seed, resamples):
-        out[at : at + len(weights)] = (weights @ values) / (weights @ below)[:, None]
+        out[at : at + len(weights)] = (weights @ values) / (weights @ below)
         at += len(weights)
     return out
+
+
+def _summed(values: Array, clusters: Index) -> Array:
+    """[G, R] sums of [n, R] over what was drawn together."""
+    sums = np.zeros((int(clusters.max()) + 1, values.shape[1]))
+    np.add.at(sums, clusters, values)
+    return sums
 
 
 def _weights(n: int, seed: Sequence[int], resamples: int) -> Iterator[Array]:

@@ -311,7 +311,7 @@ def test_texts_in_other_tokens_have_no_difference_a_token(tmp_path: Path) -> Non
     for cell in ("ppl_truthfulqa.en", "ppl_heldout.en"):
         place = at(analysis, 0.0, cell)
         assert (*place, "perplexity") not in analysis.differences
-        assert (*place, "bits_per_byte") in analysis.differences
+        assert analysis.differences[*place, "bits_per_byte"].low is not None, "the bytes are the same"
         rows = scores(analysis, *place)
         nats = sum(-row["loglikelihoods"][0] for row in rows)  # type: ignore[index]
         own = math.exp(nats / sum(row["tokens"] for row in rows))  # type: ignore[misc]
