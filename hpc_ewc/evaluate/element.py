@@ -96,14 +96,15 @@ class Element:
         return failed
 
     def is_current(self, cell: Cell) -> bool:
-        """Whether a record of these settings is there, whole; a damaged one is computed again."""
+        """Whether a record of these settings and weights is there, whole; a damaged one is computed again."""
         path = self.stage.dir.cell(self.checkpoint.step, cell.name)
         try:
             record = records.read_checked(path, "record")
         except (FileNotFoundError, ArtefactError):
             return False
         samples = self.stage.dir.samples(self.checkpoint.step, cell.name).is_file() or record["status"] != "ok"
-        return samples and record["cell_key"] == self.cell_key(cell) and not record.get("retry", False)
+        same = (record["cell_key"], record["model_hash"]) == (self.cell_key(cell), self.checkpoint.model_hash)
+        return samples and same and not record.get("retry", False)
 
     def cell_key(self, cell: Cell) -> str:
         return suites.cell_key(

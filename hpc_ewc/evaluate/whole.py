@@ -6,6 +6,7 @@ import logging
 import os
 import platform
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from hpc_ewc import suites
 from hpc_ewc.config import render_toml
 from hpc_ewc.errors import ArtefactError
 from hpc_ewc.evaluate.element import versions
+from hpc_ewc.rundir import StageDir
 from hpc_ewc.stage import Stage
 
 logger = logging.getLogger(__name__)
@@ -21,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 def finish_if_whole(stage: Stage) -> bool:
     """Write `done.json` if every expected cell of every expected checkpoint has its record."""
-    there = suites.recorded(stage.dir)
+    there = suites.recorded(stage.dir, _training_of(stage))
     if any(name not in there for name in stage.expected):
         return False
     outputs = []
@@ -31,9 +33,15 @@ def finish_if_whole(stage: Stage) -> bool:
     failed = [name for name in stage.expected if there[name]["status"] != "ok"]
     seconds = sum(record.get("seconds", 0.0) for record in there.values())
     gpu_hours = sum(record.get("gpu_hours", 0.0) for record in there.values())
+    weights = {repr(float(there[name]["fraction"])): there[name]["model_hash"] for name in stage.expected}
     stage.write_manifest(_facts(stage, [there[name] for name in stage.expected]))
-    stage.finish(outputs, cells=len(stage.expected), failed=failed, seconds=seconds, gpu_hours=gpu_hours)
+    cost = {"seconds": seconds, "gpu_hours": gpu_hours}
+    stage.finish(outputs, cells=len(stage.expected), failed=failed, **cost, weights=weights)
     return True
+
+
+def _training_of(stage: Stage) -> StageDir | None:
+    return StageDir(Path(stage.inputs["train"])) if "train" in stage.inputs else None
 
 
 def _facts(stage: Stage, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -66,10 +74,11 @@ def _facts(stage: Stage, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def reopen_if_incomplete(stage: Stage) -> None:
     """Remove a `done.json` of other settings, or whose records are no longer all there.
 
-    A record is deleted, or found damaged, to have its cell computed again.
+    A record is deleted, or found damaged, to have its cell computed again; it is out of date where the training was
+    made again and ended with other weights.
     """
     try:
-        if not stage.is_done() or not suites.missing(stage.dir, stage.expected):
+        if not stage.is_done() or not suites.missing(stage.dir, stage.expected, _training_of(stage)):
             return
     except ArtefactError as error:
         logger.warning("computing again what is not whole: %s", error)

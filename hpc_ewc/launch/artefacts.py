@@ -46,7 +46,8 @@ def find(node: Node) -> Found:
 def _find_evaluation(node: Node) -> Found:
     """An evaluation is done when it asked what is asked now; else each record says whether it is current."""
     with suppress(ArtefactError):  # a record that it names was deleted or changed: the records themselves tell
-        if _settings_of(node.folder) == node.settings and records.read_done(node.folder.done, node.key) is not None:
+        done = records.read_done(node.folder.done, node.key)
+        if done is not None and _settings_of(node.folder) == node.settings and not _is_of_other_weights(node, done):
             return Found(True)
     note = ""
     try:
@@ -62,13 +63,25 @@ def missing_cells(node: Node) -> tuple[str, ...]:
     Raises:
         ArtefactError: a record is half-written or not ours.
     """
-    there = suites.recorded(node.folder) if node.folder.path.is_dir() else {}
+    there = suites.recorded(node.folder, _training_of(node)) if node.folder.path.is_dir() else {}
     return tuple(
         cell.at(fraction)
         for fraction in node.fractions
         for cell in node.cells
         if cell.at(fraction) not in there or there[cell.at(fraction)]["cell_key"] != _cell_key(node, cell, fraction)
     )
+
+
+def _training_of(node: Node) -> StageDir | None:
+    train = node.inputs.get("train")
+    return StageDir(Path(train)) if train else None
+
+
+def _is_of_other_weights(node: Node, done: dict[str, Any]) -> bool:
+    """The training was made again since, and exported other weights than this evaluation measured."""
+    measured = done["summary"].get("weights", {})
+    there = suites.exported_weights(_training_of(node))
+    return any(measured.get(repr(fraction), found) != found for fraction, found in there.items())
 
 
 def _cell_key(node: Node, cell: suites.Cell, fraction: float) -> str:

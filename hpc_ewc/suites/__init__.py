@@ -16,7 +16,7 @@ from __future__ import annotations
 from hpc_ewc.suites.cells import UNDETERMINED, Cell, expand_suites
 from hpc_ewc.suites.dealing import costed, deal
 from hpc_ewc.suites.identity import cell_key, data_hash, hub_commit
-from hpc_ewc.suites.recorded import missing, recorded
+from hpc_ewc.suites.recorded import exported_weights, missing, recorded
 from hpc_ewc.suites.tasks import FLORES_CODES, JUDGED, TASKS
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "data_hash",
     "deal",
     "expand_suites",
+    "exported_weights",
     "hub_commit",
     "missing",
     "recorded",

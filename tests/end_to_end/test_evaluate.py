@@ -282,6 +282,32 @@ def test_a_diverged_model_that_still_gives_numbers_is_scored(world: Path, tmp_pa
     assert 0.0 <= primary(stage, 10, "truthfulqa_mc2.en")["value"] <= 1.0
 
 
+def test_a_training_that_came_out_otherwise_is_measured_again(world: Path, tmp_path: Path) -> None:
+    cells = ("arc_easy.en", "ppl_heldout.en")
+    train = noised(world / "model", tmp_path / "train", 0.3)
+    stage = prepare(tmp_path / "paper", world, cells, run="again", train=train, limit=8)
+    run(stage)
+    facts = StageDir(train).export(10) / "hpc_ewc.json"
+    before, old = stamps(stage), records.read_json(facts)
+    measured = primary(stage, 10, "ppl_heldout.en")["value"]
+    shutil.rmtree(train)
+    noised(world / "model", tmp_path / "train", 0.6)
+    records.write_json(facts, records.read_json(facts) | {"train_key": old["train_key"]})
+    run(stage)
+    assert {cell: stamps(stage)[f"{cell}.json"] == before[f"{cell}.json"] for cell in cells} == dict.fromkeys(
+        cells, False
+    )
+    assert primary(stage, 10, "ppl_heldout.en")["value"] > measured
+    for cell in cells:
+        record = records.read_checked(stage.cell(10, cell), "record")
+        assert record["model_hash"] == records.read_json(facts)["model_hash"] != old["model_hash"]
+    done = records.read_done(stage.done, Stage(stage.path).key)
+    assert done is not None and done["summary"]["weights"] == {"1.0": records.read_json(facts)["model_hash"]}
+    after = stamps(stage)
+    run(stage)
+    assert stamps(stage) == after
+
+
 def test_a_cell_that_fails_costs_only_itself_and_is_tried_again(world: Path, tmp_path: Path) -> None:
     cells = ("ppl_heldout.en", "arc_easy.en")
     text = tmp_path / "news.jsonl"

@@ -15,7 +15,7 @@ from hpc_ewc.launch.build_graph import build_graph
 from hpc_ewc.launch.graph import Graph, Node, elements, gpu_hours, priorities
 from hpc_ewc.launch.profile import Profile
 from hpc_ewc.launch.resolve import Resolver
-from hpc_ewc.rundir import RunDir
+from hpc_ewc.rundir import RunDir, StageDir
 from hpc_ewc.stage import Stage
 from hpc_ewc.sweep import expand
 from hpc_ewc.worker import evaluate as evaluate_worker
@@ -259,7 +259,7 @@ def finish_evaluation(node: Node) -> list[Path]:
     make_ready(node)
     written = [write_record(node, name) for name in node.expected]
     outputs = [*written, *(path.with_name(f"{path.stem}.samples.jsonl.zst") for path in written)]
-    Stage(node.folder.path).finish(outputs)
+    Stage(node.folder.path).finish(outputs, weights={repr(fraction): "x" for fraction in node.fractions})
     return written
 
 
@@ -271,6 +271,18 @@ def test_a_deleted_record_is_the_only_one_missing(tmp_path: Path) -> None:
     assert find(base) == Found(False, ("0.0:ppl_heldout.lt",))
     (one,) = elements(base, find(base).missing)
     assert one.arguments[-1] == "ppl_heldout.lt"
+
+
+def test_records_of_other_weights_than_the_export_s_are_missing(tmp_path: Path) -> None:
+    graph = graph_of(write_experiment(tmp_path))
+    node = next(node for node in graph.of("evaluate") if node.run != "base")
+    finish_evaluation(node)
+    assert find(node).done, "an export that was removed to save space says nothing"
+    facts = StageDir(Path(node.inputs["train"])).export(7) / "hpc_ewc.json"
+    records.write_json(facts, {"fraction": 1.0, "model_hash": "x"})
+    assert find(node).done
+    records.write_json(facts, {"fraction": 1.0, "model_hash": "y"})
+    assert find(node) == Found(False, tuple(node.expected))
 
 
 def test_other_settings_ask_again(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -84,10 +85,13 @@ def test_a_whole_graph_then_nothing_then_one_more_run(world: Path, capfd: pytest
     assert begun(world) == first
 
     assert run(write_experiment(world.parent, [0, 1e3, 1e6])) == 0
-    assert sorted(name.split("-")[0] for name in begun(world)[len(first) :]) == [
-        "evaluate/strength=1000",
-        "train/strength=1000",
-    ]
+    of_the_third = ["evaluate/strength=1000", "train/strength=1000"]
+    second = begun(world)
+    assert sorted(name.split("-")[0] for name in second[len(first) :]) == of_the_third
+
+    shutil.rmtree(next(root.root.glob("train/strength=1000-*")))  # what it exports now may be other weights
+    assert run(sweep) == 0
+    assert sorted(name.split("-")[0] for name in begun(world)[len(second) :]) == of_the_third
 
 
 def test_jobs_know_nothing_of_tokens_and_import_the_copy(world: Path) -> None:
