@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 from itertools import count
@@ -34,6 +35,12 @@ from tests.unit.data_corpus import (
 
 BOS, PAD = 2, 0
 TEXTS = make_texts(60)
+
+
+@pytest.fixture(autouse=True)
+def disk_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hundreds of small parts are written here, and no power is lost."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 @pytest.fixture(scope="module")
