@@ -1,10 +1,9 @@
-"""The launcher inside a job of Slurm, on this machine: how attempts end, what node 0 tells others, where they meet."""
+"""The launcher inside a job of Slurm, on this machine: how attempts end, what node 0 tells others, what it starts."""
 
 from __future__ import annotations
 
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -17,13 +16,13 @@ import pytest
 
 from hpc_ewc import records, rundir
 from hpc_ewc.errors import StageError
-from hpc_ewc.launch import outcome, rendezvous, scheduler, slurm_job, slurm_workers
+from hpc_ewc.launch import outcome, scheduler, slurm_job, slurm_workers
 from hpc_ewc.launch.graph import Element
 from hpc_ewc.launch.profile import ContainerConfig
 from hpc_ewc.launch.slurm_history import progress_mark, read_outcome
 from hpc_ewc.launch.slurm_job import StoppedError
-from hpc_ewc.launch.slurm_node import in_container, node_caches, node_folder, plain_command, torchrun_command
-from hpc_ewc.launch.slurm_task import Here, SlurmTask
+from hpc_ewc.launch.slurm_node import in_container, plain_command, torchrun_command
+from hpc_ewc.launch.slurm_task import SlurmTask
 from hpc_ewc.rundir import RunDir, StageDir
 from tests.unit.launch_world import order, read_events, write_experiment
 
@@ -350,34 +349,6 @@ def test_a_torchrun_that_waits_for_nobody_is_ended(
     thread.join()
 
 
-def test_the_published_port_is_kept_for_the_one_who_listens(tmp_path: Path) -> None:
-    here = Here("7", "7", 0, 0, 0, ("n1", "n2"))
-    with rendezvous.meet(here, tmp_path, "i") as arguments:
-        assert arguments is not None
-        port = int(rundir.port_file(tmp_path, 0).read_text())
-        assert f"--rdzv-endpoint=n1i:{port}" in arguments
-        assert {"--rdzv-id=7.0", "--local-addr=n1i", "--nnodes=2"} <= set(arguments)
-        with socket.socket() as other, pytest.raises(OSError):
-            other.bind(("", port))
-        with socket.socket() as server:  # as torch's store does
-            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            server.bind(("", port))
-            server.listen()
-            with rendezvous.meet(replace(here, node=1), tmp_path) as others:
-                assert others is not None and f"--rdzv-endpoint=n1:{port}" in others
-
-
-def test_a_node_does_not_wait_for_the_port_of_an_attempt_that_is_over(tmp_path: Path) -> None:
-    here = Here("7", "7", 0, 0, 1, ("n1", "n2"))
-    with rendezvous.meet(here, tmp_path, over=lambda: True) as arguments:
-        assert arguments is None
-
-
-def test_a_port_that_never_comes_says_what_to_look_at(tmp_path: Path) -> None:
-    with pytest.raises(StageError, match="node 0 published no port in 0.1 s: did its task start"):
-        rendezvous.read_port(tmp_path / "port.0", timeout_s=0.1)
-
-
 # ---------------------------------------------------------------------------------------------- several elements
 
 
@@ -407,7 +378,7 @@ def test_a_whole_node_runs_a_worker_on_each_gpu(task: SlurmTask, tmp_path: Path)
     assert sorted(path.name for path in logs.iterdir()) == ["0", "1", "2", "3"]
 
 
-# ---------------------------------------------------------------------------------------------- command lines, caches
+# ---------------------------------------------------------------------------------------------- command lines
 
 
 def test_torchrun_meets_and_logs_by_node(task: SlurmTask, tmp_path: Path) -> None:
@@ -440,72 +411,3 @@ def test_pyxis_is_a_step_on_this_node(task: SlurmTask, monkeypatch: pytest.Monke
     assert command[0] == "srun" and {"--overlap", "--nodelist=n1", "--container-image=/proj/x.sqsh"} <= set(command)
     mounts = next(word for word in command if word.startswith("--container-mounts="))
     assert "/scratch:/scratch" in mounts
-
-
-def test_caches_lie_on_the_node_and_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NODE_DISK", str(tmp_path / "node"))
-    shared = tmp_path / "datasets" / "a"
-    records.write_text(shared / "a.arrow", "rows")
-    records.write_text(shared / "a.lock", "")
-    with node_folder("$NODE_DISK", "7_1.0") as place:
-        assert place is not None
-        found = node_caches(place, "evaluate", {"HF_DATASETS_CACHE": str(shared.parent)})
-        assert Path(found["TRITON_CACHE_DIR"]).is_dir()
-        mirrored = Path(found["HF_DATASETS_CACHE"]) / "a"
-        assert (mirrored / "a.arrow").read_text() == "rows" and not (mirrored / "a.lock").exists()
-        (mirrored / "cache-1.arrow").write_text("derived")
-    assert not place.exists()
-    assert sorted(path.name for path in shared.iterdir()) == ["a.arrow", "a.lock"]
-
-
-def test_a_scratch_that_is_not_there_is_told(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with (
-        pytest.raises(StageError, match=r"slurm\.scratch = .*name a folder that every node has"),
-        node_folder(str(tmp_path / "file" / "x"), "7.0"),
-    ):
-        pass
-
-
-# ---------------------------------------------------------------------------------------------- what went wrong
-
-
-TORCHRUN_SAYS = """\
-============================================================
-hpc_ewc.worker FAILED
-------------------------------------------------------------
-Failures:
-  <NO_OTHER_FAILURES>
-------------------------------------------------------------
-Root Cause (first observed failure):
-[0]:
-  time      : 2026-11-21_08:49:25
-  host      : n2
-  rank      : 3 (local_rank: 1)
-  exitcode  : -9 (pid: 512)
-  error_file: <N/A>
-  traceback : Signal 9 (SIGKILL) received by PID 512
-============================================================
-"""
-
-
-def test_the_rank_that_was_killed_is_named(tmp_path: Path) -> None:
-    for restart, text in enumerate(("", TORCHRUN_SAYS)):
-        logs = rundir.rank_logs(tmp_path) / f"restart_{restart}" / "node_1"
-        records.write_text(rundir.torchrun_log(logs), text)
-    assert outcome.killed_rank(tmp_path, 0) == ("", 0), "of another attempt"
-    assert outcome.killed_rank(tmp_path, 1) == ("rank 3: Signal 9 (SIGKILL) received by PID 512", 3)
-
-
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        ("StageError: another rank of this job ended (Connection closed by peer [127.0.1.1]:12689)", True),
-        ("RuntimeError: [gloo/transport/tcp/pair.cc:553] Connection closed by peer", True),
-        ("torch.distributed.elastic.rendezvous.api.RendezvousConnectionError: The connection to the C10d store", True),
-        ("ValueError: loss is nan at step 12", False),
-        ("rank 1: Signal 9 (SIGKILL) received by PID 512", False),
-    ],
-)
-def test_a_lost_peer_is_no_cause(error: str, expected: bool) -> None:
-    assert outcome.is_consequence(error) == expected
