@@ -11,7 +11,7 @@ process of its own: what has not enough memory is a row like the others. The bes
 step. Beside them, the Fisher: examples a second.
 
 For each: tokens a second, TFLOP/s by docs/scaling.md (nothing recomputed is counted), λ > 0 over λ = 0 with both in
-turns, and memory of a rank by part, each beside what hpc_ewc/launch/forecast.py says. Written to
+turns, and memory of a rank by part, each beside what hpc_ewc/launch/forecast/formulas.py says. Written to
 results/gpu-<device>.json; from a CPU only where --out says. `--memory-gb` plays a smaller GPU.
 """
 

@@ -145,7 +145,7 @@ def training(arguments: Namespace, settings: dict[str, Any], common: dict[str, A
 def measure_memory(
     arguments: Namespace, way: Training, common: dict[str, Any], engine: Any, batch: Any
 ) -> dict[str, dict[str, float]]:
-    """Of a step that finds moments and gradients there: each part, measured and by the forecast."""
+    """Of a step that finds moments and gradients there: each part, measured and by the formulas."""
     found: dict[str, float] = dict(holdings(engine))
     after: list[int] = []
     base = now(arguments.device)
@@ -170,15 +170,15 @@ def pair(measured: float, predicted: float) -> dict[str, float]:
 def predict(arguments: Namespace, way: Training, common: dict[str, Any]) -> dict[str, float]:
     """The forecast's parts, under the names of what is measured."""
     from hpc_ewc.config import DataConfig, ModelConfig, TrainConfig
-    from hpc_ewc.launch import forecast
+    from hpc_ewc.launch.forecast import formulas
 
-    shape, place = shape_of(arguments.size, common["layers"]), forecast.Place(arguments.device, common["ranks"])
+    shape, place = shape_of(arguments.size, common["layers"]), formulas.Place(arguments.device, common["ranks"])
     model = ModelConfig(path="x", dtype=DTYPE[arguments.size], attention=way.attention, loss=way.loss)
     data = DataConfig(source="files", sequence_length=way.length)
     train = TrainConfig(local_batch_size=way.rows, activation_checkpointing=way.activation_checkpointing)
-    parts = forecast.training_memory(shape, model, data, train, place, 4.0)
-    c = forecast.BYTES[model.dtype]
-    kept = forecast.kept_activations(shape, way.rows, way.length, c, way.attention, way.activation_checkpointing)
+    parts = formulas.training_memory(shape, model, data, train, place, 4.0)
+    c = formulas.BYTES[model.dtype]
+    kept = formulas.kept_activations(shape, way.rows, way.length, c, way.attention, way.activation_checkpointing)
     return {
         **{name: parts[name] for name in ("weights", "gradients", "moments")},
         "Fisher": parts["F and θ*"] / 2,
@@ -191,7 +191,7 @@ def predict(arguments: Namespace, way: Training, common: dict[str, Any]) -> dict
 
 def shape_of(size: str, layers: int | None) -> Any:
     """As the formulas know it."""
-    from hpc_ewc.launch import shapes
+    from hpc_ewc.launch.forecast import shapes
 
     changes = {} if layers is None else {"num_hidden_layers": layers}
     return shapes.shape_of(config_of(size, **changes).to_dict() | {"dtype": "bfloat16"}, size)
@@ -217,7 +217,7 @@ def fisher(arguments: Namespace, settings: dict[str, Any], common: dict[str, Any
 
     from hpc_ewc.config import FisherConfig, ModelConfig
     from hpc_ewc.ewc import FisherAccumulator
-    from hpc_ewc.launch import forecast
+    from hpc_ewc.launch.forecast import formulas
     from hpc_ewc.train import collective
 
     torch.set_float32_matmul_precision("high")
@@ -243,8 +243,8 @@ def fisher(arguments: Namespace, settings: dict[str, Any], common: dict[str, Any
         seconds = [seconds_of(lambda: accumulator.add([batch]), arguments.device) for _ in range(rounds)]
     batch_s = statistics.median(seconds)
     shape = shape_of(arguments.size, common["layers"])
-    said = forecast.fisher_memory(
-        shape, ModelConfig(path="x"), FisherConfig(batch_size=rows), forecast.Place(arguments.device, common["ranks"])
+    said = formulas.fisher_memory(
+        shape, ModelConfig(path="x"), FisherConfig(batch_size=rows), formulas.Place(arguments.device, common["ranks"])
     )
     return {
         "batch_s": rounded(batch_s),
@@ -252,7 +252,7 @@ def fisher(arguments: Namespace, settings: dict[str, Any], common: dict[str, Any
         "examples_per_s": rounded(rows * common["ranks"] / batch_s),
         "memory_gb of a rank": {
             "highest": pair(highest, sum(said.values())),
-            "tokens a row": {"measured": length, "predicted": forecast.FISHER_ROW},
+            "tokens a row": {"measured": length, "predicted": formulas.FISHER_ROW},
         },
     }
 

@@ -85,11 +85,11 @@ class Bench:
 def make_done(bench: Bench, sweep: Path) -> None:
     """Give every stage of an experiment a `done.json`, as if it had run."""
     os.environ |= {name: bench.environment[name] for name in ("HPC_EWC_CACHE", "HF_HOME")}
-    from hpc_ewc.launch.artefacts import make_ready
-    from hpc_ewc.launch.plan import make_plan, run_folder, write_down
-    from hpc_ewc.launch.profile_reading import load_profile
-    from hpc_ewc.launch.submit import read_sweep
-    from hpc_ewc.launch.view import Display
+    from hpc_ewc.artefacts.found import make_ready
+    from hpc_ewc.launch.plan.plan import make_plan, run_folder, write_down
+    from hpc_ewc.launch.profile.reading import load_profile
+    from hpc_ewc.launch.show.view import Display
+    from hpc_ewc.launch.submit.submit import read_sweep
     from hpc_ewc.stage import Stage
 
     profile = load_profile(None)
@@ -138,7 +138,7 @@ def submit_array(bench: Bench) -> dict[str, Any]:
 def status_of_many(bench: Bench) -> dict[str, Any]:
     """A run folder whose ledger has ten thousand jobs on Slurm, and what squeue and sacct say of them."""
     from hpc_ewc import records
-    from hpc_ewc.launch.ledger import Ledger
+    from hpc_ewc.launch.ledger.ledger import Ledger
     from hpc_ewc.rundir import RunDir
 
     root = RunDir(bench.folder / "runs" / "many")
@@ -186,7 +186,7 @@ def events(stage: str, run: str, job_id: int, elements: list[str]) -> list[dict[
 
 def queued(job_id: str, state: str, reason: str, nodes: str, name: str) -> str:
     """A line of squeue as Slurm prints it, blanks included."""
-    from hpc_ewc.launch.slurm_output import QUEUE_FIELDS, SEPARATOR
+    from hpc_ewc.launch.slurm.output import QUEUE_FIELDS, SEPARATOR
 
     tres = "cpu=56,mem=400G,node=1,billing=56,gres/gpu=8"
     values = [job_id, state, reason, nodes, "1", "1:02:03", "0", tres, "standard-g", name, "20261121-083000-00001"]
@@ -196,7 +196,7 @@ def queued(job_id: str, state: str, reason: str, nodes: str, name: str) -> str:
 
 def accounted(job_id: str, state: str, name: str) -> str:
     """A line of sacct."""
-    from hpc_ewc.launch.slurm_output import ACCOUNT_FIELDS, SEPARATOR
+    from hpc_ewc.launch.slurm.output import ACCOUNT_FIELDS, SEPARATOR
 
     tres = "billing=56,cpu=56,gres/gpu=8,mem=400G,node=1"
     values = [job_id, state, "None", "node1", "3723", "0:0", tres, "standard-g", name, ""]

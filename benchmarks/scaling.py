@@ -4,9 +4,9 @@
 
 A tiny Gemma 2 on a CPU under gloo, one thread a rank. The same global batch and the same questions at each number of
 ranks: loss and Fisher must be the same. Bytes are counted where FSDP2 hands its groups to the collectives, and in the
-tensors that each rank holds; formulas are those of hpc_ewc/launch/forecast.py, which a dry run uses. Times are of as
-many processes as there are ranks, on however many cores there are (`environment`): they say something where these
-are enough.
+tensors that each rank holds; formulas are those of hpc_ewc/launch/forecast/formulas.py, which a dry run uses. Times are
+of as many processes as there are ranks, on however many cores there are (`environment`): they say something where
+these are enough.
 """
 
 from __future__ import annotations
@@ -65,17 +65,17 @@ def worst(jobs: dict[int, dict[str, Any]]) -> dict[str, float]:
 def step_peak() -> dict[str, Any]:
     """What a step holds beyond its shards: as `training_step.py` measured it on 2 ranks, and by the formula."""
     from hpc_ewc.config import DataConfig, ModelConfig, TrainConfig
-    from hpc_ewc.launch import forecast
+    from hpc_ewc.launch.forecast import formulas
 
     path = RESULTS / "training_step-cpu.json"
     measured = json.loads(path.read_text())
     rows, length = measured["tokens of a rank"]
-    parts = forecast.training_memory(
+    parts = formulas.training_memory(
         shape_of(measured["size"]),
         ModelConfig(path="x", dtype=measured["dtype"]),
         DataConfig(source="files", sequence_length=length),
         TrainConfig(local_batch_size=rows),
-        forecast.Place("cpu", measured["ranks"]),
+        formulas.Place("cpu", measured["ranks"]),
         4.0,
     )
     predicted = sum(parts[name] for name in ("gathered", "activations", "loss")) / 1e6
@@ -97,7 +97,7 @@ def compare_fishers(folder: Path) -> dict[str, float]:
 
 def shape_of(size: str) -> Any:
     """As the formulas know it."""
-    from hpc_ewc.launch import shapes
+    from hpc_ewc.launch.forecast import shapes
 
     return shapes.shape_of(config_of(size).to_dict() | {"dtype": "bfloat16"}, size)
 
@@ -110,7 +110,7 @@ def inside(arguments: Namespace, folder: Path, ranks: int) -> None:
     import torch.distributed as dist
 
     from hpc_ewc.config import FisherConfig, TrainConfig
-    from hpc_ewc.launch import forecast
+    from hpc_ewc.launch.forecast import formulas
 
     free = build_engine(arguments.size, 0.0)
     same_weights(free.parameters)
@@ -122,15 +122,15 @@ def inside(arguments: Namespace, folder: Path, ranks: int) -> None:
     pairs = pairs_of_shards(engine, share)
     traffic.take()
     engine.step(batch, 1e-3)
-    sent, expected = traffic.take(), forecast.training_traffic(shape, TrainConfig(), "float32", ranks)
+    sent, expected = traffic.take(), formulas.training_traffic(shape, TrainConfig(), "float32", ranks)
     pairs |= {f"step, {name}": (sent[name], expected[name]) for name in ("gather", "reduce")}
     step_s = [seconds_of(lambda: engine.step(batch, 1e-3), arguments.device) for _ in range(ROUNDS)]
-    pairs["checkpoint"] = (checkpoint_bytes(engine, folder / f"checkpoint-{ranks}"), forecast.checkpoint_disk(shape))
+    pairs["checkpoint"] = (checkpoint_bytes(engine, folder / f"checkpoint-{ranks}"), formulas.checkpoint_disk(shape))
     fisher, fisher_s = estimate(engine, ranks, traffic)
-    sent, expected = traffic.take(), forecast.fisher_traffic(shape, ranks)
+    sent, expected = traffic.take(), formulas.fisher_traffic(shape, ranks)
     pairs |= {f"batch of the Fisher, {name}": (sent[name] / BATCHES, expected[name]) for name in ("gather", "reduce")}
     files = save_fisher(engine, fisher, folder, ranks)
-    pairs["Fisher and anchor"] = (files, forecast.fisher_disk(shape, FisherConfig()))
+    pairs["Fisher and anchor"] = (files, formulas.fisher_disk(shape, FisherConfig()))
     say(
         {
             "loss": loss,

@@ -48,7 +48,7 @@ def submit(
         config: With --dry-run: config.json of a model that is not fetched yet and whose shape is not known.
         yes: Do not ask before submitting more than max_gpu_hours.
     """
-    from hpc_ewc.launch.submit import submit
+    from hpc_ewc.launch.submit.submit import submit
 
     return submit(sweep, profile, runs, out, dry_run, yes, scripts, config)
 
@@ -106,7 +106,7 @@ def evaluate(
         dry_run: Show what is done and missing; write nothing.
         yes: Do not ask before submitting more than max_gpu_hours.
     """
-    from hpc_ewc.launch.foreign import Options, evaluate, read_settings
+    from hpc_ewc.launch.submit.evaluate_checkpoints import Options, evaluate, read_settings
 
     settings = read_settings(
         suites,
@@ -148,7 +148,7 @@ def prefetch(
         update: Look for newer commits of what is there. Records made before are then of other data.
         as_job: Do it in a job in this partition, which must have a network; --profile names the cluster.
     """
-    from hpc_ewc.launch.prefetch import prefetch
+    from hpc_ewc.launch.fetch.prefetch import prefetch
 
     return prefetch(sweep, profile, dry_run, update, as_job)
 
@@ -168,7 +168,7 @@ def status(
         watch: Keep showing it until nothing runs any more.
         json: Print JSON, for programs.
     """
-    from hpc_ewc.launch.status import status
+    from hpc_ewc.launch.watch.status import status
 
     return status(folder, watch, json)
 
@@ -194,7 +194,7 @@ def logs(
         element: Only this element of an array, by its number or its job id.
         restart: Only this attempt of a job that Slurm started again, from 0; absent: the last.
     """
-    from hpc_ewc.launch.logs import logs
+    from hpc_ewc.launch.watch.logs import logs
 
     return logs(folder, run, stage, follow, rank, element, restart)
 
@@ -214,7 +214,7 @@ def cancel(
         stage: Only this stage of that run, or of all runs.
         yes: Do not ask.
     """
-    from hpc_ewc.launch.cancel import cancel
+    from hpc_ewc.launch.watch.cancel import cancel
 
     return cancel(folder, run, stage, yes)
 
@@ -236,7 +236,7 @@ def doctor(
         quick: Submit no job; check only what can be seen from here.
         json: Print JSON, for programs.
     """
-    from hpc_ewc.launch.doctor import doctor
+    from hpc_ewc.launch.doctor.doctor import doctor
 
     return doctor(profile, sweep, quick, json)
 

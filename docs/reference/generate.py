@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from hpc_ewc import cli, config
-from hpc_ewc.launch import profile
-from hpc_ewc.launch.resources import DEFAULT_TIME_MIN
+from hpc_ewc.launch.profile import keys
+from hpc_ewc.launch.profile.resources import DEFAULT_TIME_MIN
 from hpc_ewc.report import __main__ as report
 
 HERE = Path(__file__).resolve().parent
@@ -226,12 +226,12 @@ def profiles() -> str:
         "# Every key of a profile",
         "A file in `slurm/`: one machine or cluster. No key of it changes what is computed.",
     ]
-    blocks += section("Top of the file", profile.Profile)
-    blocks += section('[local], with `executor = "local"`', profile.LocalConfig)
-    blocks += section('[slurm], with `executor = "slurm"`', profile.SlurmConfig)
-    own = ", ".join(f"`{field.name}`" for field in dataclasses.fields(profile.StageConfig))
+    blocks += section("Top of the file", keys.Profile)
+    blocks += section('[local], with `executor = "local"`', keys.LocalConfig)
+    blocks += section('[slurm], with `executor = "slurm"`', keys.SlurmConfig)
+    own = ", ".join(f"`{field.name}`" for field in dataclasses.fields(keys.StageConfig))
     blocks += ["## [slurm.stage.STAGE]", f"Overrides `[slurm]` for one stage: {own}."]
-    blocks += section("[container]", profile.ContainerConfig)
+    blocks += section("[container]", keys.ContainerConfig)
     blocks += section("[resources.STAGE]", config.Resources)
     blocks.append("Overrides the [experiment's own](experiment.md), key by key.")
     return "\n\n".join(blocks)

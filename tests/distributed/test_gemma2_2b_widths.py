@@ -1,4 +1,4 @@
-"""Gemma 2 2B's widths, its vocabulary where there is room, one layer: every stage on two shards, within the forecast.
+"""Gemma 2 2B's widths, its vocabulary where there is room, one layer: every stage on two shards, within the formulas.
 
 Load, Fisher, penalty, steps, checkpoint, another number of ranks, export. Memory is what a rank holds itself above what
 it had when it began, looked at each millisecond; the forecast is what a dry run says.
@@ -18,9 +18,9 @@ import torch
 
 from hpc_ewc.config import DataConfig, FisherConfig, ModelConfig, TrainConfig
 from hpc_ewc.data import batch_indices, read_tokens
-from hpc_ewc.launch import forecast
-from hpc_ewc.launch.forecast import Place
-from hpc_ewc.launch.shapes import KNOWN, Shape, read_shape
+from hpc_ewc.launch.forecast import formulas
+from hpc_ewc.launch.forecast.formulas import Place
+from hpc_ewc.launch.forecast.shapes import KNOWN, Shape, read_shape
 from tests.distributed.ranks import run_ranks
 from tests.distributed.training_folder import (
     SEQUENCE_LENGTH,
@@ -50,12 +50,12 @@ GIVEN_BACK = 1 << 16
 
 
 def stated(shape: Shape, ranks: int) -> dict[str, float]:
-    """Bytes of a rank by the forecast, of each stage."""
+    """Bytes of a rank by the formulas, of each stage."""
     place = Place("cpu", ranks)
-    held = forecast.held_bytes(STRENGTH, shape, FISHER.dtype)
+    held = formulas.held_bytes(STRENGTH, shape, FISHER.dtype)
     return {
-        "fisher": sum(forecast.fisher_memory(shape, MODEL, FISHER, place).values()),
-        "train": sum(forecast.training_memory(shape, MODEL, DATA, TRAIN, place, held).values()),
+        "fisher": sum(formulas.fisher_memory(shape, MODEL, FISHER, place).values()),
+        "train": sum(formulas.training_memory(shape, MODEL, DATA, TRAIN, place, held).values()),
     }
 
 
@@ -175,7 +175,7 @@ def available_bytes() -> int:
 def skip_where_too_small(shape: Shape, folder: Path) -> None:
     """By what all ranks hold at once; and two checkpoints, the Fisher and three models on the disk."""
     memory = max(RANKS * max(stated(shape, RANKS).values()), max(stated(shape, 1).values()))
-    disk = 2 * forecast.checkpoint_disk(shape) + 10 * shape.parameters
+    disk = 2 * formulas.checkpoint_disk(shape) + 10 * shape.parameters
     free = shutil.disk_usage(folder).free
     for what, needed, there in (("memory", 1.15 * memory, available_bytes()), ("disk", disk, free)):
         if there < needed:
@@ -188,7 +188,7 @@ def skip_where_too_small(shape: Shape, folder: Path) -> None:
 def test_every_stage_of_gemma_2_2b_s_widths_stays_within_the_forecast(
     vocabulary: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(forecast, "FISHER_ROW", QUESTION_LENGTH)
+    monkeypatch.setattr(formulas, "FISHER_ROW", QUESTION_LENGTH)
     shape = dataclasses.replace(
         KNOWN["google/gemma-2-2b"], vocab_size=vocabulary, num_hidden_layers=1, sliding_layers=1
     )

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from hpc_ewc import records
-from hpc_ewc.launch.profile_reading import load_profile
-from hpc_ewc.launch.resolve import Resolver
-from hpc_ewc.launch.submit import read_sweep
+from hpc_ewc.launch.inputs.resolver import Resolver
+from hpc_ewc.launch.profile.reading import load_profile
+from hpc_ewc.launch.submit.submit import read_sweep
 from hpc_ewc.rundir import RunDir
 from tests.unit.launch_world import write_model
 

@@ -28,7 +28,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HPC_EWC_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache" / "hf"))
     monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
-    monkeypatch.setattr("hpc_ewc.launch.local.LocalRun.run", lambda self: pytest.fail("jobs were started"))
+    monkeypatch.setattr("hpc_ewc.launch.submit.local.LocalRun.run", lambda self: pytest.fail("jobs were started"))
     build_world(tmp_path)
     return tmp_path
 

@@ -17,8 +17,8 @@ import pyarrow.parquet
 import pytest
 
 from hpc_ewc import miniature, records
-from hpc_ewc.launch.prefetch import worker_python
-from hpc_ewc.launch.profile_reading import build_profile
+from hpc_ewc.launch.fetch.prefetch import worker_python
+from hpc_ewc.launch.profile.reading import build_profile
 from tests.end_to_end.fake_hub import FakeHub, Repo, serve
 
 EXPERIMENT = """

@@ -7,9 +7,10 @@ import time
 from pathlib import Path
 
 from hpc_ewc import records, rundir
-from hpc_ewc.launch.ledger import Ledger
-from hpc_ewc.launch.process import Process, this_process
-from hpc_ewc.launch.scheduler import Answer, SchedulerError, SlurmJob
+from hpc_ewc.launch.ledger.ledger import Ledger
+from hpc_ewc.launch.slurm.client import Answer, SlurmJob
+from hpc_ewc.node.slurm_command import SchedulerError
+from hpc_ewc.process import Process, this_process
 from hpc_ewc.rundir import RunDir
 
 KEY = "0123456789ab"

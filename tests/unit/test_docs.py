@@ -23,9 +23,9 @@ from rich.console import Console
 from hpc_ewc import cli, config, miniature, records, suites
 from hpc_ewc.config import build_experiment, load_experiment
 from hpc_ewc.errors import ArtefactError
-from hpc_ewc.launch import profile
-from hpc_ewc.launch.ledger import Ledger
-from hpc_ewc.launch.profile_reading import build_profile
+from hpc_ewc.launch.ledger.ledger import Ledger
+from hpc_ewc.launch.profile import keys
+from hpc_ewc.launch.profile.reading import build_profile
 from hpc_ewc.report import __main__ as report
 from hpc_ewc.report import build
 from hpc_ewc.report.build import Options
@@ -185,7 +185,7 @@ def check_ours(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 def check_as_job(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """All but sbatch itself."""
     answer = subprocess.CompletedProcess(["sbatch"], 0, "123\n", "")
-    monkeypatch.setattr("hpc_ewc.launch.prefetch.subprocess.run", lambda *_, **__: answer)
+    monkeypatch.setattr("hpc_ewc.launch.fetch.prefetch.subprocess.run", lambda *_, **__: answer)
     assert cli.main(words) == 0
 
 
@@ -315,7 +315,7 @@ def test_python_imports_what_is_there(block: Block) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
 def test_keys_that_are_named_are_there(page: Path) -> None:
-    sections = {**config.SECTIONS, **profile.SECTIONS, "resources": config.Resources}
+    sections = {**config.SECTIONS, **keys.SECTIONS, "resources": config.Resources}
     known = {name: {field.name for field in dataclasses.fields(cls)} for name, cls in sections.items()}
     known["resources"] |= {"STAGE", *config.STAGES}
     for span in re.findall(r"`([^`\n]+)`", page.read_text(encoding="utf-8")):

@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 from hpc_ewc import cli, config
-from hpc_ewc.launch import profile
+from hpc_ewc.launch.profile import keys
 from hpc_ewc.report import __main__ as report
 from tests.conftest import REPOSITORY
 
@@ -68,7 +68,7 @@ def flags(text: str) -> set[str]:
 def test_every_key_has_its_line() -> None:
     for page, classes in {
         "experiment.md": [*config.SECTIONS.values(), config.Resources],
-        "profile.md": [profile.Profile, *profile.SECTIONS.values(), config.Resources],
+        "profile.md": [keys.Profile, *keys.SECTIONS.values(), config.Resources],
     }.items():
         text = (FOLDER / page).read_text(encoding="utf-8")
         for cls in classes:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from hpc_ewc.errors import ConfigError, HpcEwcError, InputError
-from hpc_ewc.launch.checkpoints import find_checkpoints
-from hpc_ewc.launch.foreign import Options, evaluate, read_settings
+from hpc_ewc.launch.inputs.checkpoints import find_checkpoints
+from hpc_ewc.launch.submit.evaluate_checkpoints import Options, evaluate, read_settings
 from hpc_ewc.model_folder import check_model
 from tests.unit.launch_world import safetensors, write_model
 

@@ -15,11 +15,11 @@ from hpc_ewc import records
 from hpc_ewc.config import SECTIONS, Experiment, build_experiment, load_experiment
 from hpc_ewc.data.files import BadText, Record, parse_text
 from hpc_ewc.errors import ArtefactError, ConfigError, InputError
-from hpc_ewc.launch.first_record import check_first_record
-from hpc_ewc.launch.ledger import Ledger
-from hpc_ewc.launch.profile import Profile
-from hpc_ewc.launch.profile_reading import build_profile, load_profile
-from hpc_ewc.launch.survey import Surveyor
+from hpc_ewc.launch.inputs.first_record import check_first_record
+from hpc_ewc.launch.ledger.ledger import Ledger
+from hpc_ewc.launch.profile.keys import Profile
+from hpc_ewc.launch.profile.reading import build_profile, load_profile
+from hpc_ewc.launch.watch.survey import Surveyor
 from hpc_ewc.model_folder import check_model
 from hpc_ewc.report.collect import read_record
 from hpc_ewc.rundir import RunDir

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from hpc_ewc import rundir
-from hpc_ewc.launch.checkpoints import find_checkpoints
-from hpc_ewc.launch.foreign import Options, evaluate, read_settings
-from hpc_ewc.launch.ledger import Ledger
-from hpc_ewc.launch.slurm_task import SlurmTask
+from hpc_ewc.launch.inputs.checkpoints import find_checkpoints
+from hpc_ewc.launch.ledger.ledger import Ledger
+from hpc_ewc.launch.submit.evaluate_checkpoints import Options, evaluate, read_settings
+from hpc_ewc.node.task import SlurmTask
 from hpc_ewc.rundir import RunDir
 from tests.unit import fake_slurm
 from tests.unit.launch_world import write_model

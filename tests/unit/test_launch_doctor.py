@@ -15,11 +15,11 @@ import pytest
 from hpc_ewc import records
 from hpc_ewc.config import build_experiment
 from hpc_ewc.errors import ConfigError
-from hpc_ewc.launch import machine, node_check, scheduler
-from hpc_ewc.launch.cluster import check_accounting, check_limits, node_resources, requests
-from hpc_ewc.launch.doctor import doctor, render
-from hpc_ewc.launch.findings import Finding, look, ok, wrong
-from hpc_ewc.launch.machine import (
+from hpc_ewc.launch.doctor import machine, node_check
+from hpc_ewc.launch.doctor.cluster import check_accounting, check_limits, node_resources, requests
+from hpc_ewc.launch.doctor.doctor import doctor, render
+from hpc_ewc.launch.doctor.findings import Finding, look, ok, wrong
+from hpc_ewc.launch.doctor.machine import (
     Room,
     check_folders,
     check_gpus,
@@ -32,7 +32,7 @@ from hpc_ewc.launch.machine import (
     room,
     write_trouble,
 )
-from hpc_ewc.launch.node_check import (
+from hpc_ewc.launch.doctor.node_check import (
     check_all_reduce,
     check_clocks,
     check_nodes,
@@ -42,10 +42,12 @@ from hpc_ewc.launch.node_check import (
     scratch_run,
     wait,
 )
-from hpc_ewc.launch.profile import Profile
-from hpc_ewc.launch.profile_reading import build_profile
-from hpc_ewc.launch.resources import JobResources
-from hpc_ewc.launch.scheduler import SchedulerError, SlurmJob
+from hpc_ewc.launch.profile.keys import Profile
+from hpc_ewc.launch.profile.reading import build_profile
+from hpc_ewc.launch.profile.resources import JobResources
+from hpc_ewc.launch.slurm import client
+from hpc_ewc.launch.slurm.client import SlurmJob
+from hpc_ewc.node.slurm_command import SchedulerError
 from hpc_ewc.rundir import RunDir
 
 NODE: dict[str, Any] = {
@@ -202,13 +204,13 @@ def test_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_accounting_and_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert check_accounting({"AccountingStorageType": "accounting_storage/none"}).state == "look"
-    monkeypatch.setattr(scheduler, "accounted", lambda **_: [])
+    monkeypatch.setattr(client, "accounted", lambda **_: [])
     assert check_accounting({"AccountingStorageType": "accounting_storage/slurmdbd"}) == ok("accounting", "slurmdbd")
 
     def away(**_: Any) -> list[SlurmJob]:
         raise SchedulerError("`sacct`: no answer in 20 s", "silent")
 
-    monkeypatch.setattr(scheduler, "accounted", away)
+    monkeypatch.setattr(client, "accounted", away)
     assert (
         check_accounting({"AccountingStorageType": "accounting_storage/slurmdbd"}).text == "`sacct`: no answer in 20 s"
     )
@@ -220,7 +222,7 @@ def test_accounting_and_limits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_partitions(monkeypatch: pytest.MonkeyPatch) -> None:
     said = "PartitionName=p GraceTime=600 Hidden=NO State=DOWN TotalCPUs=16"
-    monkeypatch.setattr(scheduler, "tell", lambda *_: said)
+    monkeypatch.setattr(client, "scontrol", lambda *_: said)
     down, grace, _ = check_limits(profile(partition="p"), {})
     assert (down.state, down.text) == ("look", "p is DOWN: jobs wait until it is UP")
     assert (grace.state, grace.text) == ("wrong", "p: GraceTime = 600 s, slurm.grace_time_s = 300")
@@ -228,7 +230,7 @@ def test_partitions(monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(*_: str) -> str:
         raise SchedulerError("Partition p not found", "refused")
 
-    monkeypatch.setattr(scheduler, "tell", unknown)
+    monkeypatch.setattr(client, "scontrol", unknown)
     assert [finding.state for finding in check_limits(profile(partition="p"), {})] == ["wrong", "ok"]
     assert [finding.state for finding in check_limits(profile(partition="p,q"), {})] == ["ok"]
 
@@ -284,11 +286,11 @@ def test_the_job_is_waited_for_and_then_not(monkeypatch: pytest.MonkeyPatch) -> 
         {"7": [SlurmJob("7", "7", state="RUNNING")]},
         {"7": [SlurmJob("7", "7", state="FAILED", exit_code="1:0", nodes="n1")]},
     ]
-    monkeypatch.setattr(scheduler, "look_up", lambda ids: answers.pop(0))
+    monkeypatch.setattr(client, "look_up", lambda ids: answers.pop(0))
     assert wait("7")[0] == "FAILED 1:0 on n1"
     clock = iter(range(0, 10**6, 200))
     monkeypatch.setattr(node_check.time, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(scheduler, "look_up", lambda ids: {"7": [SlurmJob("7", "7", reason="Priority")]})
+    monkeypatch.setattr(client, "look_up", lambda ids: {"7": [SlurmJob("7", "7", reason="Priority")]})
     assert wait("7")[0] == "not over after 10 min, taken back (still PENDING: Priority)"
 
 
@@ -303,7 +305,7 @@ def test_ctrl_c_while_slurm_takes_the_job_takes_it_back_by_its_name(
             raise KeyboardInterrupt
         return ""
 
-    monkeypatch.setattr(scheduler, "call", call)
+    monkeypatch.setattr(client, "call", call)
     root = RunDir(tmp_path / "doctor-x1")
     root.root.mkdir()
     with pytest.raises(KeyboardInterrupt):

@@ -12,9 +12,9 @@ import pytest
 from hpc_ewc import records
 from hpc_ewc.config import load_experiment
 from hpc_ewc.errors import ConfigError, InputError
-from hpc_ewc.launch import submit as submitting
-from hpc_ewc.launch.profile_reading import build_profile
-from hpc_ewc.launch.shapes import KNOWN
+from hpc_ewc.launch.forecast.shapes import KNOWN
+from hpc_ewc.launch.profile.reading import build_profile
+from hpc_ewc.launch.submit import submit as submitting
 from hpc_ewc.rundir import RunDir
 from hpc_ewc.sweep import expand
 from tests.conftest import REPOSITORY

@@ -1,4 +1,4 @@
-"""The formulas of launch/forecast.py against what transformers counts, autograd keeps and the training measures by."""
+"""The forecast's formulas against what transformers counts, autograd keeps and the training measures by."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, Gemma3ForCausalLM, Gem
 
 from hpc_ewc.config import DataConfig, EvaluateConfig, FisherConfig, ModelConfig, TrainConfig
 from hpc_ewc.errors import ConfigError
-from hpc_ewc.launch import forecast
-from hpc_ewc.launch.forecast import Place
-from hpc_ewc.launch.gpus import GPUS, SHARES, rates
-from hpc_ewc.launch.shapes import KNOWN, Shape, find_shape, known_shape, read_shape, shape_of
+from hpc_ewc.launch.forecast import formulas
+from hpc_ewc.launch.forecast.formulas import Place
+from hpc_ewc.launch.forecast.shapes import KNOWN, Shape, find_shape, known_shape, read_shape, shape_of
+from hpc_ewc.launch.profile.gpus import GPUS, SHARES, rates
 from hpc_ewc.model import loss
 from hpc_ewc.train import metrics
 from tests.conftest import REPOSITORY
@@ -131,29 +131,29 @@ def test_activations_are_what_autograd_keeps(kind: str, rows: int, length: int, 
     config._attn_implementation = "eager"
     model = MODELS[kind][1](config).to(getattr(torch, dtype)).train()
     kept = kept_by_autograd(model, rows, length)
-    predicted = forecast.kept_activations(shape_like(config), rows, length, forecast.BYTES[dtype], "eager", "none")
+    predicted = formulas.kept_activations(shape_like(config), rows, length, formulas.BYTES[dtype], "eager", "none")
     assert predicted == pytest.approx(kept, rel=0.1)
 
 
 def test_what_is_recomputed_is_not_kept() -> None:
     shape = KNOWN["google/gemma-2-2b"]
     kept = {
-        how: forecast.kept_activations(shape, 8, 512, 2, "flex_attention", how) for how in ("none", "selective", "full")
+        how: formulas.kept_activations(shape, 8, 512, 2, "flex_attention", how) for how in ("none", "selective", "full")
     }
     assert kept["none"] > 1.5 * kept["selective"] > 3 * kept["full"]
-    per_token = forecast.kept_activations(shape, 1, 1, 2, "flex_attention", "none")
+    per_token = formulas.kept_activations(shape, 1, 1, 2, "flex_attention", "none")
     assert kept["none"] == pytest.approx(8 * 512 * per_token), "without scores, linear in tokens"
-    eager = [forecast.layer_activations(shape, 1, n, 2, "eager") for n in (1024, 2048)]
+    eager = [formulas.layer_activations(shape, 1, n, 2, "eager") for n in (1024, 2048)]
     assert eager[1] > 2.2 * eager[0], "scores are quadratic"
 
 
 # ---------------------------------------------------------------------------------------------- memory, disk, network
 
 
-def memory(ranks: int, **changes: Any) -> forecast.Parts:
+def memory(ranks: int, **changes: Any) -> formulas.Parts:
     train = TrainConfig(**{"local_batch_size": 8} | changes)
     place = Place("cuda", ranks // train.dp_replicate)
-    return forecast.training_memory(KNOWN["google/gemma-2-2b"], ModelConfig(path="x"), DATA, train, place, 6.0)
+    return formulas.training_memory(KNOWN["google/gemma-2-2b"], ModelConfig(path="x"), DATA, train, place, 6.0)
 
 
 def test_shards_shrink_with_ranks_and_the_rest_does_not() -> None:
@@ -182,7 +182,7 @@ def test_the_page_s_table_of_models_and_gpus_is_the_formula() -> None:
         for count, cell in zip(ranks, cells, strict=True):
             shape, place = KNOWN[f"google/{name}"], Place("cuda", count)
             sums = [
-                sum(forecast.training_memory(shape, ModelConfig(path="x"), DATA, t, place, 6.0).values()) for t in train
+                sum(formulas.training_memory(shape, ModelConfig(path="x"), DATA, t, place, 6.0).values()) for t in train
             ]
             assert cell == " / ".join(f"{size / 1e9:.0f}" for size in sums), (name, count)
     assert len(table) == 2 + len(KNOWN)
@@ -191,7 +191,7 @@ def test_the_page_s_table_of_models_and_gpus_is_the_formula() -> None:
 def test_where_activations_are_few_the_reduction_of_the_embedding_is_the_highest_point() -> None:
     shape = KNOWN["google/gemma-3-270m"]
     train, place = TrainConfig(local_batch_size=1), Place("cpu", 2)
-    parts = forecast.training_memory(
+    parts = formulas.training_memory(
         shape, ModelConfig(path="x"), DataConfig(source="files", sequence_length=8), train, place, 6.0
     )
     assert parts["activations"] == 0.0
@@ -201,7 +201,7 @@ def test_where_activations_are_few_the_reduction_of_the_embedding_is_the_highest
 def test_on_a_cpu_a_checkpoint_is_written_from_a_copy_in_the_same_memory() -> None:
     shape = KNOWN["google/gemma-2-2b"]
     parts = {
-        device: forecast.training_memory(shape, ModelConfig(path="x"), DATA, TrainConfig(), Place(device, 4), 6.0)
+        device: formulas.training_memory(shape, ModelConfig(path="x"), DATA, TrainConfig(), Place(device, 4), 6.0)
         for device in ("cpu", "cuda")
     }
     assert parts["cpu"]["checkpoint"] == parts["cpu"]["weights"] + parts["cpu"]["moments"]
@@ -210,55 +210,55 @@ def test_on_a_cpu_a_checkpoint_is_written_from_a_copy_in_the_same_memory() -> No
 
 def test_the_loss_holds_three_copies_of_a_chunk_and_the_embedding_s_gradient() -> None:
     shape = KNOWN["google/gemma-2-2b"]
-    chunked = forecast.loss_bytes(shape, 4096, 2, "chunked", "cuda")
+    chunked = formulas.loss_bytes(shape, 4096, 2, "chunked", "cuda")
     assert chunked == 3 * 2**30 + 6 * shape.embedding
-    assert forecast.loss_bytes(shape, 4096, 2, "full", "cuda") > 2.5 * chunked
-    assert forecast.CHUNK_BYTES == loss.CHUNK_BYTES
+    assert formulas.loss_bytes(shape, 4096, 2, "full", "cuda") > 2.5 * chunked
+    assert formulas.CHUNK_BYTES == loss.CHUNK_BYTES
 
 
 def test_bytes_of_f_and_the_anchor() -> None:
     shape = KNOWN["google/gemma-2-2b"]
-    assert forecast.held_bytes(0.0, shape, "float32") == 2
-    assert forecast.held_bytes(1.0, shape, "float32") == 6
-    assert forecast.held_bytes(1.0, shape, "bfloat16") == 4
-    assert forecast.fisher_disk(shape, FisherConfig(dtype="bfloat16")) == 4 * shape.parameters
+    assert formulas.held_bytes(0.0, shape, "float32") == 2
+    assert formulas.held_bytes(1.0, shape, "float32") == 6
+    assert formulas.held_bytes(1.0, shape, "bfloat16") == 4
+    assert formulas.fisher_disk(shape, FisherConfig(dtype="bfloat16")) == 4 * shape.parameters
 
 
 def test_a_fisher_is_summed_in_fp32_whatever_the_dtype_of_training() -> None:
     shape, place = KNOWN["google/gemma-2-2b"], Place("cuda", 8)
-    parts = forecast.fisher_memory(shape, ModelConfig(path="x"), FisherConfig(batch_size=1), place)
+    parts = formulas.fisher_memory(shape, ModelConfig(path="x"), FisherConfig(batch_size=1), place)
     assert parts["weights"] + parts["sums"] + parts["gradients"] == 12 * shape.parameters / 8
-    longer = forecast.fisher_memory(shape, ModelConfig(path="x"), FisherConfig(batch_size=8, tokens="all"), place)
+    longer = formulas.fisher_memory(shape, ModelConfig(path="x"), FisherConfig(batch_size=8, tokens="all"), place)
     assert longer["activations"] == pytest.approx(8 * parts["activations"])
     assert longer["loss"] > parts["loss"] >= 4 * shape.embedding
 
 
 def test_evaluation_s_highest_is_a_batch_s_logits() -> None:
     shape = KNOWN["google/gemma-2-2b"]
-    parts = forecast.evaluation_memory(shape, ModelConfig(path="x"), EvaluateConfig(batch_size=4, max_length=1024))
+    parts = formulas.evaluation_memory(shape, ModelConfig(path="x"), EvaluateConfig(batch_size=4, max_length=1024))
     assert parts == {"weights": 2 * shape.parameters, "loss": 4 * 1024 * 256000 * 6}
-    judged = forecast.evaluation_memory(shape, ModelConfig(path="x"), EvaluateConfig(), judge=13e9)
+    judged = formulas.evaluation_memory(shape, ModelConfig(path="x"), EvaluateConfig(), judge=13e9)
     assert judged["judge"] == 26e9
 
 
 def test_what_a_training_keeps_on_the_disk() -> None:
     shape = KNOWN["google/gemma-2-2b"]
-    kept, most = forecast.training_disk(shape, ModelConfig(path="x"), TrainConfig(keep_optimizer=False))
+    kept, most = formulas.training_disk(shape, ModelConfig(path="x"), TrainConfig(keep_optimizer=False))
     assert (kept, most) == (6 * shape.parameters, (2 + 36) * shape.parameters)
-    kept, most = forecast.training_disk(shape, ModelConfig(path="x"), TrainConfig(export_at=(0.5, 1.0)))
+    kept, most = formulas.training_disk(shape, ModelConfig(path="x"), TrainConfig(export_at=(0.5, 1.0)))
     assert (kept, most) == ((4 + 24) * shape.parameters, (4 + 36) * shape.parameters)
 
 
 def test_one_rank_sends_nothing_and_accumulation_sends_again() -> None:
     shape = KNOWN["google/gemma-2-2b"]
-    assert sum(forecast.training_traffic(shape, TrainConfig(), "bfloat16", 1).values()) == 0
-    once = forecast.training_traffic(shape, TrainConfig(), "bfloat16", 8)
+    assert sum(formulas.training_traffic(shape, TrainConfig(), "bfloat16", 1).values()) == 0
+    once = formulas.training_traffic(shape, TrainConfig(), "bfloat16", 8)
     assert once["gather"] == 7 / 8 * 2 * (2 * (shape.parameters - shape.root) + shape.root)
     assert once["reduce"] == 7 / 8 * 4 * shape.parameters
-    twice = forecast.training_traffic(shape, TrainConfig(), "bfloat16", 8, microbatches=2)
+    twice = formulas.training_traffic(shape, TrainConfig(), "bfloat16", 8, microbatches=2)
     assert (twice["gather"], twice["reduce"]) == (2 * once["gather"], 2 * once["reduce"])
-    assert forecast.fisher_traffic(shape, 8)["gather"] == 2 * once["gather"]
-    replicas = forecast.training_traffic(shape, TrainConfig(dp_replicate=2), "bfloat16", 4)
+    assert formulas.fisher_traffic(shape, 8)["gather"] == 2 * once["gather"]
+    replicas = formulas.training_traffic(shape, TrainConfig(dp_replicate=2), "bfloat16", 4)
     assert replicas["replicas"] == pytest.approx(4 * shape.parameters / 4)
 
 
@@ -269,17 +269,17 @@ def test_one_rank_sends_nothing_and_accumulation_sends_again() -> None:
 @pytest.mark.parametrize("kind", MODELS)
 def test_flop_are_those_by_which_training_reports_its_tflops(kind: str, length: int) -> None:
     config = config_of(kind)
-    assert forecast.flop_per_token(shape_like(config), length) == metrics.flop_per_token(config, length)
+    assert formulas.flop_per_token(shape_like(config), length) == metrics.flop_per_token(config, length)
 
 
 def test_flop_of_the_fisher_and_of_evaluation() -> None:
     shape = KNOWN["google/gemma-2-2b"]
     layers = 6 * (shape.matmul_parameters - shape.embedding)
-    assert forecast.fisher_flop(shape, 10) > 10 * forecast.FISHER_MEAN * layers
-    assert forecast.fisher_flop(shape, 10) < 10.5 * forecast.FISHER_MEAN * layers
-    assert forecast.fisher_square_bytes(shape, 2) == 24 * shape.parameters
-    assert forecast.evaluation_flop(shape, 3.0) == 6e6 * shape.matmul_parameters
-    assert forecast.training_flop(shape, 100, 512) == 100 * forecast.flop_per_token(shape, 512)
+    assert formulas.fisher_flop(shape, 10) > 10 * formulas.FISHER_MEAN * layers
+    assert formulas.fisher_flop(shape, 10) < 10.5 * formulas.FISHER_MEAN * layers
+    assert formulas.fisher_square_bytes(shape, 2) == 24 * shape.parameters
+    assert formulas.evaluation_flop(shape, 3.0) == 6e6 * shape.matmul_parameters
+    assert formulas.training_flop(shape, 100, 512) == 100 * formulas.flop_per_token(shape, 512)
 
 
 def test_gpus_have_the_peaks_that_mfu_is_counted_by() -> None:

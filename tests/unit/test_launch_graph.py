@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from hpc_ewc import records
+from hpc_ewc.artefacts.found import Found, find, make_ready, missing_cells
 from hpc_ewc.config import load_experiment
 from hpc_ewc.errors import ConfigError
-from hpc_ewc.launch.artefacts import Found, find, make_ready, missing_cells
-from hpc_ewc.launch.build_graph import build_graph
-from hpc_ewc.launch.graph import Graph, Node, elements, gpu_hours, priorities
-from hpc_ewc.launch.profile import Profile
-from hpc_ewc.launch.resolve import Resolver
+from hpc_ewc.launch.inputs.resolver import Resolver
+from hpc_ewc.launch.plan.build_graph import build_graph
+from hpc_ewc.launch.plan.graph import Graph, Node, elements, gpu_hours, priorities
+from hpc_ewc.launch.profile.keys import Profile
 from hpc_ewc.rundir import RunDir, StageDir
 from hpc_ewc.stage import Stage
 from hpc_ewc.sweep import expand
@@ -244,7 +244,7 @@ def test_found_is_what_done_json_says(tmp_path: Path) -> None:
 def write_record(node: Node, name: str, **changes: object) -> Path:
     fraction, _, cell_name = name.partition(":")
     cell = next(cell for cell in node.cells if cell.name == cell_name)
-    from hpc_ewc.launch.artefacts import _cell_key
+    from hpc_ewc.artefacts.found import _cell_key
 
     facts: dict[str, object] = dict.fromkeys(("experiment", "run", "model_hash", "base_hash"), "x")
     facts |= {"schema": 1, "status": "ok", "step": 7, "fraction": float(fraction), "coordinates": {}, "results": []}

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from hpc_ewc.errors import ArtefactError, SubmitError
-from hpc_ewc.launch.ledger import Ledger
-from hpc_ewc.launch.lock import lock_holder, submit_lock
-from hpc_ewc.launch.process import Process, children, descendants, kill_tree, process, start_time, this_process
+from hpc_ewc.launch.ledger.ledger import Ledger
+from hpc_ewc.launch.ledger.lock import lock_holder, submit_lock
+from hpc_ewc.process import Process, children, descendants, kill_tree, process, start_time, this_process
 from hpc_ewc.rundir import RunDir
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from hpc_ewc.launch import submit as submitting
-from hpc_ewc.launch.limits import Limit, exceeds, limit_of
-from hpc_ewc.launch.profile import SlurmConfig
+from hpc_ewc.launch.forecast.limits import Limit, exceeds, limit_of
+from hpc_ewc.launch.profile.keys import SlurmConfig
+from hpc_ewc.launch.submit import submit as submitting
 
 EXPERIMENT = """
 [model]

@@ -18,13 +18,14 @@ from typing import Any
 import pytest
 
 from hpc_ewc import rundir
-from hpc_ewc.launch import local, torchrun
-from hpc_ewc.launch.artefacts import failure
-from hpc_ewc.launch.ledger import Ledger
-from hpc_ewc.launch.process import this_process
-from hpc_ewc.launch.status import status
-from hpc_ewc.launch.submit import submit
-from hpc_ewc.launch.survey import survey
+from hpc_ewc.artefacts.found import failure
+from hpc_ewc.launch.ledger.ledger import Ledger
+from hpc_ewc.launch.submit import local
+from hpc_ewc.launch.submit.submit import submit
+from hpc_ewc.launch.watch.status import status
+from hpc_ewc.launch.watch.survey import survey
+from hpc_ewc.node import torchrun
+from hpc_ewc.process import this_process
 from hpc_ewc.rundir import RunDir
 from tests.unit.launch_world import fake_command, order, read_events, write_experiment
 
@@ -195,7 +196,7 @@ SUBMIT = """
 import functools, signal, sys
 from pathlib import Path
 from hpc_ewc import cli
-from hpc_ewc.launch import local
+from hpc_ewc.launch.submit import local
 from tests.unit.launch_world import fake_command
 local.local_command = functools.partial(fake_command, Path(sys.argv[2]))
 local.SAVE_S = 3.0
@@ -287,7 +288,7 @@ def launch(tmp_path: Path, program: str, **changes: Any) -> subprocess.Popen[str
     folder = tmp_path / "job"
     folder.mkdir(exist_ok=True)
     job = torchrun.WorkerJob((sys.executable, "-c", program), "j1", str(folder), **changes)
-    imports = "import sys; from hpc_ewc.launch.process import Process; from hpc_ewc.launch.torchrun import WorkerJob"
+    imports = "import sys; from hpc_ewc.process import Process; from hpc_ewc.node.torchrun import WorkerJob"
     code = f"{imports}; sys.exit({job!r}())"
     return subprocess.Popen([sys.executable, "-c", code], text=True)
 

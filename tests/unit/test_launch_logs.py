@@ -10,17 +10,17 @@ import pytest
 
 from hpc_ewc import records, rundir
 from hpc_ewc.errors import ConfigError, SubmitError
-from hpc_ewc.launch import cancel as cancel_module
-from hpc_ewc.launch import logs as logs_module
-from hpc_ewc.launch import scheduler
-from hpc_ewc.launch import survey as survey_module
-from hpc_ewc.launch.cancel import cancel, compress, ranges, wait_for_jobs
-from hpc_ewc.launch.ledger import Ledger
-from hpc_ewc.launch.logs import global_ranks, log_files, logs
-from hpc_ewc.launch.pick import pick
-from hpc_ewc.launch.scheduler import SlurmJob
-from hpc_ewc.launch.slurm_output import expand_hosts
-from hpc_ewc.launch.survey import Surveyor, survey
+from hpc_ewc.launch.ledger.ledger import Ledger
+from hpc_ewc.launch.slurm import client
+from hpc_ewc.launch.slurm.client import SlurmJob
+from hpc_ewc.launch.slurm.output import expand_hosts
+from hpc_ewc.launch.watch import cancel as cancel_module
+from hpc_ewc.launch.watch import logs as logs_module
+from hpc_ewc.launch.watch import survey as survey_module
+from hpc_ewc.launch.watch.cancel import cancel, compress, ranges, wait_for_jobs
+from hpc_ewc.launch.watch.logs import global_ranks, log_files, logs
+from hpc_ewc.launch.watch.pick import pick
+from hpc_ewc.launch.watch.survey import Surveyor, survey
 from hpc_ewc.rundir import RunDir
 from tests.unit.run_folders import AWAY, EVALUATE, KEY, TRAIN, Slurm, local_folder, rank_log, slurm_folder, start
 
@@ -170,7 +170,7 @@ def queued(tmp_path: Path, slurm: Slurm) -> RunDir:
 def cancelled(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """What scancel was given, call by call."""
     found: list[list[str]] = []
-    monkeypatch.setattr(scheduler, "cancel", lambda ids: found.append(list(ids)))
+    monkeypatch.setattr(client, "cancel", lambda ids: found.append(list(ids)))
     return found
 
 
@@ -318,7 +318,7 @@ def test_what_does_not_leave_is_handed_to_scancel(
         asked.append(ids)
         return {}
 
-    monkeypatch.setattr(scheduler, "look_up", look_up)
+    monkeypatch.setattr(client, "look_up", look_up)
     cancel(queued.root, "strength", "train", yes=True)
     assert cancelled == [[], ["11"]]
     assert asked
@@ -331,7 +331,7 @@ def test_slurms_word_that_a_job_ended_is_enough(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(cancel_module.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(cancel_module.time, "sleep", lambda s: now.__setitem__(0, now[0] + 15))
     gone = {"5": [SlurmJob("5", "5", state="NODE_FAIL")]}
-    monkeypatch.setattr(scheduler, "look_up", lambda ids: gone)
+    monkeypatch.setattr(client, "look_up", lambda ids: gone)
     assert wait_for_jobs(RunDir(tmp_path), [SlurmJob("5", "5", state="RUNNING")]) == []
 
 
@@ -349,7 +349,7 @@ def test_slurm_that_does_not_answer_while_jobs_save_is_asked_again(
             raise AWAY
         return answer
 
-    monkeypatch.setattr(scheduler, "look_up", look_up)
+    monkeypatch.setattr(client, "look_up", look_up)
     assert wait_for_jobs(RunDir(tmp_path), [SlurmJob("5", "5", state="RUNNING")]) == []
     assert not answers
 

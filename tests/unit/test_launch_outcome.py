@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hpc_ewc import records, rundir
-from hpc_ewc.launch import outcome
+from hpc_ewc.artefacts import outcome
 
 TORCHRUN_SAYS = """\
 ============================================================

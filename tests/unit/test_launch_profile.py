@@ -11,9 +11,9 @@ import pytest
 
 from hpc_ewc.config import build_experiment
 from hpc_ewc.errors import ConfigError
-from hpc_ewc.launch.profile import Profile, SlurmConfig
-from hpc_ewc.launch.profile_reading import build_profile, load_profile
-from hpc_ewc.launch.resources import job_resources
+from hpc_ewc.launch.profile.keys import Profile, SlurmConfig
+from hpc_ewc.launch.profile.reading import build_profile, load_profile
+from hpc_ewc.launch.profile.resources import job_resources
 
 MINIMAL = {"model": {"path": "miniature"}, "data": {"source": "miniature"}}
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from hpc_ewc import records, rundir
-from hpc_ewc.launch.ledger import Job
-from hpc_ewc.launch.reconcile import settle
-from hpc_ewc.launch.slurm_output import SlurmJob
+from hpc_ewc.launch.ledger.ledger import Job
+from hpc_ewc.launch.ledger.reconcile import settle
+from hpc_ewc.launch.slurm.output import SlurmJob
 from hpc_ewc.rundir import RunDir
 
 

@@ -12,10 +12,10 @@ import pytest
 from hpc_ewc import miniature, records
 from hpc_ewc.config import Experiment, load_experiment
 from hpc_ewc.errors import ConfigError, InputError
-from hpc_ewc.launch.hashes import HashCache
-from hpc_ewc.launch.miniature import prepare_miniature, uses_miniature
-from hpc_ewc.launch.resolve import Resolver
-from hpc_ewc.launch.source_files import expand_files, hub_snapshot, snapshot_files
+from hpc_ewc.launch.inputs.hashes import HashCache
+from hpc_ewc.launch.inputs.miniature import prepare_miniature, uses_miniature
+from hpc_ewc.launch.inputs.resolver import Resolver
+from hpc_ewc.launch.inputs.source_files import expand_files, hub_snapshot, snapshot_files
 from tests.unit.launch_world import write_experiment, write_model
 
 

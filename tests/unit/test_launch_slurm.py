@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 
+from hpc_ewc.artefacts.artefact import Element
 from hpc_ewc.errors import ConfigError, SubmitError
-from hpc_ewc.launch import slurm
-from hpc_ewc.launch.graph import Element
-from hpc_ewc.launch.ledger import Ledger
-from hpc_ewc.launch.process import this_process
-from hpc_ewc.launch.profile_reading import build_profile
-from hpc_ewc.launch.reconcile import other_executor_lives
-from hpc_ewc.launch.scheduler import SchedulerError
-from hpc_ewc.launch.slurm_plan import covers
-from hpc_ewc.launch.slurm_refusal import explain_refusal
-from hpc_ewc.launch.submit import DONE, UNFINISHED, submit
+from hpc_ewc.launch.ledger.ledger import Ledger
+from hpc_ewc.launch.ledger.reconcile import other_executor_lives
+from hpc_ewc.launch.profile.reading import build_profile
+from hpc_ewc.launch.submit import slurm
+from hpc_ewc.launch.submit.refusal import explain_refusal
+from hpc_ewc.launch.submit.slurm_plan import covers
+from hpc_ewc.launch.submit.submit import DONE, UNFINISHED, submit
+from hpc_ewc.node.slurm_command import SchedulerError
+from hpc_ewc.process import this_process
 from hpc_ewc.rundir import RunDir
 from tests.unit import fake_slurm
 from tests.unit.launch_world import write_experiment

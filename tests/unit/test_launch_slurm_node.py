@@ -10,13 +10,13 @@ import pytest
 
 from hpc_ewc import records, rundir
 from hpc_ewc.errors import StageError
-from hpc_ewc.launch import rendezvous
-from hpc_ewc.launch.slurm_node import node_caches, node_folder
-from hpc_ewc.launch.slurm_task import Here
+from hpc_ewc.node import rendezvous
+from hpc_ewc.node.environment import node_caches, node_folder
+from hpc_ewc.node.task import SlurmContext
 
 
 def test_the_published_port_is_kept_for_the_one_who_listens(tmp_path: Path) -> None:
-    here = Here("7", "7", 0, 0, 0, ("n1", "n2"))
+    here = SlurmContext("7", "7", 0, 0, 0, ("n1", "n2"))
     with rendezvous.meet(here, tmp_path, "i") as arguments:
         assert arguments is not None
         port = int(rundir.port_file(tmp_path, 0).read_text())
@@ -33,7 +33,7 @@ def test_the_published_port_is_kept_for_the_one_who_listens(tmp_path: Path) -> N
 
 
 def test_a_node_does_not_wait_for_the_port_of_an_attempt_that_is_over(tmp_path: Path) -> None:
-    here = Here("7", "7", 0, 0, 1, ("n1", "n2"))
+    here = SlurmContext("7", "7", 0, 0, 1, ("n1", "n2"))
     with rendezvous.meet(here, tmp_path, over=lambda: True) as arguments:
         assert arguments is None
 

@@ -13,10 +13,10 @@ import pytest
 
 from hpc_ewc import records, rundir
 from hpc_ewc.errors import ConfigError
-from hpc_ewc.launch.profile import Profile, SlurmConfig
-from hpc_ewc.launch.profile_reading import build_profile
-from hpc_ewc.launch.resources import JobResources
-from hpc_ewc.launch.slurm_script import Script, build_script, check_paths, gpu_request, inherited_environment
+from hpc_ewc.launch.profile.keys import Profile, SlurmConfig
+from hpc_ewc.launch.profile.reading import build_profile
+from hpc_ewc.launch.profile.resources import JobResources
+from hpc_ewc.launch.slurm.script import Script, build_script, check_paths, gpu_request, inherited_environment
 from hpc_ewc.rundir import RunDir
 
 ONE = JobResources(1, 1, 0, 1, None, 60, 1)

@@ -12,9 +12,9 @@ from rich.console import Console
 
 from hpc_ewc import records
 from hpc_ewc.errors import ConfigError
-from hpc_ewc.launch.status import exit_status, status
-from hpc_ewc.launch.survey import open_run, survey
-from hpc_ewc.launch.view import Display, Progress, Row, by_stage, describe, duration, read_progress, render_table
+from hpc_ewc.launch.show.view import Display, Progress, Row, by_stage, describe, duration, read_progress, render_table
+from hpc_ewc.launch.watch.status import exit_status, status
+from hpc_ewc.launch.watch.survey import open_run, survey
 from hpc_ewc.rundir import RunDir, StageDir
 from tests.unit.run_folders import GONE, KEY, local_folder, start
 

@@ -11,15 +11,15 @@ import pytest
 from rich.console import Console
 
 from hpc_ewc import records, rundir
-from hpc_ewc.launch import status as status_module
-from hpc_ewc.launch import survey as survey_module
-from hpc_ewc.launch.ledger import Ledger
-from hpc_ewc.launch.overview import render_table, render_text
-from hpc_ewc.launch.process import this_process
-from hpc_ewc.launch.scheduler import SchedulerError
-from hpc_ewc.launch.status import exit_status, status, summary
-from hpc_ewc.launch.survey import Surveyor, survey
-from hpc_ewc.launch.view import Progress, Row
+from hpc_ewc.launch.ledger.ledger import Ledger
+from hpc_ewc.launch.show.overview import render_table, render_text
+from hpc_ewc.launch.show.view import Progress, Row
+from hpc_ewc.launch.watch import status as status_module
+from hpc_ewc.launch.watch import survey as survey_module
+from hpc_ewc.launch.watch.status import exit_status, status, summary
+from hpc_ewc.launch.watch.survey import Surveyor, survey
+from hpc_ewc.node.slurm_command import SchedulerError
+from hpc_ewc.process import this_process
 from hpc_ewc.rundir import RunDir
 from tests.unit.run_folders import AWAY, EVALUATE, TRAIN, Slurm, at_work, finish, slurm_folder, submit
 

@@ -15,14 +15,17 @@ from typing import Any
 import pytest
 
 from hpc_ewc import records, rundir
+from hpc_ewc.artefacts import outcome
+from hpc_ewc.artefacts.artefact import Element
 from hpc_ewc.errors import StageError
-from hpc_ewc.launch import outcome, scheduler, slurm_job, slurm_workers
-from hpc_ewc.launch.graph import Element
-from hpc_ewc.launch.profile import ContainerConfig
-from hpc_ewc.launch.slurm_history import progress_mark, read_outcome
-from hpc_ewc.launch.slurm_job import StoppedError
-from hpc_ewc.launch.slurm_node import in_container, plain_command, torchrun_command
-from hpc_ewc.launch.slurm_task import SlurmTask
+from hpc_ewc.node import slurm_attempt, workers
+from hpc_ewc.node.commands import in_container, plain_command, torchrun_command
+from hpc_ewc.node.container import ContainerConfig
+from hpc_ewc.node.history import progress_mark, read_outcome
+from hpc_ewc.node.run_task import RunTask
+from hpc_ewc.node.slurm_attempt import StoppedError
+from hpc_ewc.node.slurm_command import SchedulerError
+from hpc_ewc.node.task import SlurmTask
 from hpc_ewc.rundir import RunDir, StageDir
 from tests.unit.launch_world import order, read_events, write_experiment
 
@@ -42,7 +45,7 @@ def folder(tmp_path: Path) -> StageDir:
 
 
 @pytest.fixture
-def task(tmp_path: Path, folder: StageDir, monkeypatch: pytest.MonkeyPatch) -> SlurmTask:
+def task(tmp_path: Path, folder: StageDir, monkeypatch: pytest.MonkeyPatch) -> RunTask:
     """A job of one node whose Python runs the fake worker."""
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nshift 2\nexec {sys.executable} {WORLD} {tmp_path / "orders"} "$@"\n')
@@ -51,8 +54,8 @@ def task(tmp_path: Path, folder: StageDir, monkeypatch: pytest.MonkeyPatch) -> S
     for name, value in {"SLURM_JOB_ID": "7", "SLURM_NODEID": "0", "SLURM_JOB_NODELIST": "n1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
-    monkeypatch.setattr(slurm_job, "KILL_WAIT_S", 2.0)
-    return SlurmTask(
+    monkeypatch.setattr(slurm_attempt, "KILL_WAIT_S", 2.0)
+    return RunTask(
         name="small/tokens/0123456789ab",
         stage="tokens",
         folder=str(folder.path),
@@ -129,7 +132,7 @@ def test_usr2_saves_requeues_and_never_returns(
 ) -> None:
     """An exit before Slurm ends the job would make it COMPLETED or FAILED."""
     told: list[tuple[str, ...]] = []
-    monkeypatch.setattr(scheduler, "tell", lambda *words: told.append(words) or "")
+    monkeypatch.setattr(slurm_attempt, "scontrol", lambda *words: told.append(words) or "")
     order(tmp_path / "orders", "wait", "tokens")
     when_it_waits(tmp_path, lambda: os.kill(os.getpid(), signal.SIGUSR2))
     with pytest.raises(StoppedError, match=r"stopped \(SIGUSR2\) and saved; the next submit goes on"):
@@ -147,11 +150,11 @@ def test_a_requeue_that_is_refused_is_asked_for_again(
 
     def silent(*words: str) -> str:
         told.append(words)
-        raise scheduler.SchedulerError("no answer", "silent")
+        raise SchedulerError("no answer", "silent")
 
-    monkeypatch.setattr(scheduler, "tell", silent)
-    monkeypatch.setattr(slurm_job, "REQUEUE_EVERY_S", 0.5)
-    monkeypatch.setattr(slurm_job, "KILL_WAIT_S", 5.0)
+    monkeypatch.setattr(slurm_attempt, "scontrol", silent)
+    monkeypatch.setattr(slurm_attempt, "REQUEUE_EVERY_S", 0.5)
+    monkeypatch.setattr(slurm_attempt, "KILL_WAIT_S", 5.0)
     order(tmp_path / "orders", "wait", "tokens")
     when_it_waits(tmp_path, lambda: os.kill(os.getpid(), signal.SIGUSR2))
     with pytest.raises(StoppedError):
@@ -161,19 +164,19 @@ def test_a_requeue_that_is_refused_is_asked_for_again(
 
 def test_term_waits_and_asks_for_nothing(task: SlurmTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Preemption, scancel, requeue: Slurm knows already what becomes of the job."""
-    monkeypatch.setattr(scheduler, "tell", lambda *words: pytest.fail(str(words)))
+    monkeypatch.setattr(slurm_attempt, "scontrol", lambda *words: pytest.fail(str(words)))
     order(tmp_path / "orders", "wait", "tokens")
     when_it_waits(tmp_path, lambda: os.kill(os.getpid(), signal.SIGTERM))
     began = time.monotonic()
     with pytest.raises(StoppedError, match=r"stopped \(SIGTERM\)"):
         task()
-    assert time.monotonic() - began >= slurm_job.KILL_WAIT_S
+    assert time.monotonic() - began >= slurm_attempt.KILL_WAIT_S
 
 
 def test_a_stop_file_of_a_person_ends_the_job_at_once(
     task: SlurmTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(slurm_job, "KILL_WAIT_S", 600.0)
+    monkeypatch.setattr(slurm_attempt, "KILL_WAIT_S", 600.0)
     order(tmp_path / "orders", "wait", "tokens")
     when_it_waits(tmp_path, rundir.stop_file(job(task), 0).touch)
     with pytest.raises(StoppedError, match=r"stopped \(on request\)"):
@@ -188,8 +191,8 @@ def test_a_job_that_is_cancelled_before_it_starts_starts_nothing(task: SlurmTask
 
 
 def test_a_chain_leaves_for_its_successor(task: SlurmTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduler, "tell", lambda *words: pytest.fail(str(words)))
-    monkeypatch.setattr(slurm_job, "KILL_WAIT_S", 600.0)
+    monkeypatch.setattr(slurm_attempt, "scontrol", lambda *words: pytest.fail(str(words)))
+    monkeypatch.setattr(slurm_attempt, "KILL_WAIT_S", 600.0)
     order(tmp_path / "orders", "wait", "tokens")
     when_it_waits(tmp_path, lambda: os.kill(os.getpid(), signal.SIGUSR2))
     with pytest.raises(StoppedError):
@@ -271,7 +274,7 @@ def test_progress_is_what_a_restart_begins_with(tmp_path: Path, stage: str, path
 # ---------------------------------------------------------------------------------------------- several nodes
 
 
-def second_node(task: SlurmTask, monkeypatch: pytest.MonkeyPatch) -> SlurmTask:
+def second_node(task: SlurmTask, monkeypatch: pytest.MonkeyPatch) -> RunTask:
     monkeypatch.setenv("SLURM_NODEID", "1")
     monkeypatch.setenv("SLURM_PROCID", "1")
     monkeypatch.setenv("SLURM_JOB_NODELIST", "n[1-2]")
@@ -283,7 +286,7 @@ def test_other_nodes_end_as_node_0_says(
     task: SlurmTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrote: str, error: type[Exception] | None
 ) -> None:
     order(tmp_path / "orders", "leave", "tokens")
-    monkeypatch.setattr(slurm_job, "KILL_WAIT_S", 60.0)
+    monkeypatch.setattr(slurm_attempt, "KILL_WAIT_S", 60.0)
     task = second_node(task, monkeypatch)
     facts = {"status": 0, "outcome": wrote}
     writer = threading.Timer(1.5, lambda: records.write_json(rundir.exit_file(job(task), 0), facts))
@@ -301,8 +304,8 @@ def test_a_node_that_is_gone_requeues_the_job(
 ) -> None:
     """Its ranks lost a peer, and no other node says why: the machine failed, not the run."""
     told: list[tuple[str, ...]] = []
-    monkeypatch.setattr(scheduler, "tell", lambda *words: told.append(words) or "")
-    monkeypatch.setattr(slurm_job, "CAUSE_S", 0.5)
+    monkeypatch.setattr(slurm_attempt, "scontrol", lambda *words: told.append(words) or "")
+    monkeypatch.setattr(slurm_attempt, "CAUSE_S", 0.5)
     order(tmp_path / "orders", "lose", "tokens")
     with pytest.raises(StoppedError):
         second_node(task, monkeypatch)()
@@ -312,7 +315,7 @@ def test_a_node_that_is_gone_requeues_the_job(
 def test_the_cause_on_another_node_is_what_fails(
     task: SlurmTask, tmp_path: Path, folder: StageDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scheduler, "tell", lambda *words: pytest.fail(str(words)))
+    monkeypatch.setattr(slurm_attempt, "scontrol", lambda *words: pytest.fail(str(words)))
     order(tmp_path / "orders", "lose", "tokens")
     task = second_node(task, monkeypatch)
 
@@ -332,9 +335,9 @@ def test_a_torchrun_that_waits_for_nobody_is_ended(
     task: SlurmTask, tmp_path: Path, folder: StageDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Told to stop while the nodes still meet: the others do not come any more."""
-    monkeypatch.setattr(slurm_workers, "MEET_S", 0.5)
-    monkeypatch.setattr(slurm_workers, "uses_torchrun", lambda stage: True)
-    monkeypatch.setattr(scheduler, "tell", lambda *words: "")
+    monkeypatch.setattr(workers, "MEET_S", 0.5)
+    monkeypatch.setattr(workers, "uses_torchrun", lambda stage: True)
+    monkeypatch.setattr(slurm_attempt, "scontrol", lambda *words: "")
     (tmp_path / "python").write_text(f"#!/bin/sh\ntouch {tmp_path}/meeting; exec sleep 600\n")
 
     def stop() -> None:

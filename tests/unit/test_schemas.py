@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from hpc_ewc import records
-from hpc_ewc.launch.ledger import Ledger
-from hpc_ewc.launch.slurm_history import read_outcome
+from hpc_ewc.launch.ledger.ledger import Ledger
+from hpc_ewc.node.history import read_outcome
 from hpc_ewc.rundir import RunDir
 
 

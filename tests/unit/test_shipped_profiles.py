@@ -9,11 +9,11 @@ import pytest
 
 from hpc_ewc.config import build_experiment
 from hpc_ewc.errors import ConfigError
-from hpc_ewc.launch.doctor import check_gaps
-from hpc_ewc.launch.profile import Profile
-from hpc_ewc.launch.profile_reading import build_profile, check_filled_in, load_profile
-from hpc_ewc.launch.resources import job_resources
-from hpc_ewc.launch.slurm_script import build_script
+from hpc_ewc.launch.doctor.doctor import check_gaps
+from hpc_ewc.launch.profile.keys import Profile
+from hpc_ewc.launch.profile.reading import build_profile, check_filled_in, load_profile
+from hpc_ewc.launch.profile.resources import job_resources
+from hpc_ewc.launch.slurm.script import build_script
 from hpc_ewc.rundir import RunDir
 
 REPOSITORY = Path(__file__).parents[2]

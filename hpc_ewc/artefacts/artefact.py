@@ -1,0 +1,102 @@
+"""What a stage makes: one artefact, and the elements (jobs) that make it.
+
+Known on the login node, where the graph is planned, and on a node, where it is read from stage.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hpc_ewc import records, suites
+from hpc_ewc.config import Experiment, load_experiment
+from hpc_ewc.errors import ArtefactError
+from hpc_ewc.rundir import StageDir
+from hpc_ewc.suites import Cell
+
+REPORT = "report"
+
+
+@dataclass(frozen=True)
+class Element:
+    """One job of a stage: what its worker is told beside the folder."""
+
+    name: str
+    arguments: tuple[str, ...] = ()
+    expected: tuple[str, ...] = ()
+    """`<fraction>:<cell>` of an evaluation."""
+
+    @property
+    def worker(self) -> str:
+        """What its worker calls itself in progress/ and failed.json."""
+        return worker_name(self.name, self.expected)
+
+
+def worker_name(element: str, expected: Sequence[str]) -> str:
+    """Of an element: an evaluation's worker goes by its first cell, `1.0-mmlu.en`, whatever the deal was."""
+    return expected[0].replace(":", "-", 1) if expected else element
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """One artefact: which stage makes it, where, from what."""
+
+    stage: str
+    run: str
+    """Name of its folder: a key (tokens, fisher), a run (train, evaluate), "" (report)."""
+    key: str
+    folder: StageDir
+    experiment: Experiment
+    """At this point of the grid, with absolute paths."""
+    inputs: dict[str, Any] = field(default_factory=dict)
+    coordinates: dict[str, Any] = field(default_factory=dict)
+    cells: tuple[Cell, ...] = ()
+    fractions: tuple[float, ...] = ()
+    settings: str = ""
+    """Hash of what an evaluation asks, whatever it asks it of: a changed one asks again."""
+
+    @property
+    def id(self) -> str:
+        return f"{self.stage}/{self.run}" if self.run else self.stage
+
+    @property
+    def expected(self) -> list[str]:
+        """The records of an evaluation; workers of other stages know their own parts."""
+        return [cell.at(fraction) for fraction in self.fractions for cell in self.cells]
+
+    @property
+    def stage_json(self) -> dict[str, Any]:
+        facts = {"schema": records.SCHEMA, "stage": self.stage, "run": self.run, "key": self.key}
+        facts |= {"inputs": self.inputs, "coordinates": self.coordinates, "expected": self.expected}
+        return facts | ({"settings": self.settings} if self.settings else {})
+
+
+def stored_artefact(folder: StageDir) -> Artefact:
+    """An artefact as its stage.json describes it, for a job, which has no graph.
+
+    Raises:
+        ArtefactError: stage.json or config.toml is missing or was not written by `hpc-ewc submit`.
+    """
+    try:
+        facts = records.read_checked(folder.stage_json, "stage")
+    except FileNotFoundError:
+        raise ArtefactError(f"{folder.path}: no stage.json; not a folder that `hpc-ewc submit` made") from None
+    experiment = load_experiment(folder.config_toml)
+    inputs, expected = facts["inputs"], list(facts["expected"])
+    cells: list[Cell] = []
+    if facts["stage"] == "evaluate":
+        heldout = inputs.get("heldout") or {}
+        cells = suites.expand_suites(experiment.evaluate, experiment.data.language, heldout=heldout)
+    return Artefact(
+        stage=facts["stage"],
+        run=facts["run"],
+        key=facts["key"],
+        folder=folder,
+        experiment=experiment,
+        inputs=inputs,
+        coordinates=facts["coordinates"],
+        cells=tuple(cells),
+        fractions=tuple(dict.fromkeys(float(name.partition(":")[0]) for name in expected)),
+        settings=str(facts.get("settings", "")),
+    )

@@ -1,0 +1,266 @@
+"""The inputs of an experiment: where they lie on this machine, and what they are wherever they lie.
+
+A hub repository is named by the commit in this machine's cache, a local file by its size and sha256, the miniature by
+the version of its recipe. Nothing is downloaded here and nothing heavy imported.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hpc_ewc import hub, miniature, records
+from hpc_ewc.config import DataConfig, EvaluateConfig, Experiment, FisherConfig, ModelConfig
+from hpc_ewc.errors import ConfigError, InputError
+from hpc_ewc.launch.inputs.first_record import check_first_record
+from hpc_ewc.launch.inputs.hashes import HashCache
+from hpc_ewc.launch.inputs.miniature import MINIATURE, MINIATURE_LANGUAGES, miniature_id
+from hpc_ewc.launch.inputs.source_files import (
+    TEXT_SUFFIXES,
+    TOKENIZER_FILES,
+    choose_files,
+    expand_files,
+    fetch_command,
+    hub_snapshot,
+    is_hub_id,
+    kind_of,
+    local_path,
+    model_files,
+    snapshot_files,
+)
+from hpc_ewc.model_folder import check_trainable
+from hpc_ewc.sweep import Identities
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the stages of one point of the grid read, as absolute paths, and what that is."""
+
+    identities: Identities
+    model: str
+    """Folder of the base model."""
+    corpus: tuple[str, ...]
+    """Files of [data], in document order."""
+    fisher: tuple[str, ...]
+    """Files of [fisher]."""
+    questions: str | None
+    """Folder of benchmark rows; None: the hub's."""
+    question_id: str
+    """What that folder holds."""
+    heldout: dict[str, str]
+    """Files of held-out text by language, beside the corpus' own."""
+    heldout_ids: dict[str, str]
+    """What each of these files holds."""
+    judge: dict[str, Any] | None = None
+    """Who judges answers, as stage.json says it: folder, id, tokens, questions."""
+
+
+class Resolver:
+    """Resolves the points of one experiment; each distinct table is looked up once."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.hashes = HashCache()
+        self.model = functools.cache(self._model)
+        self.corpus = functools.cache(self._corpus)
+        self.fisher = functools.cache(self._fisher)
+        self.check_trainable = functools.cache(self._check_trainable)
+        self.check_first = functools.cache(check_first_record)
+
+    def resolve(self, experiment: Experiment) -> Inputs:
+        """The inputs of one point.
+
+        Raises:
+            ConfigError: a path that is no file or folder, or of a kind that cannot be read.
+            InputError: a hub repository that this machine's cache does not hold; the command that fetches it is named.
+                A model that is not whole, or of a family that cannot be trained.
+        """
+        model, model_id, tokenizer_id = self.model(experiment.model)
+        if experiment.model.path != MINIATURE:
+            self.check_trainable(Path(model))
+        questions, question_id = self._questions(experiment)
+        corpus, corpus_id = self.corpus(experiment.data)
+        fisher, fisher_id = self.fisher(experiment.fisher)
+        if experiment.data.source != MINIATURE and experiment.data.on_bad_document == "error":
+            self.check_first(corpus, f"{self.where}: data", experiment.data.text_column)
+        if experiment.fisher.source != MINIATURE:
+            self.check_first(fisher, f"{self.where}: fisher", None)
+        heldout = self._heldout(experiment.evaluate, experiment.model)
+        heldout_ids = {language: self._heldout_id(path) for language, path in heldout.items()}
+        self.hashes.save()
+        return Inputs(
+            identities=Identities(model_id, tokenizer_id, corpus_id, fisher_id),
+            model=model,
+            corpus=corpus,
+            fisher=fisher,
+            questions=questions,
+            question_id=question_id,
+            heldout=heldout,
+            heldout_ids=heldout_ids,
+            judge=self._judge(experiment.evaluate),
+        )
+
+    def resolve_base(self, model: ModelConfig | None, experiment: Experiment) -> Inputs:
+        """What evaluating needs without any training: the base model, if there is one; questions; held-out text."""
+        questions, question_id = self._questions(experiment)
+        heldout = self._heldout(experiment.evaluate, experiment.model)
+        inputs = Inputs(
+            identities=Identities("", "", "", ""),
+            model="",
+            corpus=(),
+            fisher=(),
+            questions=questions,
+            question_id=question_id,
+            heldout=heldout,
+            heldout_ids={language: self._heldout_id(path) for language, path in heldout.items()},
+            judge=self._judge(experiment.evaluate),
+        )
+        return inputs if model is None else dataclasses.replace(inputs, **self.resolve_model(model))
+
+    def resolve_model(self, config: ModelConfig) -> dict[str, Any]:
+        """`model` and `identities` of Inputs, of a model that is evaluated as it is."""
+        model, identity, _ = self.model(config)
+        self.hashes.save()
+        return {"model": model, "identities": Identities(identity, "", "", "")}
+
+    # ------------------------------------------------------------------------------------------ one table each
+
+    def _model(self, config: ModelConfig) -> tuple[str, str, str]:
+        """Folder, identity of the model, identity of its tokenizer."""
+        if config.path == MINIATURE:
+            return str(miniature.model_dir()), miniature_id(), miniature_id()
+        folder = local_path(config.path)
+        if folder.is_dir():
+            return str(folder), self._folder_id(folder, records.MODEL_FILES), self._folder_id(folder, TOKENIZER_FILES)
+        if not is_hub_id(config.path):
+            raise ConfigError(f"{self.where}: model.path = {config.path!r}: no such folder, and not a hub id")
+        snapshot = hub_snapshot("model", config.path, config.revision, f"{self.where}: model.path", self.prefetch)
+        self._check_whole("model", config.path, snapshot, model_files)
+        identity = f"{config.path}@{snapshot.name}"
+        return str(snapshot), identity, self._folder_id(snapshot, TOKENIZER_FILES)
+
+    def _check_trainable(self, folder: Path) -> None:
+        try:
+            check_trainable(folder)
+        except InputError as error:
+            raise InputError(f"{self.where}: model.path: {error}") from None
+
+    def _corpus(self, config: DataConfig) -> tuple[tuple[str, ...], str]:
+        if config.source == MINIATURE:
+            if config.subset not in MINIATURE_LANGUAGES:
+                known = ", ".join(MINIATURE_LANGUAGES)
+                raise ConfigError(f"{self.where}: data.subset = {config.subset!r}: the miniature has {known}")
+            text = miniature.default_folder() / "text" / f"train.{config.subset}.jsonl"
+            return (str(text),), miniature_id()
+        return self._files("data", config.source, config.files, config.subset, "train")
+
+    def _fisher(self, config: FisherConfig) -> tuple[tuple[str, ...], str]:
+        if config.source == MINIATURE:
+            return tuple(map(str, miniature.fisher_files(config.prompt, config.split))), miniature_id()
+        return self._files("fisher", config.source, config.files, config.subset, config.split)
+
+    def _files(
+        self, table: str, source: str, files: tuple[str, ...], subset: str, split: str
+    ) -> tuple[tuple[str, ...], str]:
+        """The files of [data] or [fisher], in order, and what they hold."""
+        if source == "files":
+            found = expand_files(files, f"{self.where}: {table}.files")
+            self.hashes.announce(found, f"{table}.files")
+            return tuple(map(str, found)), self._files_id(found)
+        if not is_hub_id(source):
+            raise ConfigError(
+                f'{self.where}: {table}.source = {source!r}: allowed are a hub id (owner/name), "files", "miniature"'
+            )
+        snapshot = hub_snapshot("dataset", source, None, f"{self.where}: {table}.source", self.prefetch)
+        self._check_whole("dataset", source, snapshot, lambda names: choose_files(names, subset, split))
+        found = snapshot_files(snapshot, subset, split)
+        if not found:
+            raise InputError(
+                f"{self.where}: {table}.source = {source!r}: no {', '.join(TEXT_SUFFIXES)} file of subset {subset!r}, "
+                f"split {split!r} in {snapshot}; fetch it with: {self.prefetch}"
+            )
+        return tuple(map(str, found)), f"{source}@{snapshot.name}"
+
+    def _questions(self, experiment: Experiment) -> tuple[str | None, str]:
+        """Folder of benchmark rows and what it holds; no folder: the hub's."""
+        config = experiment.evaluate
+        if config.questions is None and experiment.model.path == MINIATURE:
+            return str(miniature.default_folder() / "questions"), miniature_id()
+        if config.questions is None:
+            if config.cloze:
+                raise ConfigError(
+                    f"{self.where}: evaluate.cloze = true needs rows in files: name their folder in evaluate.questions"
+                )
+            return None, "hub"
+        folder = local_path(config.questions)
+        rows = sorted(folder.glob("*/*/**/*.jsonl"))
+        if not rows:
+            raise ConfigError(
+                f"{self.where}: evaluate.questions = {config.questions!r}: no <language>/<task>/<split>.jsonl in "
+                f"{folder}"
+            )
+        return str(folder), records.key_of({str(row.relative_to(folder)): self.hashes.sha256(row) for row in rows})
+
+    def _judge(self, config: EvaluateConfig) -> dict[str, Any] | None:
+        if config.judge is None:
+            if config.judge_questions:
+                raise ConfigError(f"{self.where}: evaluate.judge_questions without evaluate.judge; set both or neither")
+            return None
+        try:
+            folder, identity, _ = self.model(ModelConfig(path=config.judge))
+        except (ConfigError, InputError) as error:
+            raise type(error)(str(error).replace("model.path", "evaluate.judge")) from None
+        questions = {language: local_path(name) for language, name in config.judge_questions.items()}
+        for language, path in questions.items():
+            if not path.is_file():
+                raise ConfigError(f"{self.where}: evaluate.judge_questions.{language} = {str(path)!r}: no such file")
+        found = {"folder": folder, "id": f"{identity}:{config.judge_tokens}", "tokens": config.judge_tokens}
+        return found | {"questions": {language: str(path) for language, path in questions.items()}}
+
+    def _heldout(self, config: EvaluateConfig, model: ModelConfig) -> dict[str, str]:
+        heldout = {}
+        if model.path == MINIATURE:
+            text = miniature.default_folder() / "text"
+            heldout = {language: str(text / f"heldout.{language}.jsonl") for language in MINIATURE_LANGUAGES}
+        for language, name in config.heldout.items():
+            path = local_path(name)
+            if not path.is_file():
+                raise ConfigError(f"{self.where}: evaluate.heldout.{language} = {name!r}: no such file")
+            heldout[language] = str(path)
+        return heldout
+
+    @property
+    def prefetch(self) -> str:
+        """The command that fetches what this experiment names."""
+        return fetch_command(self.where)
+
+    def _check_whole(self, kind: str, name: str, snapshot: Path, choose: Callable[[Iterable[str]], list[str]]) -> None:
+        """Raise InputError where `prefetch` wrote down more files than are there."""
+        files = hub.listing(kind, name, snapshot.name)
+        chosen = {file: files[file] for file in choose(files)}
+        absent = hub.absent(kind, name, snapshot.name, chosen)
+        if absent:
+            raise InputError(
+                f"{self.where}: {name}: {len(absent)} of {len(chosen)} files are not in the cache yet, such as "
+                f"{absent[0]}; go on with: {self.prefetch}"
+            )
+
+    # ------------------------------------------------------------------------------------------ identities
+
+    def _heldout_id(self, path: str) -> str:
+        if path.startswith(str(miniature.default_folder()) + os.sep):
+            return miniature_id()
+        return self.hashes.sha256(Path(path))
+
+    def _files_id(self, files: Sequence[Path]) -> str:
+        return records.key_of([[kind_of(path), path.stat().st_size, self.hashes.sha256(path)] for path in files])
+
+    def _folder_id(self, folder: Path, patterns: Iterable[str]) -> str:
+        files = sorted({path.name: path for pattern in patterns for path in folder.glob(pattern)}.items())
+        self.hashes.announce([path for _, path in files], str(folder))
+        return records.key_of({name: self.hashes.sha256(path) for name, path in files if path.is_file()})
