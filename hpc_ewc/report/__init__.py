@@ -1,18 +1,14 @@
 """Records become tables and figures: `python -m hpc_ewc.report runs/NAME`.
 
-collect      finds records and reads them; lists what cannot be taken
-stages       what training and Fisher left beside them; which cells are missing, and why
-study        which runs and columns there are, and what may stand beside what
-samples      scores of single documents, and who is paired with whom
-statistics   tests, intervals, corrections: arrays in, numbers out
-columns      one column: its documents resampled, its runs paired; pairs: two runs of it
-differences  each run against its base, by column and over tasks
-tables       all numbers laid out, once, for every medium
-terminal, markdown, latex, page, data    the media
-figures      the same numbers drawn
+study       reads records, samples and what the stages left beside them: which runs and columns there are
+analysis    tests and intervals: the values of each run and its differences to the base, by column and over tasks
+tables      all numbers laid out once, for every medium
+output      the media: terminal, Markdown, LaTeX, HTML, CSV and JSON
+drawing     the figures, from the same numbers
+build, compare    a whole report; two runs compared with each other
 """
 
-from hpc_ewc.report.collect import load_records
 from hpc_ewc.report.compare import Comparison, compare
+from hpc_ewc.report.study.collect import load_records
 
 __all__ = ["Comparison", "compare", "load_records"]

@@ -17,8 +17,8 @@ from rich.console import Console
 from hpc_ewc.errors import ConfigError, HpcEwcError, did_you_mean
 from hpc_ewc.report.build import FORMATS, Options, report
 from hpc_ewc.report.compare import compare_paths, print_comparison
-from hpc_ewc.report.measure import GAINS
-from hpc_ewc.report.subsets import KINDS
+from hpc_ewc.report.tables.measure import GAINS
+from hpc_ewc.report.tables.subsets import KINDS
 
 
 @dataclass(frozen=True)

@@ -13,20 +13,20 @@ from rich.console import Console
 
 from hpc_ewc import records
 from hpc_ewc.errors import InputError
-from hpc_ewc.report import data, latex
-from hpc_ewc.report.analysis import Analysis
-from hpc_ewc.report.choose import MAX_LOSS
-from hpc_ewc.report.collect import collect
-from hpc_ewc.report.differences import analyse
-from hpc_ewc.report.document import Document, Figure, build_document
-from hpc_ewc.report.figures import ENDINGS, draw_figures
-from hpc_ewc.report.manifest import footnote, manifest
-from hpc_ewc.report.markdown import render_markdown
-from hpc_ewc.report.page import render_page
-from hpc_ewc.report.stages import read_stages
-from hpc_ewc.report.statistics import RESAMPLES
-from hpc_ewc.report.study import build_study
-from hpc_ewc.report.terminal import print_document
+from hpc_ewc.report.analysis.differences import analyse
+from hpc_ewc.report.analysis.estimates import Analysis
+from hpc_ewc.report.analysis.statistics import RESAMPLES
+from hpc_ewc.report.drawing.figures import ENDINGS, draw_figures
+from hpc_ewc.report.output import data, latex
+from hpc_ewc.report.output.manifest import footnote, manifest
+from hpc_ewc.report.output.markdown import render_markdown
+from hpc_ewc.report.output.page import render_page
+from hpc_ewc.report.output.terminal import print_document
+from hpc_ewc.report.study.collect import collect
+from hpc_ewc.report.study.stages import read_stages
+from hpc_ewc.report.study.study import build_study
+from hpc_ewc.report.tables.choose import MAX_LOSS
+from hpc_ewc.report.tables.document import Document, Figure, build_document
 
 FORMATS = ("terminal", "markdown", "csv", "json", "latex", "html", "figures")
 

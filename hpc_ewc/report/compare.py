@@ -11,15 +11,15 @@ from rich.console import Console
 from rich.text import Text
 
 from hpc_ewc.errors import ConfigError, InputError
-from hpc_ewc.report.analysis import Analysis, Difference
-from hpc_ewc.report.collect import Collection, Source, collect, flatten
-from hpc_ewc.report.differences import analyse
-from hpc_ewc.report.formats import p_text, percent
-from hpc_ewc.report.means import Mean
-from hpc_ewc.report.stages import Stages
-from hpc_ewc.report.study import Column, Run, build_study, language_name
-from hpc_ewc.report.tables import Cell, Head, Table, difference_cell, plain_name, text_of, value_cell
-from hpc_ewc.report.terminal import clean, print_table
+from hpc_ewc.report.analysis.differences import analyse
+from hpc_ewc.report.analysis.estimates import Analysis, Difference
+from hpc_ewc.report.analysis.means import Mean
+from hpc_ewc.report.output.terminal import print_table
+from hpc_ewc.report.study.collect import Collection, Source, collect, flatten
+from hpc_ewc.report.study.stages import Stages
+from hpc_ewc.report.study.study import Column, Run, build_study, language_name
+from hpc_ewc.report.tables.builder import Cell, Head, Table, difference_cell, plain_name, text_of, value_cell
+from hpc_ewc.report.tables.formats import clean, p_text, percent
 from hpc_ewc.rundir import RunDir
 
 

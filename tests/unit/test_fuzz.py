@@ -21,7 +21,7 @@ from hpc_ewc.launch.profile.keys import Profile
 from hpc_ewc.launch.profile.reading import build_profile, load_profile
 from hpc_ewc.launch.watch.survey import Surveyor
 from hpc_ewc.model_folder import check_model
-from hpc_ewc.report.collect import read_record
+from hpc_ewc.report.study.collect import read_record
 from hpc_ewc.rundir import RunDir
 from tests.unit.launch_world import write_model
 

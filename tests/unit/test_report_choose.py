@@ -12,20 +12,20 @@ from rich.console import Console
 
 from hpc_ewc.errors import InputError
 from hpc_ewc.report import compare, load_records
-from hpc_ewc.report.analysis import Analysis, Estimate
-from hpc_ewc.report.choose import _pick, choice_table, choose, sentence
-from hpc_ewc.report.collect import collect
+from hpc_ewc.report.analysis.differences import analyse
+from hpc_ewc.report.analysis.estimates import Analysis, Estimate
+from hpc_ewc.report.analysis.means import Mean
 from hpc_ewc.report.compare import print_comparison
-from hpc_ewc.report.criterion import judge
-from hpc_ewc.report.differences import analyse
-from hpc_ewc.report.lines import Lines
-from hpc_ewc.report.means import Mean
-from hpc_ewc.report.measure import gain
-from hpc_ewc.report.samples import SampleReader
-from hpc_ewc.report.stages import read_stages
-from hpc_ewc.report.study import build_study
-from hpc_ewc.report.tables import Builder
-from hpc_ewc.report.tradeoff import front
+from hpc_ewc.report.study.collect import collect
+from hpc_ewc.report.study.samples import SampleReader
+from hpc_ewc.report.study.stages import read_stages
+from hpc_ewc.report.study.study import build_study
+from hpc_ewc.report.tables.builder import Builder
+from hpc_ewc.report.tables.choose import _pick, choice_table, choose, sentence
+from hpc_ewc.report.tables.criterion import judge
+from hpc_ewc.report.tables.lines import Lines
+from hpc_ewc.report.tables.measure import gain
+from hpc_ewc.report.tables.tradeoff import front
 from tests.unit.report_fixture import RunBuilder
 
 TASKS = ("arc_easy", "belebele", "mmlu")

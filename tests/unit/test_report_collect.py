@@ -9,11 +9,11 @@ import pytest
 
 from hpc_ewc.errors import InputError
 from hpc_ewc.report import load_records
-from hpc_ewc.report.collect import collect
-from hpc_ewc.report.differences import analyse
-from hpc_ewc.report.document import build_document
-from hpc_ewc.report.stages import read_stages
-from hpc_ewc.report.study import build_study
+from hpc_ewc.report.analysis.differences import analyse
+from hpc_ewc.report.study.collect import collect
+from hpc_ewc.report.study.stages import read_stages
+from hpc_ewc.report.study.study import build_study
+from hpc_ewc.report.tables.document import build_document
 from tests.unit.report_fixture import RunBuilder
 
 

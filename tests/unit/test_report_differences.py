@@ -12,12 +12,12 @@ import pytest
 from scipy import stats
 
 from hpc_ewc import records
-from hpc_ewc.report.analysis import Analysis, Difference
-from hpc_ewc.report.collect import collect
-from hpc_ewc.report.differences import analyse
-from hpc_ewc.report.lines import Lines
-from hpc_ewc.report.stages import read_stages
-from hpc_ewc.report.study import Column, Run, build_study
+from hpc_ewc.report.analysis.differences import analyse
+from hpc_ewc.report.analysis.estimates import Analysis, Difference
+from hpc_ewc.report.study.collect import collect
+from hpc_ewc.report.study.stages import read_stages
+from hpc_ewc.report.study.study import Column, Run, build_study
+from hpc_ewc.report.tables.lines import Lines
 from tests.unit.report_fixture import RunBuilder
 
 

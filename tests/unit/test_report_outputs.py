@@ -19,18 +19,18 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from hpc_ewc.report.analysis import Analysis
+from hpc_ewc.report.analysis.differences import analyse
+from hpc_ewc.report.analysis.estimates import Analysis
 from hpc_ewc.report.build import FORMATS, Options, report
-from hpc_ewc.report.collect import collect
-from hpc_ewc.report.data import LONG, long_rows, render_csv, wide_rows
-from hpc_ewc.report.differences import analyse
-from hpc_ewc.report.document import Document, build_document
-from hpc_ewc.report.latex import render_latex_document, render_tables
-from hpc_ewc.report.markdown import render_markdown
-from hpc_ewc.report.page import render_page
-from hpc_ewc.report.stages import read_stages
-from hpc_ewc.report.study import build_study
-from hpc_ewc.report.terminal import print_document
+from hpc_ewc.report.output.data import LONG, long_rows, render_csv, wide_rows
+from hpc_ewc.report.output.latex import render_latex_document, render_tables
+from hpc_ewc.report.output.markdown import render_markdown
+from hpc_ewc.report.output.page import render_page
+from hpc_ewc.report.output.terminal import print_document
+from hpc_ewc.report.study.collect import collect
+from hpc_ewc.report.study.stages import read_stages
+from hpc_ewc.report.study.study import build_study
+from hpc_ewc.report.tables.document import Document, build_document
 from tests.unit.report_fixture import RunBuilder
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"

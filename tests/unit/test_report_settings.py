@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from hpc_ewc.report.collect import collect
-from hpc_ewc.report.differences import analyse
-from hpc_ewc.report.document import Document, build_document
+from hpc_ewc.report.analysis.differences import analyse
 from hpc_ewc.report.drawing import captions, curves, plane, training
-from hpc_ewc.report.figures import draw_figures
-from hpc_ewc.report.stages import read_stages
-from hpc_ewc.report.study import build_study
+from hpc_ewc.report.drawing.figures import draw_figures
+from hpc_ewc.report.study.collect import collect
+from hpc_ewc.report.study.stages import read_stages
+from hpc_ewc.report.study.study import build_study
+from hpc_ewc.report.tables.document import Document, build_document
 from tests.unit.report_fixture import RunBuilder
 
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hpc_ewc.report import statistics
-from hpc_ewc.report.analysis import Estimate
-from hpc_ewc.report.columns import tied_with_best
-from hpc_ewc.report.lines import _over_seeds
-from hpc_ewc.report.pairs import unpaired
-from hpc_ewc.report.statistics import Moments
+from hpc_ewc.report.analysis import statistics
+from hpc_ewc.report.analysis.columns import tied_with_best
+from hpc_ewc.report.analysis.estimates import Estimate
+from hpc_ewc.report.analysis.pairs import unpaired
+from hpc_ewc.report.analysis.statistics import Moments
+from hpc_ewc.report.tables.lines import _over_seeds
 
 
 def clustered(rng: np.random.Generator, groups: int, size: int, share: float = 0.7) -> tuple[np.ndarray, np.ndarray]:

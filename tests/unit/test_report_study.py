@@ -10,13 +10,13 @@ import pytest
 
 from hpc_ewc import records
 from hpc_ewc.config import render_toml, replace_at
+from hpc_ewc.report.analysis.differences import analyse
 from hpc_ewc.report.build import Options, report
-from hpc_ewc.report.collect import collect
-from hpc_ewc.report.differences import analyse
-from hpc_ewc.report.document import Document, build_document
-from hpc_ewc.report.stages import read_stages
-from hpc_ewc.report.study import Study, build_study
-from hpc_ewc.report.tables import Table
+from hpc_ewc.report.study.collect import collect
+from hpc_ewc.report.study.stages import read_stages
+from hpc_ewc.report.study.study import Study, build_study
+from hpc_ewc.report.tables.builder import Table
+from hpc_ewc.report.tables.document import Document, build_document
 from tests.unit.report_fixture import RunBuilder
 
 

@@ -12,22 +12,22 @@ import pytest
 from hpc_ewc import suites
 from hpc_ewc.config import EvaluateConfig
 from hpc_ewc.report.__main__ import main
-from hpc_ewc.report.analysis import Analysis
-from hpc_ewc.report.choose import sentence
-from hpc_ewc.report.collect import collect
+from hpc_ewc.report.analysis.differences import analyse
+from hpc_ewc.report.analysis.estimates import Analysis
 from hpc_ewc.report.compare import compare_paths
-from hpc_ewc.report.data import choice_fields
-from hpc_ewc.report.differences import analyse
-from hpc_ewc.report.document import Document, build_document
-from hpc_ewc.report.figures import draw_figures
-from hpc_ewc.report.lines import Lines
-from hpc_ewc.report.measure import gain
-from hpc_ewc.report.samples import SampleReader
-from hpc_ewc.report.stages import read_stages
-from hpc_ewc.report.study import build_study
-from hpc_ewc.report.tables import Builder, Table
-from hpc_ewc.report.texts import bits_column
-from hpc_ewc.report.tradeoff import front
+from hpc_ewc.report.drawing.figures import draw_figures
+from hpc_ewc.report.output.data import choice_fields
+from hpc_ewc.report.study.collect import collect
+from hpc_ewc.report.study.samples import SampleReader
+from hpc_ewc.report.study.stages import read_stages
+from hpc_ewc.report.study.study import build_study
+from hpc_ewc.report.tables.builder import Builder, Table
+from hpc_ewc.report.tables.choose import sentence
+from hpc_ewc.report.tables.document import Document, build_document
+from hpc_ewc.report.tables.lines import Lines
+from hpc_ewc.report.tables.measure import gain
+from hpc_ewc.report.tables.texts import bits_column
+from hpc_ewc.report.tables.tradeoff import front
 from tests.unit.report_fixture import RunBuilder
 
 ENGLISH = ("arc_easy.en", "mmlu.en")

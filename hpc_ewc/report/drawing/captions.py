@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from hpc_ewc.report.choose import points_text
-from hpc_ewc.report.document import Document
+from hpc_ewc.report.analysis.means import Mean
 from hpc_ewc.report.drawing.curves import MOST_GROUPS, groups
+from hpc_ewc.report.drawing.paper import paper
 from hpc_ewc.report.drawing.plane import MOST_NAMES
 from hpc_ewc.report.drawing.style import MANY
 from hpc_ewc.report.drawing.training import drawn
-from hpc_ewc.report.means import Mean
-from hpc_ewc.report.measure import gain, over
-from hpc_ewc.report.paper import paper
-from hpc_ewc.report.study import SOURCE_LANGUAGE, language_name
-from hpc_ewc.report.tables import Builder
-from hpc_ewc.report.texts import shown_texts
+from hpc_ewc.report.study.study import SOURCE_LANGUAGE, language_name
+from hpc_ewc.report.tables.builder import Builder
+from hpc_ewc.report.tables.choose import points_text
+from hpc_ewc.report.tables.document import Document
+from hpc_ewc.report.tables.measure import gain, over
+from hpc_ewc.report.tables.texts import shown_texts
 
 
 def captions(document: Document, overlay: bool) -> dict[str, str]:

@@ -10,16 +10,16 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from hpc_ewc.report.choose import Choice, points_text
+from hpc_ewc.report.analysis.means import Mean
 from hpc_ewc.report.drawing.curves import MOST_GROUPS, groups
 from hpc_ewc.report.drawing.style import GREY, GROUP_MARKERS, INK, MANY, legend_below, look, plain
-from hpc_ewc.report.formats import strength_text
-from hpc_ewc.report.lines import Line
-from hpc_ewc.report.means import Mean
-from hpc_ewc.report.measure import Gain, gain
-from hpc_ewc.report.study import SOURCE_LANGUAGE, language_name
-from hpc_ewc.report.tables import Builder
-from hpc_ewc.report.tradeoff import front
+from hpc_ewc.report.study.study import SOURCE_LANGUAGE, language_name
+from hpc_ewc.report.tables.builder import Builder
+from hpc_ewc.report.tables.choose import Choice, points_text
+from hpc_ewc.report.tables.formats import strength_text
+from hpc_ewc.report.tables.lines import Line
+from hpc_ewc.report.tables.measure import Gain, gain
+from hpc_ewc.report.tables.tradeoff import front
 
 MOST_NAMES = 16
 """Points that are all named; of more some are."""

@@ -15,8 +15,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hpc_ewc.report.formats import strength_text
-from hpc_ewc.report.terminal import clean
+from hpc_ewc.report.tables.formats import clean, strength_text
 
 RC: dict[str, Any] = {
     "font.family": "sans-serif",

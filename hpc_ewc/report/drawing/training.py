@@ -16,9 +16,9 @@ from hpc_ewc import records
 from hpc_ewc.errors import ArtefactError
 from hpc_ewc.report.drawing.curves import groups
 from hpc_ewc.report.drawing.style import legend_below, look, plain
-from hpc_ewc.report.lines import Line
-from hpc_ewc.report.study import Run
-from hpc_ewc.report.tables import Builder
+from hpc_ewc.report.study.study import Run
+from hpc_ewc.report.tables.builder import Builder
+from hpc_ewc.report.tables.lines import Line
 
 POINTS = 80
 """Of a curve, at most: a longer run is shown by the means of equal stretches."""

@@ -1,0 +1,1 @@
+"""Values, differences and their uncertainty: statistics of a study."""

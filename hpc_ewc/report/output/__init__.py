@@ -1,0 +1,1 @@
+"""The report in each medium: terminal, Markdown, LaTeX, HTML, CSV and JSON, and its manifest."""

@@ -1,0 +1,1 @@
+"""The numbers of an analysis laid out once, for every medium."""

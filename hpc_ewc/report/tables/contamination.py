@@ -1,0 +1,39 @@
+"""Columns whose documents the Fisher was computed on: EWC was told which parameters matter for just these."""
+
+from __future__ import annotations
+
+from hpc_ewc import suites
+from hpc_ewc.config import FisherConfig
+from hpc_ewc.report.study.study import SOURCE_LANGUAGE, Column, Study
+
+MARK = "†"
+
+
+def contaminated(study: Study) -> dict[Column, str]:
+    """What to say of each column that the Fisher has seen, or has seen the original of."""
+    found: dict[Column, str] = {}
+    for fisher in _fishers(study):
+        for column in study.columns:
+            if column.task in suites.TASKS and _is_seen(column, fisher):
+                where = f"{fisher.source}, split {fisher.split}"
+                if column.language == SOURCE_LANGUAGE:
+                    found[column] = f"the Fisher was computed on the documents that are scored here ({where})"
+                else:
+                    found[column] = f"translations of documents that the Fisher was computed on ({where})"
+    return found
+
+
+def _fishers(study: Study) -> list[FisherConfig]:
+    """Of every training that was held by one, and those that the experiments name."""
+    trained = [study.trained(run) for run in study.runs if run.strength]
+    configs = [t.config.fisher for t in trained if t is not None and t.config is not None]
+    return list(dict.fromkeys([*configs, *(e.fisher for e in study.stages.experiments.values())]))
+
+
+def _is_seen(column: Column, fisher: FisherConfig) -> bool:
+    task = suites.TASKS[column.task]
+    if not task.splits or fisher.split != task.splits[-1]:
+        return False
+    if fisher.source == "miniature":
+        return column.task == "mmlu" and fisher.prompt == "paper"
+    return any(source.path == fisher.source for source in task.sources.values())
