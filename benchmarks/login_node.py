@@ -85,7 +85,7 @@ class Bench:
 def make_done(bench: Bench, sweep: Path) -> None:
     """Give every stage of an experiment a `done.json`, as if it had run."""
     os.environ |= {name: bench.environment[name] for name in ("HPC_EWC_CACHE", "HF_HOME")}
-    from hpc_ewc.artefacts.found import make_ready
+    from hpc_ewc.artefacts.completeness import write_stage_files
     from hpc_ewc.launch.plan.plan import make_plan, run_folder, write_down
     from hpc_ewc.launch.profile.reading import load_profile
     from hpc_ewc.launch.show.view import Display
@@ -98,7 +98,7 @@ def make_done(bench: Bench, sweep: Path) -> None:
     write_down(plan)
     for node in plan.graph.nodes.values():
         if node.stage != "report":
-            make_ready(node)
+            write_stage_files(node)
             Stage(node.folder.path).finish([])
 
 
@@ -138,7 +138,7 @@ def submit_array(bench: Bench) -> dict[str, Any]:
 def status_of_many(bench: Bench) -> dict[str, Any]:
     """A run folder whose ledger has ten thousand jobs on Slurm, and what squeue and sacct say of them."""
     from hpc_ewc import records
-    from hpc_ewc.launch.ledger.ledger import Ledger
+    from hpc_ewc.launch.ledger.job_history import Ledger
     from hpc_ewc.rundir import RunDir
 
     root = RunDir(bench.folder / "runs" / "many")

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from hpc_ewc import records, rundir
 from hpc_ewc.artefacts.artefact import REPORT, Artefact, Element
-from hpc_ewc.artefacts.found import failure, find, missing_cells
+from hpc_ewc.artefacts.completeness import check_artefact, missing_cells, read_failure
 from hpc_ewc.errors import ArtefactError
 from hpc_ewc.rundir import RunDir
 
@@ -74,7 +74,7 @@ def _is_made(node: Artefact, element: Element, ended: Exit, stopped: bool) -> bo
     if node.stage == REPORT:
         return ended.status == 0
     try:
-        if find(node).done:
+        if check_artefact(node).done:
             return True
         if node.stage == "evaluate":
             return not set(element.expected) & set(missing_cells(node))
@@ -103,7 +103,7 @@ def report_fingerprint(root: RunDir, runs: Sequence[str]) -> str:
 
 def explain(node: Artefact, element: Element, job: Path, restart: int, ended: Exit) -> None:
     """Write `failed.json` for an attempt whose worker could not: killed, or dead before it knew its folder."""
-    known = failure(node.folder)
+    known = read_failure(node.folder)
     this_attempt = (known.get("job_id"), known.get("restart")) == (job.name, restart)
     if this_attempt and not is_consequence(str(known.get("error", ""))):
         return

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hpc_ewc import records
 from hpc_ewc.artefacts.artefact import REPORT, Element, stored_artefact
-from hpc_ewc.artefacts.found import failure
+from hpc_ewc.artefacts.completeness import read_failure
 from hpc_ewc.artefacts.outcome import Exit, explain, is_consequence
 from hpc_ewc.errors import StageError
 from hpc_ewc.node.history import unless_full
@@ -48,7 +48,7 @@ def _explained(task: SlurmTask, here: SlurmContext, element: Element, ended: Exi
     node = stored_artefact(StageDir(Path(task.folder)))
     with unless_full(node.folder.failed):
         explain(node, element, task.job(here.job_id), here.restart, ended)
-    return failure(node.folder)
+    return read_failure(node.folder)
 
 
 def write_reason(task: SlurmTask, here: SlurmContext, element: Element, reason: str) -> None:

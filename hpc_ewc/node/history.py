@@ -11,7 +11,7 @@ from typing import Any
 
 from hpc_ewc import records, rundir
 from hpc_ewc.artefacts.artefact import Element
-from hpc_ewc.artefacts.found import failure
+from hpc_ewc.artefacts.completeness import read_failure
 from hpc_ewc.errors import ArtefactError
 from hpc_ewc.node.task import SlurmContext, SlurmTask
 from hpc_ewc.rundir import StageDir
@@ -60,7 +60,7 @@ def begin_attempt(task: SlurmTask, here: SlurmContext, elements: Sequence[Elemen
     mark = progress_mark(folder, task.stage, elements)
     tries = [entry["mark"] for entry in past[-TRIES:]]
     if len(tries) == TRIES and set(tries) == {mark}:
-        error = failure(folder).get("error")
+        error = read_failure(folder).get("error")
         said = f". The last one: {error}" if error else ""
         return (
             f"{TRIES} restarts without progress: still at {mark or 'nothing'}. Give it more time before it is stopped "

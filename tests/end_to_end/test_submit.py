@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from hpc_ewc import records
-from hpc_ewc.launch.ledger.ledger import Ledger
+from hpc_ewc.launch.ledger.job_history import Ledger
 from hpc_ewc.rundir import RunDir
 
 pytestmark = pytest.mark.timeout(900)

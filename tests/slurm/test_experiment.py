@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from hpc_ewc.launch.ledger.ledger import Ledger
+from hpc_ewc.launch.ledger.job_history import Ledger
 from tests.slurm.faults import fill
 from tests.slurm.sandbox import Sandbox
 from tests.slurm.world import ONCE, World, assert_done, make_world, tables_without_jobs

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from hpc_ewc.launch.ledger.ledger import Ledger
+from hpc_ewc.launch.ledger.job_history import Ledger
 from tests.slurm.sandbox import wait_for
 from tests.slurm.world import World
 

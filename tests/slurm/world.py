@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc_ewc import records
-from hpc_ewc.launch.ledger.ledger import Ledger
+from hpc_ewc.launch.ledger.job_history import Ledger
 from hpc_ewc.rundir import RunDir
 from tests.conftest import REPOSITORY
 from tests.slurm.sandbox import Sandbox, all_pids, read, wait_for

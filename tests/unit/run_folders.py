@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from hpc_ewc import records, rundir
-from hpc_ewc.launch.ledger.ledger import Ledger
+from hpc_ewc.launch.ledger.job_history import Ledger
 from hpc_ewc.launch.slurm.client import Answer, SlurmJob
 from hpc_ewc.node.slurm_command import SchedulerError
 from hpc_ewc.process import Process, this_process

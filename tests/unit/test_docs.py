@@ -23,7 +23,7 @@ from rich.console import Console
 from hpc_ewc import cli, config, miniature, records, suites
 from hpc_ewc.config import build_experiment, load_experiment
 from hpc_ewc.errors import ArtefactError
-from hpc_ewc.launch.ledger.ledger import Ledger
+from hpc_ewc.launch.ledger.job_history import Ledger
 from hpc_ewc.launch.profile import keys
 from hpc_ewc.launch.profile.reading import build_profile
 from hpc_ewc.report import __main__ as report

@@ -16,7 +16,7 @@ from hpc_ewc.config import SECTIONS, Experiment, build_experiment, load_experime
 from hpc_ewc.data.files import BadText, Record, parse_text
 from hpc_ewc.errors import ArtefactError, ConfigError, InputError
 from hpc_ewc.launch.inputs.first_record import check_first_record
-from hpc_ewc.launch.ledger.ledger import Ledger
+from hpc_ewc.launch.ledger.job_history import Ledger
 from hpc_ewc.launch.profile.keys import Profile
 from hpc_ewc.launch.profile.reading import build_profile, load_profile
 from hpc_ewc.launch.watch.survey import Surveyor

@@ -10,7 +10,7 @@ import pytest
 
 from hpc_ewc import rundir
 from hpc_ewc.launch.inputs.checkpoints import find_checkpoints
-from hpc_ewc.launch.ledger.ledger import Ledger
+from hpc_ewc.launch.ledger.job_history import Ledger
 from hpc_ewc.launch.submit.evaluate_checkpoints import Options, evaluate, read_settings
 from hpc_ewc.node.task import SlurmTask
 from hpc_ewc.rundir import RunDir

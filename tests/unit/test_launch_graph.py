@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hpc_ewc import records
-from hpc_ewc.artefacts.found import Found, find, make_ready, missing_cells
+from hpc_ewc.artefacts.completeness import Completeness, check_artefact, missing_cells, write_stage_files
 from hpc_ewc.config import load_experiment
 from hpc_ewc.errors import ConfigError
 from hpc_ewc.launch.inputs.resolver import Resolver
@@ -215,7 +215,7 @@ def test_a_worker_finds_what_it_needs(tmp_path: Path, monkeypatch: pytest.Monkey
     graph = graph_of(sweep)
     for node in graph.nodes.values():
         if node.stage != "report":
-            make_ready(node)
+            write_stage_files(node)
     train = graph.of("train")[1]
     monkeypatch.chdir("/")
     stage = Stage(train.folder.path)
@@ -232,19 +232,19 @@ def test_a_worker_finds_what_it_needs(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_found_is_what_done_json_says(tmp_path: Path) -> None:
     graph = graph_of(write_experiment(tmp_path))
     tokens = only(graph, "tokens")
-    assert find(tokens) == Found(False)
-    make_ready(tokens)
+    assert check_artefact(tokens) == Completeness(False)
+    write_stage_files(tokens)
     stage = Stage(tokens.folder.path)
     stage.fail(ValueError("no corpus"))
-    assert find(tokens) == Found(False, failed="ValueError: no corpus")
+    assert check_artefact(tokens) == Completeness(False, failed="ValueError: no corpus")
     stage.finish([])
-    assert find(tokens).done
+    assert check_artefact(tokens).done
 
 
 def write_record(node: Node, name: str, **changes: object) -> Path:
     fraction, _, cell_name = name.partition(":")
     cell = next(cell for cell in node.cells if cell.name == cell_name)
-    from hpc_ewc.artefacts.found import _cell_key
+    from hpc_ewc.artefacts.completeness import _cell_key
 
     facts: dict[str, object] = dict.fromkeys(("experiment", "run", "model_hash", "base_hash"), "x")
     facts |= {"schema": 1, "status": "ok", "step": 7, "fraction": float(fraction), "coordinates": {}, "results": []}
@@ -256,7 +256,7 @@ def write_record(node: Node, name: str, **changes: object) -> Path:
 
 
 def finish_evaluation(node: Node) -> list[Path]:
-    make_ready(node)
+    write_stage_files(node)
     written = [write_record(node, name) for name in node.expected]
     outputs = [*written, *(path.with_name(f"{path.stem}.samples.jsonl.zst") for path in written)]
     Stage(node.folder.path).finish(outputs, weights={repr(fraction): "x" for fraction in node.fractions})
@@ -266,10 +266,10 @@ def finish_evaluation(node: Node) -> list[Path]:
 def test_a_deleted_record_is_the_only_one_missing(tmp_path: Path) -> None:
     base = graph_of(write_experiment(tmp_path)).nodes["evaluate/base"]
     written = finish_evaluation(base)
-    assert find(base).done
+    assert check_artefact(base).done
     written[1].unlink()
-    assert find(base) == Found(False, ("0.0:ppl_heldout.lt",))
-    (one,) = elements(base, find(base).missing)
+    assert check_artefact(base) == Completeness(False, ("0.0:ppl_heldout.lt",))
+    (one,) = elements(base, check_artefact(base).missing)
     assert one.arguments[-1] == "ppl_heldout.lt"
 
 
@@ -277,12 +277,12 @@ def test_records_of_other_weights_than_the_export_s_are_missing(tmp_path: Path) 
     graph = graph_of(write_experiment(tmp_path))
     node = next(node for node in graph.of("evaluate") if node.run != "base")
     finish_evaluation(node)
-    assert find(node).done, "an export that was removed to save space says nothing"
+    assert check_artefact(node).done, "an export that was removed to save space says nothing"
     facts = StageDir(Path(node.inputs["train"])).export(7) / "hpc_ewc.json"
     records.write_json(facts, {"fraction": 1.0, "model_hash": "x"})
-    assert find(node).done
+    assert check_artefact(node).done
     records.write_json(facts, {"fraction": 1.0, "model_hash": "y"})
-    assert find(node) == Found(False, tuple(node.expected))
+    assert check_artefact(node) == Completeness(False, tuple(node.expected))
 
 
 def test_other_settings_ask_again(tmp_path: Path) -> None:
@@ -291,9 +291,9 @@ def test_other_settings_ask_again(tmp_path: Path) -> None:
     finish_evaluation(base)
     sweep.write_text(sweep.read_text().replace("[evaluate]", "[evaluate]\nlimit = 3"))
     limited = graph_of(sweep).nodes["evaluate/base"]
-    assert find(limited).missing == tuple(limited.expected)
-    make_ready(limited)  # and not only until the folder says so
-    assert find(limited).missing == tuple(limited.expected)
+    assert check_artefact(limited).missing == tuple(limited.expected)
+    write_stage_files(limited)  # and not only until the folder says so
+    assert check_artefact(limited).missing == tuple(limited.expected)
 
 
 def test_another_suite_asks_what_is_new(tmp_path: Path) -> None:
@@ -302,7 +302,7 @@ def test_another_suite_asks_what_is_new(tmp_path: Path) -> None:
     finish_evaluation(base)
     sweep.write_text(sweep.read_text().replace('["arc_easy.en"', '["winogrande.en", "arc_easy.en"'))
     wider = graph_of(sweep).nodes["evaluate/base"]
-    assert find(wider).missing == ("0.0:winogrande.en",)
+    assert check_artefact(wider).missing == ("0.0:winogrande.en",)
     assert wider.key == base.key
 
 
@@ -310,7 +310,7 @@ def test_a_half_written_record_is_named_and_asked_again(tmp_path: Path) -> None:
     base = graph_of(write_experiment(tmp_path)).nodes["evaluate/base"]
     written = finish_evaluation(base)
     written[0].write_text('{"schema": 1, "sta')
-    found = find(base)
+    found = check_artefact(base)
     assert not found.done
     assert str(written[0]) in found.note
     assert "0.0:arc_easy.en" in found.missing
@@ -318,7 +318,7 @@ def test_a_half_written_record_is_named_and_asked_again(tmp_path: Path) -> None:
 
 def test_a_record_that_may_end_otherwise_is_asked_again(tmp_path: Path) -> None:
     base = graph_of(write_experiment(tmp_path)).nodes["evaluate/base"]
-    make_ready(base)
+    write_stage_files(base)
     write_record(base, "0.0:arc_easy.en", status="failed", retry=True)
     write_record(base, "0.0:ppl_heldout.lt", status="failed")
     assert missing_cells(base) == ("0.0:arc_easy.en",)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hpc_ewc.errors import ArtefactError, SubmitError
-from hpc_ewc.launch.ledger.ledger import Ledger
+from hpc_ewc.launch.ledger.job_history import Ledger
 from hpc_ewc.launch.ledger.lock import lock_holder, submit_lock
 from hpc_ewc.process import Process, children, descendants, kill_tree, process, start_time, this_process
 from hpc_ewc.rundir import RunDir

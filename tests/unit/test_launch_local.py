@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from hpc_ewc import rundir
-from hpc_ewc.artefacts.found import failure
-from hpc_ewc.launch.ledger.ledger import Ledger
+from hpc_ewc.artefacts.completeness import read_failure
+from hpc_ewc.launch.ledger.job_history import Ledger
 from hpc_ewc.launch.submit import local
 from hpc_ewc.launch.submit.submit import submit
 from hpc_ewc.launch.watch.status import status
@@ -163,7 +163,7 @@ def test_an_exit_status_says_nothing_alone(world: Path, what: str, error: str) -
     assert run(write_experiment(world.parent, [0])) == 1
     root = RunDir(world.parent / "runs" / "small")
     (tokens,) = (root.root / "tokens").iterdir()
-    failed = failure(rundir.StageDir(tokens))
+    failed = read_failure(rundir.StageDir(tokens))
     assert failed["error"] == error
     assert begun(world) == [f"tokens/{tokens.name}"], "nothing that reads the tokens was started"
 

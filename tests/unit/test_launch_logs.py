@@ -10,7 +10,7 @@ import pytest
 
 from hpc_ewc import records, rundir
 from hpc_ewc.errors import ConfigError, SubmitError
-from hpc_ewc.launch.ledger.ledger import Ledger
+from hpc_ewc.launch.ledger.job_history import Ledger
 from hpc_ewc.launch.slurm import client
 from hpc_ewc.launch.slurm.client import SlurmJob
 from hpc_ewc.launch.slurm.output import expand_hosts

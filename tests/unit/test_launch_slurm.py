@@ -11,8 +11,8 @@ import pytest
 
 from hpc_ewc.artefacts.artefact import Element
 from hpc_ewc.errors import ConfigError, SubmitError
-from hpc_ewc.launch.ledger.ledger import Ledger
-from hpc_ewc.launch.ledger.reconcile import other_executor_lives
+from hpc_ewc.launch.ledger.job_history import Ledger
+from hpc_ewc.launch.ledger.reconcile import check_other_executor
 from hpc_ewc.launch.profile.reading import build_profile
 from hpc_ewc.launch.submit import slurm
 from hpc_ewc.launch.submit.refusal import explain_refusal
@@ -217,7 +217,7 @@ def test_local_jobs_and_slurm_s_do_not_mix(cluster: Path, tmp_path: Path) -> Non
     with pytest.raises(SubmitError, match=r"8 jobs of \S+ wait or run on Slurm; submit with the Slurm profile"):
         submit(tmp_path / "small.toml", None, tmp_path / "runs", tmp_path / "out", dry_run=False, yes=True)
     fake_slurm.set_states(cluster, "CANCELLED")
-    other_executor_lives(RunDir(tmp_path / "runs" / "small"), "local")  # and once they are gone it may
+    check_other_executor(RunDir(tmp_path / "runs" / "small"), "local")  # and once they are gone it may
 
 
 def test_a_local_job_that_runs_keeps_slurm_away(cluster: Path, tmp_path: Path) -> None:

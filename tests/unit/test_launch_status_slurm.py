@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from hpc_ewc import records, rundir
-from hpc_ewc.launch.ledger.ledger import Ledger
+from hpc_ewc.launch.ledger.job_history import Ledger
 from hpc_ewc.launch.show.overview import render_table, render_text
 from hpc_ewc.launch.show.view import Progress, Row
 from hpc_ewc.launch.watch import status as status_module

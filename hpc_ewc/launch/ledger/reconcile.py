@@ -9,10 +9,10 @@ from typing import Any
 
 from hpc_ewc import records, rundir
 from hpc_ewc.artefacts.artefact import REPORT, worker_name
-from hpc_ewc.artefacts.found import failure
+from hpc_ewc.artefacts.completeness import read_failure
 from hpc_ewc.artefacts.outcome import last_lines
 from hpc_ewc.errors import ArtefactError, SubmitError
-from hpc_ewc.launch.ledger.ledger import History, Job, Ledger
+from hpc_ewc.launch.ledger.job_history import History, Job, Ledger
 from hpc_ewc.launch.slurm import client
 from hpc_ewc.launch.slurm.output import SlurmJob
 from hpc_ewc.node.history import read_outcome
@@ -26,7 +26,7 @@ INTERRUPTED = ("CANCELLED", "TIMEOUT", "PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "D
 
 
 @dataclass(frozen=True)
-class Live:
+class ActiveJobs:
     """What waits or runs."""
 
     jobs: tuple[Job, ...] = ()
@@ -41,7 +41,7 @@ class Live:
         return [job for job in self.jobs if job.node == node]
 
 
-def reconcile(root: RunDir) -> Live:
+def reconcile(root: RunDir) -> ActiveJobs:
     """Ask Slurm about every open job of the ledger, and write down what ended.
 
     Raises:
@@ -59,7 +59,7 @@ def reconcile(root: RunDir) -> Live:
     settled = []
     for job in gone:
         entry = told.get(job.job_id)
-        settled.append((job, settle(root, job, entry if _is(job, entry) else None)))
+        settled.append((job, final_outcome(root, job, entry if _is(job, entry) else None)))
     ledger.elements_ended(settled)
     for job, outcome in settled:
         if job.stage == REPORT and outcome == "finished":
@@ -69,7 +69,7 @@ def reconcile(root: RunDir) -> Live:
         partitions[entry.partition] = partitions.get(entry.partition, 0) + 1
     alive = tuple(job for job in waiting if job not in gone)
     pending = frozenset(name for name, entry in live.items() if entry.waits)
-    return Live(alive, pending, len(queue), partitions)
+    return ActiveJobs(alive, pending, len(queue), partitions)
 
 
 def _is(job: Job, entry: SlurmJob | None) -> bool:
@@ -113,7 +113,7 @@ def _note_report(root: RunDir, ledger: Ledger, job: Job) -> None:
         ledger.reported(job.job_id, facts["reported"], facts["out"])
 
 
-def settle(root: RunDir, job: Job, told: SlurmJob | None) -> str:
+def final_outcome(root: RunDir, job: Job, told: SlurmJob | None) -> str:
     """How a job that Slurm no longer has ended; one that failed before its launcher could say so is explained."""
     folder = root.job(job.job_id)
     restart = told.restarts if told is not None else _last_restart(root, job)
@@ -139,7 +139,7 @@ def _explain(root: RunDir, job: Job, told: SlurmJob, restart: int) -> None:
     if job.stage == REPORT:
         return
     folder = root.stage(job.stage, job.run)
-    known = failure(folder)
+    known = read_failure(folder)
     if (known.get("job_id"), known.get("restart")) == (job.job_id, restart):
         return
     printed = batch_log(root, job)
@@ -161,7 +161,7 @@ def batch_log(root: RunDir, job: Job) -> str:
     return "\n".join(filter(None, (last_lines(path, 30) for path in files)))
 
 
-def other_executor_lives(root: RunDir, executor: str) -> None:
+def check_other_executor(root: RunDir, executor: str) -> None:
     """A run folder belongs to one scheduler while its jobs live.
 
     Raises:

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from hpc_ewc import records
 from hpc_ewc.artefacts.artefact import REPORT
-from hpc_ewc.artefacts.found import Found, find, make_ready
+from hpc_ewc.artefacts.completeness import Completeness, check_artefact, write_stage_files
 from hpc_ewc.artefacts.outcome import report_fingerprint
 from hpc_ewc.config import NAME_PATTERN, Experiment
 from hpc_ewc.errors import ConfigError
 from hpc_ewc.launch.inputs.resolver import Resolver
 from hpc_ewc.launch.inputs.source_files import local_path
-from hpc_ewc.launch.ledger.ledger import History, Ledger
+from hpc_ewc.launch.ledger.job_history import History, Ledger
 from hpc_ewc.launch.plan.graph import Graph, elements
 from hpc_ewc.launch.plan.missing_inputs import LenientResolver, absent_benchmarks
 from hpc_ewc.launch.profile.keys import Profile
@@ -49,7 +49,7 @@ class Plan:
     request: Request
     profile: Profile
     graph: Graph
-    found: dict[str, Found]
+    found: dict[str, Completeness]
     out: Path
     history: History
     absent: dict[str, str] = field(default_factory=dict)
@@ -90,13 +90,13 @@ def make_plan(
     resolver.hashes.announced = display.say
     graph = request.build(resolver, root, profile)
     history = Ledger(root).read()
-    found = {name: find(node) for name, node in graph.nodes.items() if node.stage != REPORT}
+    found = {name: check_artefact(node) for name, node in graph.nodes.items() if node.stage != REPORT}
     for node in graph.of("evaluate"):
         trained = all(found[name].done for name in node.depends if graph.nodes[name].stage == "train")
         if found[node.id].done and not trained:
             # its workers compute again what is of other weights than those that come out this time
-            found[node.id] = Found(False, tuple(node.expected), note="its training is made again")
-    found[REPORT] = Found(_is_reported(graph, found, history, out))
+            found[node.id] = Completeness(False, tuple(node.expected), note="its training is made again")
+    found[REPORT] = Completeness(_is_reported(graph, found, history, out))
     absent = absent_benchmarks(graph) | resolver.absent if isinstance(resolver, LenientResolver) else {}
     return Plan(request, profile, graph, found, out, history, absent)
 
@@ -110,7 +110,7 @@ def check_places(runs: Path, out: Path) -> None:
             raise ConfigError(f"{flag}: {what} would be {folder}, and {there} is a file; name another folder")
 
 
-def _is_reported(graph: Graph, found: dict[str, Found], history: History, out: Path) -> bool:
+def _is_reported(graph: Graph, found: dict[str, Completeness], history: History, out: Path) -> bool:
     """The last report was of exactly what is there now, and its folder still is."""
     if not all(entry.done for entry in found.values()) or not out.is_dir():
         return False
@@ -137,5 +137,5 @@ def write_down(plan: Plan, *, ready: bool = True) -> Ledger:
     ledger.graph(listed, sweep=sweep, out=str(plan.out), executor=plan.profile.executor)
     for name, found in plan.found.items():
         if ready and not found.done and name != REPORT:
-            make_ready(plan.graph.nodes[name])
+            write_stage_files(plan.graph.nodes[name])
     return ledger

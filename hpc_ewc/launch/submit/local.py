@@ -16,9 +16,9 @@ from types import FrameType
 
 from hpc_ewc import rundir
 from hpc_ewc.artefacts.artefact import REPORT, Element
-from hpc_ewc.artefacts.found import Found, find, last_error
+from hpc_ewc.artefacts.completeness import Completeness, check_artefact, last_error
 from hpc_ewc.artefacts.outcome import Outcome, decide, read_exit, tail
-from hpc_ewc.launch.ledger.ledger import Ledger
+from hpc_ewc.launch.ledger.job_history import Ledger
 from hpc_ewc.launch.plan.graph import Graph, Node, elements, priorities
 from hpc_ewc.launch.profile.keys import Profile
 from hpc_ewc.launch.show.view import Display, Row, duration, read_progress
@@ -63,7 +63,7 @@ class LocalRun:
     def __init__(
         self,
         graph: Graph,
-        found: dict[str, Found],
+        found: dict[str, Completeness],
         profile: Profile,
         ledger: Ledger,
         code: Path,
@@ -82,7 +82,7 @@ class LocalRun:
         self.looked_at = 0.0
         self.report_token = ""
 
-    def _plan(self, node: Node, found: Found) -> NodeRun:
+    def _plan(self, node: Node, found: Completeness) -> NodeRun:
         if found.done:
             return NodeRun(node, "done")
         return NodeRun(node, "waiting", elements(node, found.missing or None), note=found.note)
@@ -213,7 +213,7 @@ class LocalRun:
             run.state, run.note = "failed", run.note or last_error(run.node.folder)
         elif "stopped" in run.outcomes:
             run.state = "stopped"
-        elif run.node.stage != REPORT and not find(run.node).done:
+        elif run.node.stage != REPORT and not check_artefact(run.node).done:
             run.state, run.note = "failed", "all its jobs ended well, and it is not whole"
         else:
             run.state, run.note = "done", duration(seconds)
@@ -294,7 +294,7 @@ class LocalRun:
         return rows
 
 
-def wait_for_lost(jobs: Sequence[tuple[Process, Path]], display: Display) -> None:
+def wait_for_orphans(jobs: Sequence[tuple[Process, Path]], display: Display) -> None:
     """Wait for jobs whose submit was killed: they see it, save and leave; kill those that have not after a minute."""
     live = [(lost, folder) for lost, folder in jobs if lost.is_alive()]
     if not live:

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from hpc_ewc.artefacts.artefact import REPORT, Element
-from hpc_ewc.artefacts.found import Found, make_ready
+from hpc_ewc.artefacts.completeness import Completeness, write_stage_files
 from hpc_ewc.errors import SubmitError
 from hpc_ewc.launch.ledger import reconcile
-from hpc_ewc.launch.ledger.ledger import Job, Ledger
+from hpc_ewc.launch.ledger.job_history import Job, Ledger
 from hpc_ewc.launch.plan.graph import Graph, Node, elements
 from hpc_ewc.launch.profile.keys import Profile
 from hpc_ewc.launch.slurm import client
@@ -62,12 +62,12 @@ class SlurmSubmit:
     def __init__(
         self,
         graph: Graph,
-        found: dict[str, Found],
+        found: dict[str, Completeness],
         profile: Profile,
         ledger: Ledger,
         code: Path,
         out: Path,
-        live: reconcile.Live,
+        live: reconcile.ActiveJobs,
         say: Callable[[str], None],
     ) -> None:
         self.graph, self.found, self.profile, self.ledger = graph, found, profile, ledger
@@ -121,7 +121,7 @@ class SlurmSubmit:
         covered = {name for job in self._keep(node) for name in job.covers}
         wanted = self._missing(node, covered)
         if wanted:
-            make_ready(node)
+            write_stage_files(node)
         return bundles(node, wanted, self.profile)
 
     def _keep(self, node: Node) -> list[Job]:

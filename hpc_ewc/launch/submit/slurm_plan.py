@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpc_ewc.artefacts.artefact import REPORT, Element
-from hpc_ewc.artefacts.found import Found
-from hpc_ewc.launch.ledger.reconcile import Live
+from hpc_ewc.artefacts.completeness import Completeness
+from hpc_ewc.launch.ledger.reconcile import ActiveJobs
 from hpc_ewc.launch.plan.graph import Graph, Node
 from hpc_ewc.launch.profile.keys import Profile
 from hpc_ewc.launch.profile.resources import slots
@@ -68,7 +68,7 @@ def arrays(graph: Graph) -> list[list[Node]]:
     return [free if node in free else [node] for node in order if node not in free[1:]]
 
 
-def dependency(node: Node, graph: Graph, found: dict[str, Found], ids: dict[str, list[str]]) -> str:
+def dependency(node: Node, graph: Graph, found: dict[str, Completeness], ids: dict[str, list[str]]) -> str:
     """Of sbatch: all that it reads ended well; for the report, all that it tells of ended."""
     waited = [main for name in node.depends if not found[name].done for main in ids.get(name, [])]
     unique = list(dict.fromkeys(waited))
@@ -128,7 +128,7 @@ def build_task(
 class Room:
     """How many more jobs the site lets this user submit."""
 
-    def __init__(self, profile: Profile, live: Live) -> None:
+    def __init__(self, profile: Profile, live: ActiveJobs) -> None:
         self.profile = profile
         self.taken = live.queued
         self.taken_in = dict(live.queued_in)

@@ -14,7 +14,7 @@ from hpc_ewc.errors import ConfigError, SubmitError
 from hpc_ewc.launch.inputs.miniature import prepare_miniature, uses_miniature
 from hpc_ewc.launch.inputs.resolver import Resolver
 from hpc_ewc.launch.inputs.source_files import local_path
-from hpc_ewc.launch.ledger.ledger import Ledger
+from hpc_ewc.launch.ledger.job_history import Ledger
 from hpc_ewc.launch.ledger.lock import submit_lock
 from hpc_ewc.launch.plan.build_graph import build_graph
 from hpc_ewc.launch.plan.graph import Graph, gpu_hours
@@ -113,12 +113,12 @@ def run_here(plan: Plan, display: Display) -> int:
         prepare_miniature(profile.interpreter, display.say)
 
     # submitit alone takes a tenth of a second, which `status` and a submit with nothing to do need not wait for
-    from hpc_ewc.launch.ledger.reconcile import other_executor_lives
-    from hpc_ewc.launch.submit.local import LocalRun, wait_for_lost
+    from hpc_ewc.launch.ledger.reconcile import check_other_executor
+    from hpc_ewc.launch.submit.local import LocalRun, wait_for_orphans
 
-    other_executor_lives(root, "local")
+    check_other_executor(root, "local")
     lost = Ledger(root).read().live()
-    wait_for_lost([(job.process, root.job(job.job_id)) for job in lost if job.process], display)
+    wait_for_orphans([(job.process, root.job(job.job_id)) for job in lost if job.process], display)
     plan = make_plan(plan.request, profile, root, plan.out, display)
     ledger = write_down(plan)
     package = code.snapshot(root)
@@ -134,14 +134,14 @@ def run_here(plan: Plan, display: Display) -> int:
 
 def run_on_slurm(plan: Plan, display: Display, yes: bool) -> int:
     """Everything that a submit to Slurm does while it holds the lock: ask what lives, and give it what is missing."""
-    from hpc_ewc.launch.ledger.reconcile import other_executor_lives, reconcile
+    from hpc_ewc.launch.ledger.reconcile import check_other_executor, reconcile
     from hpc_ewc.launch.slurm.script import check_paths
     from hpc_ewc.launch.submit.slurm import SlurmSubmit
 
     root, profile = plan.graph.root, plan.profile
     check_paths(root)
     check_times(plan)
-    other_executor_lives(root, "slurm")
+    check_other_executor(root, "slurm")
     if uses_miniature(plan.request.experiment):
         prepare_miniature(profile.interpreter, display.say)
     live = reconcile(root)

@@ -17,7 +17,7 @@ from pathlib import Path
 from hpc_ewc import rundir
 from hpc_ewc.artefacts.artefact import REPORT
 from hpc_ewc.errors import SubmitError
-from hpc_ewc.launch.ledger.ledger import Job, Ledger
+from hpc_ewc.launch.ledger.job_history import Job, Ledger
 from hpc_ewc.launch.ledger.lock import lock_holder
 from hpc_ewc.launch.show.view import Row
 from hpc_ewc.launch.slurm import client

@@ -12,10 +12,10 @@ from typing import Any
 
 from hpc_ewc import rundir
 from hpc_ewc.artefacts.artefact import REPORT
-from hpc_ewc.artefacts.found import failure
+from hpc_ewc.artefacts.completeness import read_failure
 from hpc_ewc.artefacts.outcome import last_lines
 from hpc_ewc.errors import ConfigError
-from hpc_ewc.launch.ledger.ledger import Job
+from hpc_ewc.launch.ledger.job_history import Job
 from hpc_ewc.launch.show.view import Row
 from hpc_ewc.launch.slurm.output import expand_hosts
 from hpc_ewc.launch.watch.pick import pick
@@ -51,7 +51,7 @@ def logs(
     surveyor = Surveyor(root)
     found = surveyor.look()
     row = _most_telling(pick(found.rows, run, stage), found)
-    failed = failure(root.stage(row.stage, row.run)) if row.stage != REPORT else {}
+    failed = read_failure(root.stage(row.stage, row.run)) if row.stage != REPORT else {}
     if failed:
         _print_error(row, failed)
     mine = _of_element([job for job in found.jobs[row.id] if job.job_id], element, row)

@@ -13,10 +13,10 @@ from typing import Any
 
 from hpc_ewc import records
 from hpc_ewc.artefacts.artefact import REPORT
-from hpc_ewc.artefacts.found import last_error
+from hpc_ewc.artefacts.completeness import last_error
 from hpc_ewc.artefacts.outcome import last_lines
 from hpc_ewc.errors import ArtefactError
-from hpc_ewc.launch.ledger.ledger import History, Job
+from hpc_ewc.launch.ledger.job_history import History, Job
 from hpc_ewc.launch.ledger.reconcile import INTERRUPTED
 from hpc_ewc.launch.show.view import Progress, Row, read_progress
 from hpc_ewc.launch.slurm.client import SlurmJob

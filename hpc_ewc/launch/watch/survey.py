@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hpc_ewc.errors import ConfigError
-from hpc_ewc.launch.ledger.ledger import History, Job, Ledger
+from hpc_ewc.launch.ledger.job_history import History, Job, Ledger
 from hpc_ewc.launch.ledger.lock import lock_holder
 from hpc_ewc.launch.show.view import Row
 from hpc_ewc.launch.slurm.client import SlurmJob, ask

@@ -18,7 +18,7 @@ SECTIONS = {"tokens": ("model", "data"), "fisher": ("model", "data", "fisher")}
 
 
 @dataclass(frozen=True)
-class Found:
+class Completeness:
     """What is there of one node."""
 
     done: bool
@@ -30,7 +30,7 @@ class Found:
     """What is damaged and will be made again."""
 
 
-def find(node: Artefact) -> Found:
+def check_artefact(node: Artefact) -> Completeness:
     """Whether a node's artefact is there, whole.
 
     Raises:
@@ -38,23 +38,23 @@ def find(node: Artefact) -> Found:
             what to remove is for the user to decide.
     """
     if node.stage == "evaluate":
-        return _find_evaluation(node)
+        return _check_evaluation(node)
     done = records.read_done(node.folder.done, node.key) is not None
-    return Found(done, failed="" if done else last_error(node.folder))
+    return Completeness(done, failed="" if done else last_error(node.folder))
 
 
-def _find_evaluation(node: Artefact) -> Found:
+def _check_evaluation(node: Artefact) -> Completeness:
     """An evaluation is done when it asked what is asked now; else each record says whether it is current."""
     with suppress(ArtefactError):  # a record that it names was deleted or changed: the records themselves tell
         done = records.read_done(node.folder.done, node.key)
         if done is not None and _settings_of(node.folder) == node.settings and not _is_of_other_weights(node, done):
-            return Found(True)
+            return Completeness(True)
     note = ""
     try:
         missing = missing_cells(node)
     except ArtefactError as error:  # the worker looks at each record again, and replaces what is damaged
         missing, note = tuple(node.expected), str(error)
-    return Found(False, missing, last_error(node.folder), note)
+    return Completeness(False, missing, last_error(node.folder), note)
 
 
 def missing_cells(node: Artefact) -> tuple[str, ...]:
@@ -105,10 +105,10 @@ def _settings_of(folder: StageDir) -> str:
 
 def last_error(folder: StageDir) -> str:
     """The error in `failed.json`, "" where there is none."""
-    return str(failure(folder).get("error", ""))
+    return str(read_failure(folder).get("error", ""))
 
 
-def failure(folder: StageDir) -> dict[str, Any]:
+def read_failure(folder: StageDir) -> dict[str, Any]:
     """`failed.json`, or nothing where it is absent; one that cannot be read says so."""
     try:
         return records.read_checked(folder.failed, "failed")
@@ -118,7 +118,7 @@ def failure(folder: StageDir) -> dict[str, Any]:
         return {"error": str(error), "traceback": ""}
 
 
-def make_ready(node: Artefact) -> None:
+def write_stage_files(node: Artefact) -> None:
     """Write `stage.json` and `config.toml` for a worker; an evaluation that lacks something is done no longer."""
     if node.stage == "evaluate":
         node.folder.done.unlink(missing_ok=True)
