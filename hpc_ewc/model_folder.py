@@ -1,14 +1,14 @@
-"""Is this folder a whole Hugging Face model, with a tokenizer that fits? Told from its files, without loading it.
+"""Whether a folder holds a complete Hugging Face model whose tokenizer fits it, judged from its files alone.
 
-A login node looks before jobs are submitted; a job looks again at what it loads (evaluate/checkpoint.py).
+The login node checks before it submits jobs; a job checks again what it loads (evaluate/checkpoint.py).
 """
 
 from __future__ import annotations
 
-import json
-import struct
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 from hpc_ewc import records
 from hpc_ewc.errors import ArtefactError, InputError
@@ -16,22 +16,26 @@ from hpc_ewc.errors import ArtefactError, InputError
 INDEX = "model.safetensors.index.json"
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
 FAMILIES = ("gemma2", "gemma3_text")
-"""`model_type` of what can be trained, and forecast: those of model/gemma.py, which a login node cannot import."""
-HEADER_BYTES = 100_000_000
-"""safetensors' own limit: a larger number is no length of a header."""
+"""`model_type` of the models that can be trained: those of model/gemma.py, which a login node cannot import."""
 
 
 def check_model(folder: Path) -> None:
-    """Raise InputError, with what is wrong and the likely reason, unless `folder` is a whole model."""
+    """Check that `folder` is a complete model and that its tokenizer has no token beyond the embedding.
+
+    Raises:
+        InputError: it is not; the message gives the likely reason.
+    """
     config, weights = check_files(folder)
-    rows = _embedded(folder, weights) or config.get("vocab_size")
-    tokens = _vocabulary(folder)
+    rows = next(filter(None, map(_read_embedding_rows, weights)), config.get("vocab_size"))
+    tokens = _count_tokens(folder)
     if isinstance(rows, int) and tokens > rows:
-        raise InputError(f"{folder}: its tokenizer has {tokens} tokens, the model embeds {rows}: two models' files")
+        raise InputError(
+            f"{folder}: its tokenizer has {tokens} tokens, the model embeds {rows}: the files of two different models"
+        )
 
 
 def check_trainable(folder: Path) -> None:
-    """Raise InputError unless this is a whole model of a family that can be trained; its tokenizer is not read."""
+    """Raise InputError unless `folder` is a complete model of a trainable family; the tokenizer's content is not read."""
     config, _ = check_files(folder)
     kind = config.get("model_type")
     if kind not in FAMILIES:
@@ -40,14 +44,15 @@ def check_trainable(folder: Path) -> None:
 
 
 def check_files(folder: Path) -> tuple[dict[str, Any], list[Path]]:
-    """Configuration and weight files of a model, whose files are all there and whole; its tokenizer is not read.
+    """The configuration and the weight files of a complete model; the content of its tokenizer is not read.
 
     Raises:
-        InputError: something is missing, cut off or not what its name says.
+        InputError: a file is missing, cut off or not what its name says.
     """
     config = _read_config(folder)
     weights = check_weights(folder)
-    check_tokenizer(folder)
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise InputError(f"{folder}: no tokenizer.json or tokenizer.model; copy the base model's tokenizer into it")
     return config, weights
 
 
@@ -59,7 +64,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         hint = f"; checkpoints below it: {', '.join(below)}" if below else ""
         raise InputError(f"{folder}: no config.json, so not a Hugging Face model{hint}")
     if folder.parent.name == "exports" and folder.name.isdigit() and not (folder / "hpc_ewc.json").is_file():
-        raise InputError(f"{folder}: no hpc_ewc.json, which an export gets last: half-exported; submit its run again")
+        raise InputError(f"{folder}: no hpc_ewc.json, which is written last: incomplete export; resubmit its run")
     try:
         return records.read_json(folder / "config.json")
     except ArtefactError as error:
@@ -67,7 +72,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def check_weights(folder: Path) -> list[Path]:
-    """The weight files, each as long as its header says.
+    """The weight files of a model; safetensors checks that each has the length that its header says.
 
     Raises:
         InputError: there are none, some that the index names are missing, or one is cut off.
@@ -80,63 +85,38 @@ def check_weights(folder: Path) -> list[Path]:
             raise InputError(f"{folder / INDEX}: not an index of weight files: no 'weight_map'") from None
         except ArtefactError as error:
             raise InputError(str(error)) from None
-        absent = sorted(name for name in named if not (folder / name).is_file())
-        if absent:
+        missing = sorted(name for name in named if not (folder / name).is_file())
+        if missing:
             raise InputError(
-                f"{folder}: {', '.join(absent[:3])}{' …' * (len(absent) > 3)}: {len(absent)} of {len(named)} weight "
-                "files missing; half-exported or half-copied"
+                f"{folder}: {len(missing)} of {len(named)} weight files missing, such as {', '.join(missing[:3])}; "
+                "an incomplete export or copy"
             )
         files = sorted(folder / name for name in named)
     if not files:
         raise InputError(
-            f"{folder}: no *.safetensors; half-exported, or of another format: save it with save_pretrained"
+            f"{folder}: no *.safetensors; an incomplete export, or another format: save it with save_pretrained"
         )
     for path in files:
-        read_header(path)
+        _read_embedding_rows(path)
     return files
 
 
-def read_header(path: Path) -> dict[str, Any]:
-    """The header of a safetensors file: dtype, shape and data_offsets by tensor.
-
-    Raises:
-        InputError: not safetensors, or another length than the header says.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else HEADER_BYTES
-        text = file.read(length) if length < HEADER_BYTES else b""
+def _read_embedding_rows(path: Path) -> int | None:
+    """Rows of the embedding, None if it is not in this file; safetensors compares the header with the file's size."""
     try:
-        header: dict[str, Any] = json.loads(text)
-        tensors = [entry for name, entry in header.items() if name != "__metadata__"]
-        ends = [int(entry["data_offsets"][1]) for entry in tensors]
-        if not all(isinstance(size, int) for entry in tensors for size in entry["shape"]):
-            raise TypeError("a shape that is none")
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
-        raise InputError(f"{path}: not a safetensors file, or cut off in its header ({size} bytes)") from None
-    whole = 8 + length + max(ends, default=0)
-    if size != whole:
-        raise InputError(f"{path}: {size} bytes, its header says {whole}: half-copied; copy or fetch it again")
-    return header
-
-
-def check_tokenizer(folder: Path) -> None:
-    """Raise InputError unless there are files of a tokenizer."""
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        raise InputError(f"{folder}: no tokenizer.json or tokenizer.model; copy the base model's tokenizer into it")
-
-
-def _embedded(folder: Path, weights: list[Path]) -> int | None:
-    """Rows of the embedding; None where no tensor has one of the usual names."""
-    for path in weights:
-        for name, entry in read_header(path).items():
-            if name.endswith(EMBEDDINGS) and entry["shape"]:
-                return int(entry["shape"][0])
+        with safe_open(str(path), framework="numpy") as file:
+            for name in file.keys():  # noqa: SIM118 - not a dict
+                if name.endswith(EMBEDDINGS) and (shape := file.get_slice(name).get_shape()):
+                    return int(shape[0])
+    except (SafetensorError, OSError) as error:
+        size = path.stat().st_size
+        raise InputError(
+            f"{path}: not a complete safetensors file ({size} bytes): {error}; copy or fetch it again"
+        ) from None
     return None
 
 
-def _vocabulary(folder: Path) -> int:
+def _count_tokens(folder: Path) -> int:
     """One more than the largest id that text can get, by tokenizer.json; 0 where it does not say.
 
     An added special token may lie beyond the embedding: Gemma 3's text models have one for images, which no text gets.
@@ -145,9 +125,9 @@ def _vocabulary(folder: Path) -> int:
     if not path.is_file():
         return 0
     try:
-        facts = records.read_json(path)
-        ids = [int(token["id"]) for token in facts.get("added_tokens") or () if not token.get("special")]
-        vocabulary = (facts.get("model") or {}).get("vocab") or {}
+        content = records.read_json(path)
+        ids = [int(token["id"]) for token in content.get("added_tokens") or () if not token.get("special")]
+        vocabulary = (content.get("model") or {}).get("vocab") or {}
         ids += [len(vocabulary) - 1] if isinstance(vocabulary, list) else map(int, vocabulary.values())
     except ArtefactError as error:
         raise InputError(f"{folder}: its tokenizer cannot be read: {error}") from None

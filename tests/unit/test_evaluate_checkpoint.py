@@ -105,15 +105,15 @@ def test_weights_that_are_missing_or_cut_off_are_named(folder: Path) -> None:
     weights = folder / "model.safetensors"
     content = weights.read_bytes()
     weights.write_bytes(content[: len(content) // 2])
-    with pytest.raises(InputError, match=r"model.safetensors: \d+ bytes, its header says \d+: half-copied"):
+    with pytest.raises(InputError, match=r"model.safetensors: not a complete safetensors file \(\d+ bytes\): .*not fully covered; copy"):
         load(folder)
     weights.unlink()
-    with pytest.raises(InputError, match=r"no \*.safetensors; half-exported, or of another format"):
+    with pytest.raises(InputError, match=r"no \*.safetensors; an incomplete export, or another format"):
         load(folder)
     index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     (folder / "model-1.safetensors").write_bytes(content)
-    with pytest.raises(InputError, match=r"model-2.safetensors: 1 of 2 weight files missing"):
+    with pytest.raises(InputError, match=r"1 of 2 weight files missing, such as model-2.safetensors"):
         load(folder)
 
 

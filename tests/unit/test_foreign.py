@@ -102,12 +102,12 @@ def spoil(folder: Path, what: str) -> None:
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ("no weights", r"no \*\.safetensors; half-exported, or of another format"),
-        ("cut off", r"model\.safetensors: \d+ bytes, its header says \d+: half-copied; copy or fetch it again"),
-        ("no header", r"not a safetensors file, or cut off in its header \(1 bytes\)"),
-        ("shards", r"model-1\.safetensors: 1 of 2 weight files missing; half-exported or half-copied"),
+        ("no weights", r"no \*\.safetensors; an incomplete export, or another format"),
+        ("cut off", r"model\.safetensors: not a complete safetensors file \(\d+ bytes\): .*; copy or fetch it again"),
+        ("no header", r"not a complete safetensors file \(1 bytes\): .*header too small; copy"),
+        ("shards", r"1 of 2 weight files missing, such as model-1\.safetensors; an incomplete export or copy"),
         ("no tokenizer", r"no tokenizer\.json or tokenizer\.model; copy the base model's tokenizer into it"),
-        ("other tokenizer", r"its tokenizer has 9 tokens, the model embeds 4: two models' files"),
+        ("other tokenizer", r"its tokenizer has 9 tokens, the model embeds 4: the files of two different models"),
         ("config", r"config\.json"),
         ("facts", r"hpc_ewc\.json: lacks step, fraction, train_key, model_hash, base_hash; not ours, or half-written"),
     ],
@@ -122,7 +122,7 @@ def test_half_a_checkpoint_is_told_before_a_job_starts(tmp_path: Path, what: str
 
 def test_an_export_without_its_last_file_is_half_exported(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "exports" / "00000020")
-    with pytest.raises(InputError, match=r"no hpc_ewc\.json, which an export gets last: half-exported"):
+    with pytest.raises(InputError, match=r"no hpc_ewc\.json, which is written last: incomplete export"):
         find_checkpoints([str(folder)])
 
 

@@ -19,8 +19,9 @@ import hpc_ewc
 
 PACKAGE = Path(hpc_ewc.__file__).parent
 
-HEAVY = {"torch", "transformers", "datasets", "lm_eval", "accelerate", "safetensors", "tokenizers"}
-"""What takes seconds to import, and what a login node need not have."""
+HEAVY = {"torch", "transformers", "datasets", "lm_eval", "accelerate", "tokenizers"}
+"""What takes seconds to import, and what a login node need not have. safetensors is not one: it reads headers there,
+imports neither torch nor numpy by itself, and loads in milliseconds."""
 
 # Where code runs. What is in no place is read on all of them, and is as light as the login node needs it.
 PLACES = {
