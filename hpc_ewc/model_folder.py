@@ -35,7 +35,7 @@ def check_model(folder: Path) -> None:
 
 
 def check_trainable(folder: Path) -> None:
-    """Raise InputError unless `folder` is a complete model of a trainable family; the tokenizer's content is not read."""
+    """Raise InputError unless `folder` is a complete model of a trainable family; tokenizer content is not read."""
     config, _ = check_files(folder)
     kind = config.get("model_type")
     if kind not in FAMILIES:

@@ -105,7 +105,9 @@ def test_weights_that_are_missing_or_cut_off_are_named(folder: Path) -> None:
     weights = folder / "model.safetensors"
     content = weights.read_bytes()
     weights.write_bytes(content[: len(content) // 2])
-    with pytest.raises(InputError, match=r"model.safetensors: not a complete safetensors file \(\d+ bytes\): .*not fully covered; copy"):
+    with pytest.raises(
+        InputError, match=r"model.safetensors: not a complete safetensors file \(\d+ bytes\): .*not fully covered; copy"
+    ):
         load(folder)
     weights.unlink()
     with pytest.raises(InputError, match=r"no \*.safetensors; an incomplete export, or another format"):
