@@ -1,5 +1,7 @@
 # make demo   the miniature experiment, from nothing to its table, on this machine (no account, no GPU, no hub)
-# make test   everything that is quick;  make test-slow  the rest;  make check  style and types;  make bench  figures
+# make test   the quick tests, each real thing once;  make test-slow  all others;  make check  style and types
+# make test-draws  property tests with new random draws;  make test-lowest  the oldest versions that pyproject allows
+# make bench  figures
 # make bench-gpu   Gemma 2 2B on this machine's GPUs, under ten minutes: a table, and the JSON to commit
 # make real   sweeps/gemma3-270m-lt.toml through slurm/sandbox (root, Debian's Slurm, real texts in SHARED); again: goes on
 # make docs   docs/reference, from the code
@@ -14,7 +16,7 @@ export HPC_EWC_TEST_CACHE ?= $(CURDIR)/.cache
 # Real texts and benchmark rows, and the tool that makes a pretrained Gemma out of packages.
 SHARED ?= ../shared
 
-.PHONY: demo real test test-slow check format bench bench-gpu docs clean
+.PHONY: demo real test test-slow test-draws test-lowest check format bench bench-gpu docs clean
 .DELETE_ON_ERROR:
 
 # torch first and by its exact version: a range would take gigabytes of CUDA where a CPU build is at hand.
@@ -37,11 +39,29 @@ real: $(VENV)/.installed
 	eval "$$(python3 slurm/sandbox env)"; $(BIN)/hpc-ewc submit sweeps/gemma3-270m-lt.toml --profile slurm/sandbox.toml --yes \
 	    && $(BIN)/hpc-ewc status runs/gemma3-270m-lt --watch
 
+# Two processes; the tests of a file stay together (tests/conftest.py). PYTEST=-x passes anything on to pytest.
+PROCESSES ?= 2
+RUN_TESTS := $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadgroup $(PYTEST)
+
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -m 'not slow and not gpu'
+	$(RUN_TESTS) -m 'not slow and not gpu'
 
 test-slow: $(VENV)/.installed
-	$(BIN)/python -m pytest -m 'slow and not gpu'
+	$(RUN_TESTS) -m 'slow and not gpu'
+
+# The seed is printed; the same draws again: make test-draws SEED=…
+SEED ?= $(shell date +%s)
+test-draws: $(VENV)/.installed
+	@echo "hypothesis seed: $(SEED)"
+	HPC_EWC_DRAWS=free $(RUN_TESTS) -m 'hypothesis and not gpu' --hypothesis-seed=$(SEED)
+
+# The unit tests at the lower bounds of pyproject.toml, in an environment of their own.
+LOWEST ?= .venv-lowest
+test-lowest:
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install -q --disable-pip-version-check "$$($(PYTHON) tests/lowest_versions.py torch)"
+	$(LOWEST)/bin/python -m pip install -q --disable-pip-version-check -e '.[dev]' $$($(PYTHON) tests/lowest_versions.py)
+	$(LOWEST)/bin/python -m pytest -n $(PROCESSES) --dist loadgroup -m 'not slow and not gpu' tests/unit
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -62,4 +82,4 @@ docs: $(VENV)/.installed
 	$(BIN)/python docs/reference/generate.py
 
 clean:
-	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) $(LOWEST) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

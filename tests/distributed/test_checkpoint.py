@@ -123,6 +123,7 @@ def load_on_three(rank: int, world_size: int, model: Path, folder: Path) -> tupl
     return load_and_go_on(model, folder)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_reads_bit_for_bit_on_other_ranks_and_goes_on_alike(model: Path, tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     written, after, on_replicas = run_ranks(4, save_on_four, model, first)
@@ -307,6 +308,7 @@ def train_on_a_full_disk(rank: int, world_size: int, folder: Path) -> None:
     run_training(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs needs root")
 def test_a_run_whose_disk_fills_up_fails_with_a_reason_and_keeps_its_last_good_checkpoint(
     model: Path, tmp_path: Path
@@ -364,6 +366,7 @@ def train_until_read_only(rank: int, world_size: int, folder: Path, disk: Path) 
         raise
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs needs root")
 @pytest.mark.parametrize(
     ("log_every", "message"),

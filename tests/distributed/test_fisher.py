@@ -74,6 +74,9 @@ def errors(rank: int, world_size: int, replicate: int, kind: str, want: dict[str
     return found
 
 
+MORE_RANKS = [(3, 1, "gemma2"), (4, 1, "gemma2"), (4, 2, "gemma3")]
+
+
 @pytest.fixture(scope="module")
 def wanted() -> dict[str, Any]:
     return {kind: oracles(kind, EXAMPLES) for kind in ("gemma2", "gemma3")}
@@ -81,7 +84,7 @@ def wanted() -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("world_size", "replicate", "kind"),
-    [(1, 1, "gemma2"), (2, 1, "gemma3"), (3, 1, "gemma2"), (4, 1, "gemma2"), (4, 2, "gemma3")],
+    [(1, 1, "gemma2"), (2, 1, "gemma3"), *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE_RANKS)],
 )
 def test_the_sharded_fisher_is_its_definition(world_size: int, replicate: int, kind: str, wanted: Any) -> None:
     found = run_ranks(world_size, errors, replicate, kind, wanted[kind])

@@ -127,6 +127,7 @@ def worker(folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
 
 
+@pytest.mark.slow
 def test_a_fisher_is_the_definition_however_it_came_about(tmp_path: Path, model: Path, questions: Path) -> None:
     names = ("whole", "stopped", "dead", "for one rank", "damaged")
     folders = {name: build_stage(tmp_path / name, model, questions) for name in names}
@@ -196,6 +197,7 @@ def test_a_bad_question_is_named_in_failed_json(tmp_path: Path, model: Path, que
     assert "broken.jsonl:3: answer 7 is none of the 4 choices" in failed["error"]
 
 
+@pytest.mark.slow
 def test_an_example_without_a_finite_gradient_is_named_with_its_line(tmp_path: Path, questions: Path) -> None:
     folder = tmp_path / "model"
     build_model(folder)

@@ -171,6 +171,7 @@ def train_noting_layers(rank: int, world_size: int, *folders: Path) -> list[tupl
     return noted
 
 
+@pytest.mark.slow
 def test_memory_options_and_λ_0_with_a_fisher_change_not_one_bit(inputs: dict[str, Path], tmp_path: Path) -> None:
     variants: dict[str, dict[str, Any]] = {
         "plain": {},
@@ -222,6 +223,7 @@ def test_compiled_layers_train_alike_on_shards(
         compare(tmp_path / name, tolerance=2e-5)
 
 
+@pytest.mark.slow
 def test_the_chunked_and_the_full_loss_train_alike_and_proximal_holds_at_any_λ(
     inputs: dict[str, Path], tmp_path: Path
 ) -> None:

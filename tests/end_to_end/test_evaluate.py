@@ -35,6 +35,8 @@ from tests.end_to_end.evaluation import (
     start,
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def world(miniature_cache: Path) -> Path:

@@ -19,7 +19,7 @@ from hpc_ewc.report import load_records
 from hpc_ewc.rundir import RunDir
 from tests.end_to_end.evaluation import FOUR, noised, primary, stamps
 
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 ASKED = ("--suites", "arc_easy.en,ppl_heldout.lt", "--shots", "arc_easy=1", "--limit", "6", "--dtype", "float32")
 QUICK = ((0.4,), ",".join(FOUR), 4)
 WHOLE = ((0.0, 0.05, 0.1, 0.2, 0.4, 0.8), "en,lt,fluency", 18)

@@ -168,6 +168,7 @@ def test_everything_is_fetched_once_loads_offline_and_is_scored_without_a_networ
     assert record["data_hash"] == f"allenai/ai2_arc@{'c0ffee00' * 5}"
 
 
+@pytest.mark.slow
 def test_an_interrupted_corpus_is_not_taken_for_the_whole_and_goes_on(login: Login, hub: FakeHub) -> None:
     login.sweep.write_text(login.sweep.read_text().replace('["arc_easy.en", "ppl_truthfulqa.en"]', '["ppl_heldout"]'))
     hub.cut.add("lt/part-1.jsonl")

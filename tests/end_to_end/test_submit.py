@@ -18,7 +18,7 @@ from hpc_ewc import records
 from hpc_ewc.launch.ledger.job_history import Ledger
 from hpc_ewc.rundir import RunDir
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 class World:

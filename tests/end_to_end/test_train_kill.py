@@ -146,6 +146,7 @@ def assert_same(whole: Path, killed: Path) -> None:
         assert hashes[0] == hashes[1]
 
 
+@pytest.mark.slow
 def test_a_dead_rank_a_dead_torchrun_and_ctrl_c_cost_no_bit(inputs: dict[str, Any], tmp_path: Path) -> None:
     whole, run = tmp_path / "whole", tmp_path / "run"
     build_stage(whole, **inputs | {"checkpoint_every_s": 600.0}, steps=STEPS)
@@ -220,7 +221,10 @@ sys.exit(train.main(sys.argv[1:]))
     ("what", "rank", "said"),
     [
         ('raise ValueError("the own error of rank 1")', 1, "ValueError: the own error of rank 1"),
-        ("time.sleep(1000)", None, r"no progress for .* s \(train.watchdog_s = 3\) while (in|saving) step"),
+        pytest.param(
+            *("time.sleep(1000)", None, r"no progress for .* s \(train.watchdog_s = 3\) while (in|saving) step"),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["raises", "hangs"],
 )

@@ -16,7 +16,7 @@ import pytest
 from tests.conftest import REPOSITORY
 from tests.slurm.sandbox import Sandbox, wait_for
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.slurm, pytest.mark.timeout(300)]
 Doctor = Callable[..., dict[str, dict[str, Any]]]
 PROFILE = """
 executor = "slurm"

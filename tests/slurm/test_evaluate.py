@@ -12,7 +12,7 @@ from tests.end_to_end.evaluation import noised, stamps
 from tests.slurm.sandbox import Sandbox, wait_for
 from tests.slurm.world import World, make_world
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.slurm, pytest.mark.timeout(1800)]
 QUICK = (2, "arc_easy.en,winogrande.en,ppl_heldout.lt", 3)
 WHOLE = (6, "en,lt,fluency", 18)
 """Checkpoints beside the base, what they are asked, cells of each."""

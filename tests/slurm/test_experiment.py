@@ -36,6 +36,7 @@ def test_two_nodes_and_an_array_make_the_numbers_and_the_table_of_one_machine(
     assert tables_without_jobs(world) == tables_without_jobs(undisturbed)
 
 
+@pytest.mark.slow
 def test_a_training_that_fails_takes_only_its_own_along(
     cluster: Sandbox, miniature_cache: Path, undisturbed: World, tmp_path: Path
 ) -> None:
@@ -131,6 +132,7 @@ def with_sbatch(world: World, command: str, number: int = 1) -> World:
     return world.with_environment(PATH=f"{folder}:{world.environment['PATH']}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_the_login_process_is_killed_after_submission(world: World, number: int) -> None:
     """In the worst moment: Slurm has the job, and its id is not written down. Nothing is submitted twice."""
@@ -152,6 +154,7 @@ def test_the_login_process_is_killed_after_submission(world: World, number: int)
         world.cluster.slurm("scontrol", "update", "PartitionName=main", "State=UP")
 
 
+@pytest.mark.slow
 def test_two_submits_at_once_do_not_double(world: World) -> None:
     assert world.cluster
     world.cluster.slurm("scontrol", "update", "PartitionName=main", "State=DOWN")

@@ -10,7 +10,7 @@ import pytest
 from tests.slurm.sandbox import wait_for
 from tests.slurm.world import ONCE, World, assert_done
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.slurm, pytest.mark.timeout(900)]
 
 
 def assert_resumed(world: World, restarts: int = 1) -> None:

@@ -56,6 +56,7 @@ def test_the_folder_is_private_and_a_shell_needs_one_variable(cluster: Sandbox) 
         assert (cluster.state / secret).stat().st_mode & 0o077 == 0, secret
 
 
+@pytest.mark.slow
 def test_up_again_changes_nothing_and_mends_what_died(cluster: Sandbox) -> None:
     before = sorted(cluster.marked())
     cluster.do("up")
@@ -71,6 +72,7 @@ def test_up_again_changes_nothing_and_mends_what_died(cluster: Sandbox) -> None:
     assert cluster.slurm("srun", "-w", first, "hostname") == f"{first}\n"
 
 
+@pytest.mark.slow
 def test_a_power_loss_ends_everything_on_its_node_alone(cluster: Sandbox) -> None:
     first, second = cluster.nodes[:2]
     jobs = [
@@ -88,6 +90,7 @@ def test_a_power_loss_ends_everything_on_its_node_alone(cluster: Sandbox) -> Non
     cluster.slurm("scancel", *map(str.strip, jobs))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("proctrack", ["cgroup", "linuxproc"])
 def test_signals_reach_what_each_tracker_says_and_nothing_outlives_down(
     make_sandbox: MakeSandbox, cluster: Sandbox, proctrack: str
@@ -120,6 +123,7 @@ def test_signals_reach_what_each_tracker_says_and_nothing_outlives_down(
     assert set(states(cluster)) == set(cluster.nodes), "the other cluster did not notice"
 
 
+@pytest.mark.slow
 def test_after_an_unclean_death_up_starts_again_and_knows_its_jobs(make_sandbox: MakeSandbox) -> None:
     sandbox = make_sandbox()
     sandbox.do("up", "--nodes", "1")
@@ -169,6 +173,7 @@ def test_commands_before_up_say_what_to_do(can_start: None, tmp_path: Path) -> N
     assert none.run("down").returncode == 0, "down is idempotent"
 
 
+@pytest.mark.slow
 def test_a_daemon_that_does_not_start_shows_its_log(make_sandbox: MakeSandbox) -> None:
     sandbox = make_sandbox()
     sandbox.do("up", "--nodes", "1")

@@ -11,7 +11,7 @@ from hpc_ewc.launch.ledger.job_history import Ledger
 from tests.slurm.sandbox import wait_for
 from tests.slurm.world import World
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.slurm, pytest.mark.timeout(900)]
 
 
 def test_seen_cancelled_and_gone_on_with(world: World, undisturbed: World) -> None:

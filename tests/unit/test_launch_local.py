@@ -110,6 +110,7 @@ def test_jobs_know_nothing_of_tokens_and_import_the_copy(world: Path) -> None:
     assert (environment["PYTHONSAFEPATH"], environment["OMP_NUM_THREADS"], environment["A"]) == ("1", "2", "b")
 
 
+@pytest.mark.slow
 def test_no_more_runs_at_once_than_there_are_cores(world: Path) -> None:
     order(world, "sleep 3", "train")
     more = "[resources.train]\ncpus_per_task = 2\n[resources.fisher]\ncpus_per_task = 9\n"
