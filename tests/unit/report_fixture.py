@@ -61,6 +61,7 @@ class RunBuilder:
         tasks: share tasks; fluency is always there.
         n: documents a cell.
         samples: write them.
+        parameters: size of the model, as its Fisher says it.
         others: further leaves of the grid, such as `{"ewc.mode": ("gradient", "proximal")}`.
     """
 
@@ -74,12 +75,13 @@ class RunBuilder:
         tasks: Sequence[str] = TASKS,
         n: int = N,
         samples: bool = True,
+        parameters: int = 424_000,
         others: Mapping[str, Sequence[Any]] | None = None,
     ) -> None:
         self.dir = RunDir(root)
         self.model, self.strengths, self.seeds = model, strengths, seeds
         self.tasks, self.n, self.samples = tasks, n, samples
-        self.others = others or {}
+        self.parameters, self.others = parameters, others or {}
         self.point: dict[str, Any] = {}
         """Of the other leaves, where the run stands that is written."""
         self.run_folders: dict[str, StageDir] = {}
@@ -133,7 +135,7 @@ class RunBuilder:
         folder = self.dir.fisher("0123456789ab")
         layers = {"model.embed_tokens.weight": 0.4, "0": 0.1, "1": 0.2, "2": 0.3}
         kinds = {"model.embed_tokens.weight": 0.4, "self_attn.q_proj.weight": 0.2, "mlp.up_proj.weight": 0.4}
-        summary = {"trace": 6.1, "parameters": 424000, "zeros": 12000, "mean": 6.1 / 424000}
+        summary = {"trace": 6.1, "parameters": self.parameters, "zeros": 12000, "mean": 6.1 / self.parameters}
         summary |= {"share_by_layer": layers, "share_by_kind": kinds, "quantiles": {"0.5": 1e-7}}
         write_json(folder.manifest_json, {"schema": 1, "split": "validation", "summary": summary})
         done = {"schema": 1, "key": "k", "finished_at": 1.0, "outputs": {}, "summary": {}}

@@ -1,9 +1,8 @@
-"""Which λ is recommended, whether the miniature's criterion is judged as it was fixed, and comparisons of two runs."""
+"""Which λ is recommended, and comparisons of two runs."""
 
 from __future__ import annotations
 
 import io
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,6 @@ from hpc_ewc.report.study.stages import read_stages
 from hpc_ewc.report.study.study import build_study
 from hpc_ewc.report.tables.builder import Builder
 from hpc_ewc.report.tables.choose import _pick, choice_table, choose, sentence
-from hpc_ewc.report.tables.criterion import judge
 from hpc_ewc.report.tables.lines import Lines
 from hpc_ewc.report.tables.measure import gain
 from hpc_ewc.report.tables.tradeoff import front
@@ -39,7 +37,7 @@ def analysis_of(root: Path) -> Analysis:
 @pytest.fixture(scope="module")
 def analysis(tmp_path_factory: pytest.TempPathFactory) -> Analysis:
     root = tmp_path_factory.mktemp("choose") / "runs" / "small"
-    RunBuilder(root, model="miniature", strengths=(0.0, 1e2, 1e4, 1e12), tasks=TASKS, n=80).build()
+    RunBuilder(root, strengths=(0.0, 1e2, 1e4, 1e12), tasks=TASKS, n=80).build()
     return analysis_of(root)
 
 
@@ -140,43 +138,6 @@ def test_the_front_is_what_no_other_run_dominates(analysis: Analysis) -> None:
     for line, (x, y) in points.items():
         dominated = any(a >= x and b >= y and (a > x or b > y) for a, b in points.values())
         assert (line in front(build)) == (not dominated)
-
-
-# ---------------------------------------------------------------------------------------------- criterion
-
-
-def test_the_criterion_holds_where_it_should(analysis: Analysis) -> None:
-    verdicts = judge(analysis, Builder(Lines(analysis)), ())
-    assert [verdict.holds for verdict in verdicts] == [True, True, True]
-    assert [verdict.strength for verdict in verdicts] == [0.0, 1e4, 1e12]
-    assert verdicts[1].share is not None
-    assert 0.5 <= verdicts[1].share <= 1.2
-
-
-def test_the_criterion_fails_where_it_should(tmp_path: Path) -> None:
-    """λ = 1e4 twice: nothing forgets at 0, so the first fails; and where the largest λ is small, the third does."""
-    root = tmp_path / "runs" / "x"
-    RunBuilder(root, model="miniature", strengths=(0.0, 10.0), tasks=TASKS, n=80).build()
-    analysis = analysis_of(root)
-    build = Builder(Lines(analysis))
-    assert [verdict.holds for verdict in judge(analysis, build, ())] == [True, False, False]
-    kept = {key: replace(d, value=-0.05) for key, d in analysis.mean_differences.items()}
-    analysis.mean_differences = kept
-    analysis.differences = {key: replace(d, value=0.1 * d.value) for key, d in analysis.differences.items()}
-    assert judge(analysis, build, ())[0].holds is False
-
-
-def test_the_criterion_says_nothing_where_a_cell_is_missing(tmp_path: Path) -> None:
-    root = tmp_path / "runs" / "x"
-    run = RunBuilder(root, model="miniature", strengths=(0.0, 1e4), tasks=TASKS, n=60)
-    run.build()
-    run.dir.evaluate(run.run_name(0.0, 0)).cell(40, "mmlu.en").unlink()
-    analysis = analysis_of(root)
-    assert [verdict.holds for verdict in judge(analysis, Builder(Lines(analysis)), ())] == [None, True, False]
-    run.dir.evaluate(run.run_name(0.0, 0)).cell(40, "ppl_heldout.lt").unlink()
-    run.dir.evaluate(run.run_name(1e4, 0)).cell(40, "mmlu.lt").unlink()
-    analysis = analysis_of(root)
-    assert {verdict.holds for verdict in judge(analysis, Builder(Lines(analysis)), ())} == {None}
 
 
 # ---------------------------------------------------------------------------------------------- two runs

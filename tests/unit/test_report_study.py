@@ -234,6 +234,20 @@ def test_the_fishers_own_documents_are_marked(tmp_path: Path) -> None:
         assert any(note.startswith("† MMLU: ") and words in note for note in marked.notes)
 
 
+def test_a_fishers_own_files_are_marked_by_their_place(tmp_path: Path) -> None:
+    """A file of evaluate.questions is known by the <task>/<split> in its path."""
+    run = make(tmp_path)
+    run.build()
+    before = 'source = "cais/mmlu"\nsubset = "all"\nfiles = []'
+    for split, marked in (("validation", []), ("test", ["MMLU †"])):
+        files = f'source = "files"\nsubset = "all"\nfiles = ["/rows/en/mmlu/{split}/*.jsonl"]'
+        for path in run.dir.root.rglob("*.toml"):
+            path.write_text(path.read_text().replace(before, files))
+        before = files
+        heads = table(document_of(run.dir.root), "accuracy.en").heads
+        assert [head.text for head in heads if "†" in head.text] == marked
+
+
 def test_shots_and_documents_are_stated(tmp_path: Path) -> None:
     run = make(tmp_path)
     run.build()
@@ -271,14 +285,14 @@ def test_a_setting_with_one_seed_is_about_checkpoints(tmp_path: Path) -> None:
     assert any("about these checkpoints" in line for line in document_of(run.dir.root).leads)
 
 
-def test_only_the_miniature_is_an_illustration(tmp_path: Path) -> None:
-    small, real = make(tmp_path, "small", model="miniature"), make(tmp_path, "real")
+def test_only_a_very_small_model_is_an_illustration(tmp_path: Path) -> None:
+    small, real = make(tmp_path, "small"), make(tmp_path, "real", parameters=2_614_341_888)
     small.build()
     real.build()
-    assert document_of(small.dir.root).leads[0].startswith("An illustration")
-    assert table(document_of(small.dir.root), "criterion").rows[0][0].text == "λ = 0 forgets"
+    assert document_of(small.dir.root).leads[0].startswith("An illustration: the model has fewer than 10 million")
     assert not any("illustration" in line for line in document_of(real.dir.root).leads)
-    assert not any(table.key == "criterion" for table in document_of(real.dir.root).tables)
+    for root in (small.dir.root, real.dir.root):
+        assert not any(table.key == "criterion" for table in document_of(root).tables)
 
 
 def test_a_report_needs_something_to_report(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def captions(document: Document, overlay: bool) -> dict[str, str]:
     common = f"{_how_drawn(build)} λ = 0 has no place on a log axis: it stands left of the break and is not joined."
     common += _which_groups(build)
     paper_words = f" Grey: {paper()['source']}; {paper()['how']} {paper()['warning']}" if overlay else ""
-    label = "An illustration with the miniature model. " if build.study.illustration else ""
+    label = "An illustration with a very small model. " if build.study.illustration else ""
     tradeoff = f"{label}{old} kept against {new} learnt: {_measured(build)}. Joined: the front."
     if choice is not None:
         if len(build.lines.bases) == 1:

@@ -22,6 +22,8 @@ SHARES = ("acc", "acc_norm", "exact_match", "f1", "em", "mc1", "mc2", "pass@1")
 PERPLEXITIES = ("perplexity", "perplexity_mean", "perplexity_median", "word_perplexity", "byte_perplexity")
 SEEDS = ("train.seed", "fisher.seed")
 """Coordinates over which runs are repetitions of each other."""
+SMALL_MODEL = 10_000_000
+"""Number of parameters; nobody uses a smaller language model."""
 
 
 @dataclass(frozen=True, order=True)
@@ -109,7 +111,7 @@ class Study:
     missing: list[Missing]
     problems: list[Problem]
     illustration: bool
-    """The model is the miniature: the figures show how the thing works, not what a real model does."""
+    """The model has fewer than `SMALL_MODEL` parameters: its figures show how the experiment works, no more."""
 
     def result(self, run: Run, column: Column) -> dict[str, Any] | None:
         """The primary result of a run in a column."""
@@ -187,8 +189,16 @@ def build_study(collection: Collection, stages: Stages) -> Study:
         stages=stages,
         missing=[cell for cell in stages.missing if asked.get((cell.source, cell.run), True)],
         problems=problems,
-        illustration=bool(good) and all(record.get("model") == "miniature" for record in good),
+        illustration=bool(good) and _is_illustration(stages),
     )
+
+
+def _is_illustration(stages: Stages) -> bool:
+    """Whether the Fishers say that every model is smaller than `SMALL_MODEL`; False if none says."""
+    summaries = [trained.fisher.get("summary") for trained in stages.trained.values()]
+    counts = [summary.get("parameters") for summary in summaries if isinstance(summary, dict)]
+    known = [count for count in counts if isinstance(count, int | float)]
+    return bool(known) and max(known) < SMALL_MODEL
 
 
 # ---------------------------------------------------------------------------------------------- runs

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from pathlib import Path
+
 from hpc_ewc import suites
 from hpc_ewc.config import FisherConfig
 from hpc_ewc.report.study.study import SOURCE_LANGUAGE, Column, Study
@@ -32,8 +35,10 @@ def _fishers(study: Study) -> list[FisherConfig]:
 
 def _is_seen(column: Column, fisher: FisherConfig) -> bool:
     task = suites.TASKS[column.task]
-    if not task.splits or fisher.split != task.splits[-1]:
+    if not task.splits:
         return False
-    if fisher.source == "miniature":
-        return column.task == "mmlu" and fisher.prompt == "paper"
-    return any(source.path == fisher.source for source in task.sources.values())
+    scored = task.splits[-1]
+    if fisher.source == "files":  # rows in a folder laid out as for evaluate.questions: <language>/<task>/<split>
+        places = [Path(name.removesuffix(".jsonl")).parts for name in fisher.files]
+        return any((column.task, scored) in pairwise(parts) for parts in places)
+    return fisher.split == scored and any(source.path == fisher.source for source in task.sources.values())

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hpc_ewc.report.analysis.estimates import Analysis
-from hpc_ewc.report.study.study import Study
+from hpc_ewc.report.study.study import SMALL_MODEL, Study
 from hpc_ewc.report.tables.builder import Builder, Table, differences, knowledge
 from hpc_ewc.report.tables.choose import MAX_LOSS, Choice, choice_table, choose, sentence
-from hpc_ewc.report.tables.criterion import criterion_table
 from hpc_ewc.report.tables.lines import Lines
 from hpc_ewc.report.tables.subsets import subset_tables
 from hpc_ewc.report.tables.summary import summary
@@ -69,7 +68,7 @@ def _tables(build: Builder, choice: Choice | None, subsets: Sequence[str]) -> li
     """In reading order."""
     if not build.study.runs:
         return []
-    tables: list[Table | None] = [summary(build), criterion_table(build), tradeoff(build), choice_table(build, choice)]
+    tables: list[Table | None] = [summary(build), tradeoff(build), choice_table(build, choice)]
     tables.append(texts(build))
     tables += [knowledge(build, language) for language in build.languages]
     tables += [differences(build, language) for language in build.languages]
@@ -107,8 +106,8 @@ def leads(analysis: Analysis, build: Builder, choice: Choice | None) -> list[str
     found = []
     if study.illustration:
         found.append(
-            "An illustration: the model is the miniature of this project. Its figures show how the experiment works, "
-            "not what a real language model does."
+            f"An illustration: the model has fewer than {SMALL_MODEL / 1e6:.0f} million parameters. Its figures show "
+            "how the experiment works, not what a real language model does."
         )
     if not study.runs:
         found.append("No cell has a value yet.")

@@ -1,69 +1,100 @@
-"""Does the miniature show the phenomenon? What issue 2 of this project fixed before any of its seeds was run."""
+"""`python -m examples.miniature.criterion runs/NAME`: does an experiment on the miniature show the phenomenon?
+
+Three requirements, fixed before the first run: λ = 0 forgets English, some λ keeps it and still learns Lithuanian, and
+the largest λ leaves the model almost unchanged.
+"""
 
 from __future__ import annotations
 
+import argparse
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
+from rich.console import Console
+
+from hpc_ewc.errors import HpcEwcError
+from hpc_ewc.report.analysis.differences import analyse
 from hpc_ewc.report.analysis.estimates import Analysis, Difference, Estimate
 from hpc_ewc.report.analysis.means import Mean
-from hpc_ewc.report.study.study import SOURCE_LANGUAGE, Column, Run, Study
+from hpc_ewc.report.output.terminal import print_table
+from hpc_ewc.report.study.collect import collect
+from hpc_ewc.report.study.stages import read_stages
+from hpc_ewc.report.study.study import SOURCE_LANGUAGE, Column, Run, Study, build_study
 from hpc_ewc.report.tables.builder import Builder, Cell, Head, Table, difference_cell, value_cell
 from hpc_ewc.report.tables.formats import NOTHING, percent, strength_text
+from hpc_ewc.report.tables.lines import Lines
 from hpc_ewc.report.tables.texts import bits_column
 
 LOSS, FACTOR = 0.20, 2.0
-"""λ = 0 must lose so much English accuracy, or multiply its bits per byte by so much."""
+"""λ = 0 must lose at least this much English accuracy, or multiply its English bits per byte by this factor."""
 KEPT, KEPT_BITS, SHARE = 0.03, 0.10, 0.5
-"""Some λ must lose no more English accuracy, no more of its bits per byte, and gain this share of what λ = 0 gains."""
+"""Some λ may lose at most this much English accuracy and bits per byte, and must gain this share of λ = 0's gain."""
 UNMOVED, UNMOVED_BITS = 0.01, 0.02
-"""At the largest λ English is as it was: within this, or not to be told from it."""
+"""At the largest λ English changes by at most this, or not significantly."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One requirement, for one seed, with what it was judged by."""
+    """The verdict on one requirement for one seed, with the numbers that decide it."""
 
     holds: bool | None
-    """None: cannot be said, since a cell is missing."""
+    """None: unknown, because a cell is missing."""
     strength: float | None = None
-    """Of the run that decides."""
+    """λ of the run that decides."""
     accuracy: Difference | None = None
     factor: float | None = None
     share: float | None = None
-    """Of λ = 0's gain in Lithuanian bits per byte."""
+    """Gain in Lithuanian bits per byte as a share of λ = 0's."""
     learnt: Estimate | None = None
 
 
 @dataclass(frozen=True)
 class Point:
-    """What the requirements look at, for one run; None where a cell is missing."""
+    """The measurements of one run that the requirements use; None where a cell is missing."""
 
     strength: float
     accuracy: Difference | None
-    """English, mean over tasks."""
+    """Change of English accuracy, mean over tasks."""
     english: Difference | None
-    """English bits per byte."""
+    """Change of English bits per byte."""
     english_base: float | None
     lithuanian: Difference | None
-    """Lithuanian bits per byte."""
+    """Change of Lithuanian bits per byte."""
     learnt: Estimate | None
     """Lithuanian accuracy, mean over tasks."""
     learnt_difference: Difference | None
 
     @property
     def factor(self) -> float | None:
-        """English bits per byte over those of the base."""
+        """English bits per byte divided by the base model's."""
         return None if self.english is None or not self.english_base else 1 + self.english.value / self.english_base
 
 
 REQUIREMENTS = ("λ = 0 forgets", "some λ keeps and learns", "largest λ barely moves")
 
 
-def criterion_table(build: Builder) -> Table | None:
-    """The three requirements by seed; for the miniature alone."""
+def main(arguments: list[str] | None = None) -> int:
+    """Print the table of requirements; the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m examples.miniature.criterion", description=__doc__)
+    parser.add_argument("folders", nargs="+", type=Path, help="run folders, such as runs/miniature")
+    try:
+        print_table(criterion_table(read_runs(parser.parse_args(arguments).folders)), Console())
+    except HpcEwcError as error:
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        return 2
+    return 0
+
+
+def read_runs(folders: list[Path]) -> Builder:
+    """The analysed records of run folders."""
+    collection = collect(folders)
+    return Builder(Lines(analyse(build_study(collection, read_stages(collection)))))
+
+
+def criterion_table(build: Builder) -> Table:
+    """The three requirements, a row for each seed."""
     analysis = build.analysis
-    if not analysis.study.illustration:
-        return None
     seeds = sorted({run.seeds for run in analysis.study.runs if run.strength is not None})
     table = Table("criterion", "Does the phenomenon show? (fixed beforehand)", [Head("requirement", is_label=True)], [])
     several = len(seeds) > 1
@@ -80,9 +111,10 @@ def criterion_table(build: Builder) -> Table | None:
         f"Keeps and learns: at most {100 * KEPT:.0f} points lost, bits per byte within {100 * KEPT_BITS:.0f} %, and "
         f"Lithuanian bits per byte fall by at least {100 * SHARE:.0f} % of what λ = 0 gains. "
         f"Barely moves: English accuracy within {100 * UNMOVED:.0f} point and bits per byte within "
-        f"{100 * UNMOVED_BITS:.0f} %, or not to be told from the base's (95 %); Lithuanian accuracy at chance"
+        f"{100 * UNMOVED_BITS:.0f} %, or not significantly different from the base's (95 %); Lithuanian accuracy at "
+        "chance"
         + ("" if chance is None else f" ({percent(chance)})")
-        + " within 1.96 standard errors, or not to be told from the base's. ?: a cell is missing."
+        + " within 1.96 standard errors, or not significantly different from the base's. ?: a cell is missing."
     )
     return table
 
@@ -120,7 +152,7 @@ def _forgets(free: Point) -> Verdict:
 
 
 def _keeps(free: Point, held: list[Point]) -> Verdict:
-    """The best λ: of those that keep English, the one with the largest gain; else the one that gains most."""
+    """The verdict on the best λ: the largest gain among those that keep English, else the largest gain of all."""
     if free.lithuanian is None:
         return UNKNOWN
     gain = free.lithuanian.value
@@ -157,7 +189,7 @@ def _contains_zero(difference: Difference) -> bool:
 
 
 def _chance(mean: Mean | None) -> float | None:
-    """Of the mean over tasks, where every task has one."""
+    """Chance level of the mean over tasks, if every task has one."""
     if mean is None or any(column.chance is None for column in mean.columns):
         return None
     return sum(column.chance or 0.0 for column in mean.columns) / len(mean.columns)
@@ -184,3 +216,7 @@ def _point(analysis: Analysis, run: Run, means: tuple[Mean, Mean], texts: tuple[
     assert run.strength is not None
     learnt = analysis.mean_values.get((run, means[1]))
     return Point(run.strength, accuracy, english, base, lithuanian, learnt, change)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Programs that use hpc_ewc and are not part of it."""

@@ -1,0 +1,1 @@
+"""A small invented world in English and Lithuanian."""
