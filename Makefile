@@ -4,7 +4,7 @@
 # make bench  figures
 # make bench-gpu   Gemma 2 2B on this machine's GPUs, under ten minutes: a table, and the JSON to commit
 # make real   sweeps/gemma3-270m-lt.toml through slurm/sandbox (root, Debian's Slurm, real texts in SHARED); again: goes on
-# make docs   docs/reference, from the code
+# make docs   docs/reference, from the code;  make site  all pages as a site in site/, without a network
 # Each fills .venv first. Another Python: make PYTHON=/path/to/python3.12 demo
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -16,7 +16,7 @@ export HPC_EWC_TEST_CACHE ?= $(CURDIR)/.cache
 # Real texts and benchmark rows, and the tool that makes a pretrained Gemma out of packages.
 SHARED ?= ../shared
 
-.PHONY: demo real test test-slow test-draws test-lowest check format bench bench-gpu docs clean
+.PHONY: demo real test test-slow test-draws test-lowest check format bench bench-gpu docs site clean
 .DELETE_ON_ERROR:
 
 # torch first and by its exact version: a range would take gigabytes of CUDA where a CPU build is at hand.
@@ -81,5 +81,14 @@ bench-gpu: $(VENV)/.installed
 docs: $(VENV)/.installed
 	$(BIN)/python docs/reference/generate.py
 
+# What the site is built with is no part of the development installation.
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	touch $@
+
+site: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html; to search: $(BIN)/python -m http.server -d site"
+
 clean:
-	rm -rf $(VENV) $(LOWEST) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) $(LOWEST) .cache site .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -51,6 +51,7 @@ def test_what_is_imported_is_a_dependency(project: dict[str, Any], repository: P
 def test_ci_s_versions_are_exact_and_within_the_bounds(project: dict[str, Any], repository: Path) -> None:
     text = (repository / "constraints.txt").read_text(encoding="utf-8")
     pinned = {canonicalize_name(n): v for n, v in re.findall(r"^([\w.-]+)==(\S+)$", text, re.MULTILINE)}
-    for line in (*project["dependencies"], *project["optional-dependencies"]["dev"]):
+    extras = project["optional-dependencies"]
+    for line in (*project["dependencies"], *extras["dev"], *extras["docs"]):
         wanted = Requirement(line)
         assert wanted.specifier.contains(pinned[canonicalize_name(wanted.name)]), line
