@@ -5,10 +5,10 @@ analysis    tests and intervals: the values of each run and its differences to t
 tables      all numbers laid out once, for every medium
 output      the media: terminal, Markdown, LaTeX, HTML, CSV and JSON
 drawing     the figures, from the same numbers
-build, compare    a whole report; two runs compared with each other
+build, comparison    a whole report; two runs compared with each other
 """
 
-from hpc_ewc.report.compare import Comparison, compare
+from hpc_ewc.report.comparison import Comparison, compare
 from hpc_ewc.report.study.collect import load_records
 
 __all__ = ["Comparison", "compare", "load_records"]

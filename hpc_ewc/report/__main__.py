@@ -1,6 +1,6 @@
-"""`python -m hpc_ewc.report runs/NAME`: tables and figures of an experiment, to the terminal and into results/NAME.
+"""`python -m hpc_ewc.report runs/NAME` and `python -m hpc_ewc.report compare A B [PATH …]`.
 
-`python -m hpc_ewc.report compare A B [PATH …]`: two runs against each other, by task and overall.
+`hpc-ewc report` and `hpc-ewc compare` are the same two commands.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from rich.console import Console
 
 from hpc_ewc.errors import ConfigError, HpcEwcError, did_you_mean
 from hpc_ewc.report.build import FORMATS, Options, report
-from hpc_ewc.report.compare import compare_paths, print_comparison
+from hpc_ewc.report.comparison import compare_paths, print_comparison
 from hpc_ewc.report.tables.measure import GAINS
-from hpc_ewc.report.tables.subsets import KINDS
+from hpc_ewc.report.tables.subsets import SUBSETS
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Make tables and figures from the records of one or several experiments; `compare A B` compares two runs instead.
+    """Make the tables and figures of one or several experiments from their records.
 
     Exit status: 0, or 2 where nothing could be made.
     """
@@ -31,11 +31,11 @@ class Arguments:
     paths: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Run folders, such as runs/NAME; or folders or record files inside one, or globs."""
     out: Path | None = None
-    """Folder to write to; absent: ./results/NAME."""
+    """Folder to write to; absent: runs/NAME/report."""
     format: tuple[str, ...] = FORMATS
     """What to make."""
     subsets: tuple[str, ...] = ()
-    """Tables of the parts of MMLU too: groups, subjects."""
+    """Also tabulate the parts of MMLU: groups, subjects."""
     max_loss: float = 1.0
     """How many points of accuracy in the old language (mean over tasks) a recommended λ may cost."""
     gain: str = "auto"
@@ -53,57 +53,74 @@ class Arguments:
 
 @dataclass(frozen=True)
 class CompareArguments:
-    """Compare two runs on the documents that both were asked, by task and overall."""
+    """Compare two runs, by task and overall, on the documents that both answered."""
 
     a: Annotated[str, tyro.conf.Positional]
     """A folder runs/NAME/evaluate/RUN, or a unique prefix of the name of a run in PATH."""
     b: Annotated[str, tyro.conf.Positional]
     """Likewise; the differences are B minus A."""
     paths: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
-    """Run folders in which A and B are looked for."""
+    """Run folders in which to find A and B by name."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0, or 2 where nothing could be made."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    program = "python -m hpc_ewc.report"
-    console = Console()
-    try:
-        if arguments[:1] == ["compare"]:
-            asked = tyro.cli(CompareArguments, args=arguments[1:], prog=f"{program} compare")
-            print_comparison(compare_paths(asked.a, asked.b, asked.paths), console)
-            return 0
-        options = tyro.cli(Arguments, args=arguments, prog=program)
-        if not options.paths:
-            raise ConfigError("give a folder: python -m hpc_ewc.report runs/NAME")
-        report(options.paths, options.out, _checked(options), console)
-    except (HpcEwcError, OSError) as error:  # no space, no permission: the file is in the message
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
+def run_report(arguments: Arguments) -> int:
+    """Make the report and return the exit status.
+
+    Raises:
+        ConfigError: an option has a value that is not allowed.
+        InputError: the paths hold nothing to report.
+    """
+    report(arguments.paths, arguments.out, _options(arguments), Console())
     return 0
 
 
-def _checked(options: Arguments) -> Options:
-    lists = (("--format", options.format, FORMATS), ("--subsets", options.subsets, KINDS))
-    for flag, values, known in (*lists, ("--gain", (options.gain,), GAINS)):
+def run_compare(arguments: CompareArguments) -> int:
+    """Print the comparison and return the exit status.
+
+    Raises:
+        ConfigError: a name that fits no run, or several.
+        InputError: a folder that holds no run.
+    """
+    print_comparison(compare_paths(arguments.a, arguments.b, arguments.paths), Console())
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `python -m hpc_ewc.report` and return its exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    program = "python -m hpc_ewc.report"
+    try:
+        if words[:1] == ["compare"]:
+            return run_compare(tyro.cli(CompareArguments, args=words[1:], prog=f"{program} compare"))
+        return run_report(tyro.cli(Arguments, args=words, prog=program))
+    except (HpcEwcError, OSError) as error:  # no space, no permission: the file is in the message
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+
+
+def _options(arguments: Arguments) -> Options:
+    if not arguments.paths:
+        raise ConfigError("give a folder: python -m hpc_ewc.report runs/NAME")
+    lists = (("--format", arguments.format, FORMATS), ("--subsets", arguments.subsets, SUBSETS))
+    for flag, values, known in (*lists, ("--gain", (arguments.gain,), GAINS)):
         for value in values:
             if value not in known:
                 raise ConfigError(f"{flag} {value}: allowed are {', '.join(known)}{did_you_mean(value, known)}")
-    if not 0 <= options.max_loss <= 100:
-        raise ConfigError(f"--max-loss {options.max_loss:g}: allowed is 0 to 100, in points of accuracy")
-    if options.resamples < 100:
-        raise ConfigError(f"--resamples {options.resamples}: at least 100, else an interval's ends are its extremes")
-    if options.seed < 0:
-        raise ConfigError(f"--seed {options.seed}: allowed is 0 or more")
+    if not 0 <= arguments.max_loss <= 100:
+        raise ConfigError(f"--max-loss {arguments.max_loss:g}: allowed is 0 to 100, in points of accuracy")
+    if arguments.resamples < 100:
+        raise ConfigError(f"--resamples {arguments.resamples}: at least 100, else an interval's ends are its extremes")
+    if arguments.seed < 0:
+        raise ConfigError(f"--seed {arguments.seed}: allowed is 0 or more")
     return Options(
-        formats=options.format,
-        paired=not options.unpaired,
-        resamples=options.resamples,
-        seed=options.seed,
-        subsets=options.subsets,
-        max_loss=options.max_loss / 100,
-        gain=options.gain,
-        paper=options.paper,
+        formats=arguments.format,
+        paired=not arguments.unpaired,
+        resamples=arguments.resamples,
+        seed=arguments.seed,
+        subsets=arguments.subsets,
+        max_loss=arguments.max_loss / 100,
+        gain=arguments.gain,
+        paper=arguments.paper,
     )
 
 

@@ -73,7 +73,7 @@ def report(paths: Sequence[Path | str], out: Path | None, options: Options, cons
         endings = ENDINGS if "figures" in options.formats else ("svg",)
         figures = draw_figures(document, overlay=options.paper, endings=endings)
     files = render(analysis, document, figures, options, facts)
-    out = out or Path("results") / "+".join(dict.fromkeys(source.folder.name for source in collection.sources))
+    out = out or report_folder([source.folder.root for source in collection.sources])
     for name, content in files.items():
         records.write_bytes(out / name, content)
     facts["files"] = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
@@ -81,6 +81,11 @@ def report(paths: Sequence[Path | str], out: Path | None, options: Options, cons
     if "terminal" in options.formats:
         print_document(document, console)
     return out
+
+
+def report_folder(roots: Sequence[Path]) -> Path:
+    """RUNS/NAME/report of one run folder; of several, RUNS/A+B/report beside the first."""
+    return roots[0].parent / "+".join(dict.fromkeys(root.name for root in roots)) / "report"
 
 
 def render(

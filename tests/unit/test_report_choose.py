@@ -14,7 +14,7 @@ from hpc_ewc.report import compare, load_records
 from hpc_ewc.report.analysis.differences import analyse
 from hpc_ewc.report.analysis.estimates import Analysis, Estimate
 from hpc_ewc.report.analysis.means import Mean
-from hpc_ewc.report.compare import print_comparison
+from hpc_ewc.report.comparison import print_comparison
 from hpc_ewc.report.study.collect import collect
 from hpc_ewc.report.study.samples import SampleReader
 from hpc_ewc.report.study.stages import read_stages

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from hpc_ewc.report.analysis.differences import analyse
 from hpc_ewc.report.analysis.estimates import Analysis
-from hpc_ewc.report.build import FORMATS, Options, report
+from hpc_ewc.report.build import FORMATS, Options, report, report_folder
 from hpc_ewc.report.output.data import LONG, long_rows, render_csv, wide_rows
 from hpc_ewc.report.output.latex import render_latex_document, render_tables
 from hpc_ewc.report.output.markdown import render_markdown
@@ -289,7 +289,7 @@ def test_the_login_node_prints_tables_with_numpy_and_rich_alone(root: Path, tmp_
     assert done.returncode == 0, done.stderr
     assert "English: accuracy in per cent" in done.stdout
     assert "samples cannot be read without zstandard" in done.stdout.replace("\n", " ").replace("  ", " ")
-    assert (tmp_path / "results" / "golden" / "report.md").is_file()
+    assert (root / "report" / "report.md").is_file(), "beside the records, unless --out says otherwise"
 
 
 def test_what_a_missing_package_leaves_out_is_said(root: Path, tmp_path: Path) -> None:
@@ -333,6 +333,11 @@ def test_a_mistake_is_one_line_and_status_2(
     assert re.search(said, error)
     assert error.count("\n") == 1
     assert not any(tmp_path.iterdir()), "nothing was written"
+
+
+def test_a_report_on_several_run_folders_has_a_folder_beside_them() -> None:
+    assert report_folder([Path("runs/a")]) == Path("runs/a/report")
+    assert report_folder([Path("runs/a"), Path("runs/b"), Path("other/a")]) == Path("runs/a+b/report")
 
 
 def test_formats_are_all_made_by_default() -> None:

@@ -14,7 +14,7 @@ from hpc_ewc.config import EvaluateConfig
 from hpc_ewc.report.__main__ import main
 from hpc_ewc.report.analysis.differences import analyse
 from hpc_ewc.report.analysis.estimates import Analysis
-from hpc_ewc.report.compare import compare_paths
+from hpc_ewc.report.comparison import compare_paths
 from hpc_ewc.report.drawing.figures import draw_figures
 from hpc_ewc.report.output.data import choice_fields
 from hpc_ewc.report.study.collect import collect

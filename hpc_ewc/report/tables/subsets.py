@@ -10,7 +10,7 @@ from hpc_ewc.report.tables.lines import pooled
 
 GROUPS = ("stem", "humanities", "social_sciences", "other")
 """Of MMLU."""
-KINDS = ("groups", "subjects")
+SUBSETS = ("groups", "subjects")
 
 
 def subset_tables(build: Builder, kind: str) -> list[Table]:
