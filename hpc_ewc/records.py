@@ -15,9 +15,10 @@ import socket
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 from hpc_ewc.errors import ArtefactError
+from hpc_ewc.schemas import Done, Failure, StageFacts
 
 SCHEMA = 1
 """Of every JSON file here; a change of meaning raises it and is named in CHANGELOG.md."""
@@ -161,7 +162,17 @@ REQUIRED: dict[str, dict[str, type | tuple[type, ...]]] = {
 """Keys a file of each kind must have, beside `schema`. docs/schemas/ has an example of each."""
 
 
-def read_checked(path: Path, kind: str) -> dict[str, Any]:
+@overload
+def read_checked(path: Path, kind: Literal["stage"]) -> StageFacts: ...
+@overload
+def read_checked(path: Path, kind: Literal["done"]) -> Done: ...
+@overload
+def read_checked(path: Path, kind: Literal["failed"]) -> Failure: ...
+@overload
+def read_checked(path: Path, kind: Literal["progress", "record"]) -> dict[str, Any]: ...
+@overload
+def read_checked(path: Path, kind: str) -> Any: ...
+def read_checked(path: Path, kind: str) -> Any:
     """`read_json`, and every required key of that kind of file is there with its type and our schema.
 
     Raises:
@@ -186,7 +197,7 @@ def _is_plain(value: Any) -> bool:
     return not isinstance(value, bool) and not (isinstance(value, int) and value.bit_length() > 63)
 
 
-def read_done(path: Path, key: str) -> dict[str, Any] | None:
+def read_done(path: Path, key: str) -> Done | None:
     """A stage's `done.json` if its outputs are there, else None.
 
     Sizes are compared, not hashes: this is asked of every stage at every submit. Readers of an output that can be

@@ -1,6 +1,6 @@
-"""What a stage makes: one artefact, and the elements (jobs) that make it.
+"""An artefact, which one stage makes, and its elements, the jobs that make it.
 
-Known on the login node, where the graph is planned, and on a node, where it is read from stage.json.
+The login node plans artefacts in the graph; a node reads one from stage.json.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from hpc_ewc import records, suites
 from hpc_ewc.config import Experiment, load_experiment
 from hpc_ewc.errors import ArtefactError
 from hpc_ewc.rundir import StageDir
+from hpc_ewc.schemas import StageFacts
 from hpc_ewc.suites import Cell
 
 REPORT = "report"
@@ -20,7 +21,7 @@ REPORT = "report"
 
 @dataclass(frozen=True)
 class Element:
-    """One job of a stage: what its worker is told beside the folder."""
+    """One job of a stage: the arguments of its worker beside the folder."""
 
     name: str
     arguments: tuple[str, ...] = ()
@@ -29,18 +30,18 @@ class Element:
 
     @property
     def worker(self) -> str:
-        """What its worker calls itself in progress/ and failed.json."""
+        """The worker's name in progress/ and failed.json."""
         return worker_name(self.name, self.expected)
 
 
 def worker_name(element: str, expected: Sequence[str]) -> str:
-    """Of an element: an evaluation's worker goes by its first cell, `1.0-mmlu.en`, whatever the deal was."""
+    """The name of an element's worker. An evaluation's is its first cell, `1.0-mmlu.en`, however cells are dealt."""
     return expected[0].replace(":", "-", 1) if expected else element
 
 
 @dataclass(frozen=True)
 class Artefact:
-    """One artefact: which stage makes it, where, from what."""
+    """One artefact: the stage that makes it, its folder, its inputs."""
 
     stage: str
     run: str
@@ -48,13 +49,13 @@ class Artefact:
     key: str
     folder: StageDir
     experiment: Experiment
-    """At this point of the grid, with absolute paths."""
+    """The experiment at this point of the grid, with absolute paths."""
     inputs: dict[str, Any] = field(default_factory=dict)
     coordinates: dict[str, Any] = field(default_factory=dict)
     cells: tuple[Cell, ...] = ()
     fractions: tuple[float, ...] = ()
     settings: str = ""
-    """Hash of what an evaluation asks, whatever it asks it of: a changed one asks again."""
+    """Hash of an evaluation's settings without its checkpoint; if it changes, records are checked again."""
 
     @property
     def id(self) -> str:
@@ -66,14 +67,23 @@ class Artefact:
         return [cell.at(fraction) for fraction in self.fractions for cell in self.cells]
 
     @property
-    def stage_json(self) -> dict[str, Any]:
-        facts = {"schema": records.SCHEMA, "stage": self.stage, "run": self.run, "key": self.key}
-        facts |= {"inputs": self.inputs, "coordinates": self.coordinates, "expected": self.expected}
-        return facts | ({"settings": self.settings} if self.settings else {})
+    def stage_json(self) -> StageFacts:
+        facts = StageFacts(
+            schema=records.SCHEMA,
+            stage=self.stage,
+            run=self.run,
+            key=self.key,
+            inputs=self.inputs,
+            coordinates=self.coordinates,
+            expected=self.expected,
+        )
+        if self.settings:
+            facts["settings"] = self.settings
+        return facts
 
 
 def stored_artefact(folder: StageDir) -> Artefact:
-    """An artefact as its stage.json describes it, for a job, which has no graph.
+    """The artefact that a folder's stage.json describes, for a job, which has no graph.
 
     Raises:
         ArtefactError: stage.json or config.toml is missing or was not written by `hpc-ewc submit`.
@@ -83,10 +93,9 @@ def stored_artefact(folder: StageDir) -> Artefact:
     except FileNotFoundError:
         raise ArtefactError(f"{folder.path}: no stage.json; not a folder that `hpc-ewc submit` made") from None
     experiment = load_experiment(folder.config_toml)
-    inputs, expected = facts["inputs"], list(facts["expected"])
     cells: list[Cell] = []
     if facts["stage"] == "evaluate":
-        heldout = inputs.get("heldout") or {}
+        heldout = facts["inputs"].get("heldout") or {}
         cells = suites.expand_suites(experiment.evaluate, experiment.data.language, heldout=heldout)
     return Artefact(
         stage=facts["stage"],
@@ -94,9 +103,9 @@ def stored_artefact(folder: StageDir) -> Artefact:
         key=facts["key"],
         folder=folder,
         experiment=experiment,
-        inputs=inputs,
+        inputs=facts["inputs"],
         coordinates=facts["coordinates"],
         cells=tuple(cells),
-        fractions=tuple(dict.fromkeys(float(name.partition(":")[0]) for name in expected)),
-        settings=str(facts.get("settings", "")),
+        fractions=tuple(dict.fromkeys(float(name.partition(":")[0]) for name in facts["expected"])),
+        settings=facts.get("settings", ""),
     )

@@ -1,4 +1,4 @@
-"""The command lines of a node's workers, inside or outside of a container."""
+"""Command lines of workers: on this machine, or on a node of a cluster, inside or outside a container."""
 
 from __future__ import annotations
 
@@ -6,42 +6,93 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from hpc_ewc import rundir
 from hpc_ewc.artefacts.artefact import REPORT, Element
 from hpc_ewc.node.task import SlurmTask
-from hpc_ewc.node.torchrun import REPORT_MODULE, WORKER
 
+WORKER = "hpc_ewc.worker"
+REPORT_MODULE = "hpc_ewc.report"
+STANDALONE = ("--standalone", "--local-addr=127.0.0.1")
+"""torchrun on one machine: c10d on a free port, so that jobs that start at once do not meet."""
 IGNORE_SIGNALS = (
     "import os,signal,sys;"
     "[signal.signal(n,signal.SIG_IGN) for n in(signal.SIGUSR2,signal.SIGCONT)];"
     "os.execv(sys.executable,[sys.executable,*sys.argv[1:]])"
 )
-"""In a container: the runtime's own program may have set the signals back that torchrun and its ranks are to ignore."""
+"""Run first in a container: its runtime may have restored the signals that torchrun and its ranks are to ignore."""
+
+
+def uses_torchrun(stage: str) -> bool:
+    return stage in ("fisher", "train")
+
+
+def worker_arguments(stage: str, folder: Path | str, arguments: Sequence[str]) -> tuple[str, ...]:
+    """Python's arguments for one worker. Always -m: run by path, `import evaluate` would find our own package."""
+    return ("-m", WORKER, stage, str(folder), *arguments)
+
+
+def torchrun_arguments(
+    rendezvous: Sequence[str], nproc_per_node: int, program: Sequence[str], logs: Path | None = None
+) -> tuple[str, ...]:
+    """Python's arguments for torchrun on one node.
+
+    Args:
+        rendezvous: arguments by which the nodes find each other (rendezvous.py).
+        nproc_per_node: ranks on this node.
+        program: what every rank runs.
+        logs: folder for what the ranks print; None: they print to torchrun's own streams.
+    """
+    redirect = () if logs is None else (f"--log-dir={logs}", "--redirects=3")
+    ranks = (f"--nproc-per-node={nproc_per_node}", "--max-restarts=0")
+    return ("-m", "torch.distributed.run", *rendezvous, *ranks, *redirect, *program)
+
+
+# ---------------------------------------------------------------------------------------------- on this machine
+
+
+def local_command(
+    python: str, stage: str, folder: Path, arguments: Sequence[str], *, ranks: int, job: Path
+) -> tuple[str, ...]:
+    """The command line of a worker on one machine.
+
+    Args:
+        python: interpreter of the jobs.
+        stage: tokens, fisher, train or evaluate.
+        folder: of the artefact.
+        arguments: further arguments of the worker.
+        ranks: processes of fisher and train; the ranks of all nodes, since all nodes are this machine.
+        job: folder of the job.
+    """
+    worker = worker_arguments(stage, folder, arguments)
+    if not uses_torchrun(stage):
+        return (python, *worker)
+    return (python, *torchrun_arguments(STANDALONE, ranks, worker, rundir.rank_logs(job)))
+
+
+def report_command(python: str, root: Path | str, out: Path | str) -> tuple[str, ...]:
+    """The command line of the report job."""
+    return (python, "-m", REPORT_MODULE, str(root), "--out", str(out))
+
+
+# ---------------------------------------------------------------------------------------------- on a node
 
 
 def plain_command(task: SlurmTask, element: Element) -> tuple[str, ...]:
-    """The command line of one worker, or of the report."""
+    """The command line of one worker without torchrun, or of the report."""
     if task.stage == REPORT:
-        return in_container(task, ("-m", REPORT_MODULE, task.folder, "--out", task.out))
-    return in_container(task, ("-m", WORKER, task.stage, task.folder, *element.arguments))
+        return python_command(task, report_command("", task.folder, task.out)[1:])
+    return python_command(task, worker_arguments(task.stage, task.folder, element.arguments))
 
 
-def torchrun_command(task: SlurmTask, element: Element, meeting: Sequence[str], logs: Path) -> tuple[str, ...]:
-    """The command line of torchrun on one node.
-
-    Args:
-        task: of the job.
-        element: its only one.
-        meeting: arguments by which the nodes find each other (rendezvous.py).
-        logs: folder for what the ranks print.
-    """
+def torchrun_command(task: SlurmTask, element: Element, rendezvous: Sequence[str], logs: Path) -> tuple[str, ...]:
+    """The command line of torchrun on one node; arguments as in `torchrun_arguments`."""
     logs.mkdir(parents=True, exist_ok=True)
-    own = ("-m", "torch.distributed.run", *meeting, f"--nproc-per-node={task.nproc_per_node}", "--max-restarts=0")
-    worker = ("-m", WORKER, task.stage, task.folder, *element.arguments)
-    return in_container(task, (*own, f"--log-dir={logs}", "--redirects=3", *worker))
+    worker = worker_arguments(task.stage, task.folder, element.arguments)
+    return python_command(task, torchrun_arguments(rendezvous, task.nproc_per_node, worker, logs))
 
 
-def in_container(task: SlurmTask, arguments: tuple[str, ...]) -> tuple[str, ...]:
-    """Python with these arguments, inside the image where the profile has one."""
+def python_command(task: SlurmTask, arguments: Sequence[str]) -> tuple[str, ...]:
+    """Python with these arguments, inside the profile's container if it has one."""
     box = task.container
     if not box.runtime:
         return (task.python, *arguments)
@@ -52,7 +103,7 @@ def in_container(task: SlurmTask, arguments: tuple[str, ...]) -> tuple[str, ...]
         gpu = ("--nv",) if task.gpus_per_node and not box.args else ()
         binds = [part for folder in shown for part in ("--bind", folder)]
         return (box.runtime, "exec", *gpu, *box.args, *binds, box.image, *python)
-    # pyxis is a plugin of srun: a step inside the job, on this node alone, beside the launcher's own
+    # pyxis is a plugin of srun: a step inside the job, on this node alone, beside the launcher's own step
     mounts = ",".join(folder if ":" in folder else f"{folder}:{folder}" for folder in shown)
     step = ["srun", "--overlap", "--nodes=1", "--ntasks=1", f"--nodelist={os.environ.get('SLURMD_NODENAME', '')}"]
     step += [f"--cpus-per-task={task.cpus_per_task}", "--export=ALL", *box.args]

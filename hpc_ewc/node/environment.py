@@ -1,4 +1,4 @@
-"""The environment of a node's workers, and the node's own disk."""
+"""Environments of workers: what the login node gives them, what a node adds, and caches on the node's own disk."""
 
 from __future__ import annotations
 
@@ -9,18 +9,53 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from hpc_ewc import records, rundir
 from hpc_ewc.errors import StageError
-from hpc_ewc.node.task import SlurmContext, SlurmTask
 
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACEHUB_API_TOKEN", "WANDB_API_KEY")
-"""Variables that no job gets: jobs work offline, and a log shows an environment sooner or later."""
+"""Variables that no job gets: jobs work offline, and sooner or later a log shows an environment."""
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 CACHES = {"TRITON_CACHE_DIR": "triton", "TORCHINDUCTOR_CACHE_DIR": "inductor", "TMPDIR": "tmp"}
-"""What is put on a node's own disk: files that are locked, and that many elements would write at once."""
+"""Caches that go to a node's own disk: their files are locked, and many elements would write them at once."""
+
+
+def worker_environment(
+    code: Path, profile_env: Mapping[str, str], threads: int, *, one_node: bool = True
+) -> dict[str, str]:
+    """Variables that `submit` adds to a worker's environment.
+
+    Args:
+        code: folder with the copy of the package made at submission.
+        profile_env: the profile's `env`, which wins over the rest.
+        threads: OMP_NUM_THREADS; ranks times threads never exceed the job's cores.
+        one_node: gloo needs no network; otherwise it takes the interface of the host's name, or the profile's.
+    """
+    path = [str(code), *filter(None, [os.environ.get("PYTHONPATH")])]
+    code_json = records.read_json(code / "code.json")
+    return {
+        "PYTHONPATH": os.pathsep.join(path),
+        "PYTHONSAFEPATH": "1",
+        "PYTHONUNBUFFERED": "1",
+        "OMP_NUM_THREADS": str(threads),
+        "TOKENIZERS_PARALLELISM": "false",
+        "HPC_EWC_CACHE": str(rundir.cache_dir()),
+        # for manifests: `<commit>`, `<commit>+dirty` if the package's files differ from it, "" without git
+        "HPC_EWC_COMMIT": f"{code_json['commit'] or ''}{'+dirty' if code_json['dirty'] else ''}",
+        **({"GLOO_SOCKET_IFNAME": "lo"} if one_node else {}),
+        **OFFLINE,
+        **profile_env,
+    }
+
+
+def node_environment(added: Mapping[str, str], job_id: str, stop_file: Path) -> dict[str, str]:
+    """The environment of an attempt's workers: this process's without tokens, then `added`."""
+    inherited = {name: value for name, value in os.environ.items() if name not in SECRETS}
+    return inherited | {"HPC_EWC_JOB_ID": job_id, "HPC_EWC_STOP_FILE": str(stop_file)} | dict(added)
 
 
 @contextmanager
 def node_folder(scratch: str, name: str) -> Iterator[Path | None]:
-    """A folder of this attempt under the profile's `scratch`, removed at the end; None where there is no such key.
+    """Make a folder for this attempt under the profile's `scratch`, and remove it at the end; None without scratch.
 
     Raises:
         StageError: the folder cannot be made on this node.
@@ -29,48 +64,33 @@ def node_folder(scratch: str, name: str) -> Iterator[Path | None]:
         yield None
         return
     base = Path(os.path.expandvars(scratch)).expanduser()
-    place = base / f"hpc_ewc-{os.getuid()}-{name}"
+    folder = base / f"hpc_ewc-{os.getuid()}-{name}"
     try:
-        place.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
         raise StageError(
-            f"slurm.scratch = {scratch!r} is {base} on {socket.gethostname()}: {error}; name a folder that every node "
-            "has, or take it out"
+            f"slurm.scratch = {scratch!r} is {base} on {socket.gethostname()}: {error}; name a folder that exists on "
+            "every node, or remove the key"
         ) from None
     try:
-        yield place
+        yield folder
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def node_environment(task: SlurmTask, here: SlurmContext, stop_file: Path, scratch: Path | None) -> dict[str, str]:
-    """Of the workers: this process's, which sbatch was given as a list, and what the task adds.
-
-    Args:
-        task: of the job.
-        here: this node.
-        stop_file: of this attempt.
-        scratch: what `node_folder` gave.
-    """
-    named = {"HPC_EWC_JOB_ID": here.job_id, "HPC_EWC_STOP_FILE": str(stop_file)}
-    inherited = {name: value for name, value in os.environ.items() if name not in SECRETS}
-    environment = inherited | named | task.environment
-    return environment if scratch is None else environment | node_caches(scratch, task.stage, environment)
-
-
-def node_caches(place: Path, stage: str, environment: Mapping[str, str]) -> dict[str, str]:
-    """Environment that puts a worker's caches into `place`."""
-    found = {}
-    for name, folder in CACHES.items():
-        (place / folder).mkdir(exist_ok=True)
-        found[name] = str(place / folder)
+def node_caches(folder: Path, stage: str, environment: Mapping[str, str]) -> dict[str, str]:
+    """Variables that move a worker's caches into `folder`."""
+    caches = {}
+    for name, subfolder in CACHES.items():
+        (folder / subfolder).mkdir(exist_ok=True)
+        caches[name] = str(folder / subfolder)
     if stage == "evaluate":
-        found["HF_DATASETS_CACHE"] = str(mirror_datasets(environment, place / "datasets"))
-    return found
+        caches["HF_DATASETS_CACHE"] = str(link_datasets(environment, folder / "datasets"))
+    return caches
 
 
-def mirror_datasets(environment: Mapping[str, str], target: Path) -> Path:
-    """A folder of links to the prepared data sets: their locks and what is derived from them stay on this node."""
+def link_datasets(environment: Mapping[str, str], target: Path) -> Path:
+    """Fill `target` with links to the prepared data sets, so that their locks and derived files stay on this node."""
     home = Path(environment.get("HF_HOME") or "~/.cache/huggingface").expanduser()
     source = Path(environment.get("HF_DATASETS_CACHE") or home / "datasets").expanduser()
     if source.is_dir() and not target.exists():

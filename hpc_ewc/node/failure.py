@@ -1,62 +1,52 @@
-"""What a job that failed says on Slurm: `failed.json`, and the first thing in its log."""
+"""The error of a failed attempt on Slurm: written to failed.json, and printed first in the job's log."""
 
 from __future__ import annotations
 
 import socket
 import sys
-from pathlib import Path
 
-from hpc_ewc import records
-from hpc_ewc.artefacts.artefact import REPORT, Element, stored_artefact
-from hpc_ewc.artefacts.completeness import read_failure
-from hpc_ewc.artefacts.outcome import Exit, explain, is_consequence
+from hpc_ewc.artefacts.artefact import REPORT
+from hpc_ewc.artefacts.failure import describe_exit, is_consequence, read_failure, record_failure, write_failure
 from hpc_ewc.errors import StageError
-from hpc_ewc.node.history import unless_full
-from hpc_ewc.node.task import SlurmContext, SlurmTask
-from hpc_ewc.rundir import StageDir
+from hpc_ewc.node.attempt import warn_if_unwritable
+from hpc_ewc.node.node_attempt import NodeAttempt
+from hpc_ewc.schemas import Failure
 
 
-def build_failure(task: SlurmTask, here: SlurmContext, element: Element, ended: Exit) -> StageError:
-    """The first rank's error, for the launcher to raise; its traceback is now the first thing that the log says.
-
-    Args:
-        task: of the job.
-        here: this node.
-        element: of this job, the first.
-        ended: what this node's workers ended with.
-    """
-    if task.stage == REPORT:
-        return StageError(f"{task.name}: the report {ended.words}")
-    failed = _explained(task, here, element, ended)
-    trace, error = str(failed.get("traceback", "")).strip(), str(failed.get("error", ""))
+def build_failure(attempt: NodeAttempt, status: int | None) -> StageError:
+    """Return the first rank's error for the launcher to raise, and print its traceback first in the log."""
+    name = attempt.task.name
+    if attempt.task.stage == REPORT:
+        return StageError(f"{name}: the report {describe_exit(status)}")
+    failed = _recorded_failure(attempt, status)
+    trace, error = failed.get("traceback", "").strip(), failed.get("error", "")
     where = f"rank {failed.get('rank', 0)} on {failed.get('node', socket.gethostname())}"
-    said = f"{task.name} failed: {error} ({where})"
-    parts = [trace, said] if trace.startswith("Traceback") else [said, trace]  # else what it printed last
+    summary = f"{name} failed: {error} ({where})"
+    # a traceback first; anything else is only what the worker printed last
+    parts = [trace, summary] if trace.startswith("Traceback") else [summary, trace]
     text = "\n".join(filter(None, parts))
     sys.stderr.write(f"\n{text}\n\n")
     sys.stderr.flush()
     return StageError(text)
 
 
-def lost_another(task: SlurmTask, here: SlurmContext, element: Element, ended: Exit) -> bool:
-    """Whether the first rank's error says only that a rank of another node is gone; args as of `build_failure`."""
-    return is_consequence(str(_explained(task, here, element, ended).get("error", "")))
+def lost_peer(attempt: NodeAttempt, status: int | None) -> bool:
+    """Whether the first rank's error only says that a rank of another node is gone."""
+    return is_consequence(_recorded_failure(attempt, status).get("error", ""))
 
 
-def _explained(task: SlurmTask, here: SlurmContext, element: Element, ended: Exit) -> dict[str, object]:
-    """`failed.json` of this attempt, written unless a rank did so."""
-    node = stored_artefact(StageDir(Path(task.folder)))
-    with unless_full(node.folder.failed):
-        explain(node, element, task.job(here.job_id), here.restart, ended)
-    return read_failure(node.folder)
+def _recorded_failure(attempt: NodeAttempt, status: int | None) -> Failure:
+    """The failed.json of this attempt, written now unless a rank wrote it."""
+    with warn_if_unwritable(attempt.folder.failed):
+        record_failure(attempt.folder, attempt.elements[0].worker, attempt.job, attempt.restart, status)
+    return read_failure(attempt.folder)
 
 
-def write_reason(task: SlurmTask, here: SlurmContext, element: Element, reason: str) -> None:
-    """`failed.json` of an attempt that started no worker; a report has none."""
-    if task.stage == REPORT:
+def write_reason(attempt: NodeAttempt, reason: str) -> None:
+    """Write the failed.json of an attempt that started no worker; a report has none."""
+    if attempt.task.stage == REPORT:
         return
-    facts = {"schema": records.SCHEMA, "error": reason, "traceback": "", "rank": 0, "samples": None}
-    facts |= {"element": element.worker, "node": socket.gethostname(), "job_id": here.job_id, "restart": here.restart}
-    failed = StageDir(Path(task.folder)).failed
-    with unless_full(failed):
-        records.write_json(failed, facts)
+    failed: Failure = {"error": reason, "traceback": "", "element": attempt.elements[0].worker}
+    failed |= {"job_id": attempt.context.job_id, "restart": attempt.restart}
+    with warn_if_unwritable(attempt.folder.failed):
+        write_failure(attempt.folder, failed)

@@ -1,4 +1,4 @@
-"""What submitit calls in a job of Slurm, and where in the cluster it finds itself."""
+"""The task that submitit calls in a job of Slurm, and the part of Slurm's environment that it reads."""
 
 from __future__ import annotations
 
@@ -13,47 +13,47 @@ from hpc_ewc.node.container import ContainerConfig
 
 @dataclass(frozen=True)
 class SlurmTask:
-    """What submitit calls; only plain values, so that its pickle says the same on any node, and no secret is in it."""
+    """What a job runs; plain values only, so that its pickle can be read on any node, and no secrets."""
 
     name: str
     """NAME/stage/run, for messages."""
     stage: str
     folder: str
-    """Of the artefact; of the report: the run folder."""
+    """Folder of the artefact; for the report, the run folder."""
     jobs: str
     """runs/NAME/jobs."""
     token: str
-    """Of the submission; of a chain, its first."""
+    """Token of the submission; in a chain, of its first job."""
     elements: tuple[tuple[Element, ...], ...]
-    """By array index; several run side by side, one on each GPU."""
+    """By array index; several elements run side by side, one on each GPU."""
     python: str
     environment: dict[str, str]
     nodes: int = 1
     nproc_per_node: int = 1
     slots: int = 1
-    """Workers side by side, where a job has several elements."""
+    """Workers side by side, if a job has several elements."""
     gpus_per_node: int = 0
     cpus_per_task: int = 1
     out: str = ""
-    """Of the report: where its tables go."""
+    """For the report: folder of its tables."""
     runs: tuple[str, ...] = ()
-    """Of the report: the evaluations it tells of."""
+    """For the report: the evaluations that it reads."""
     folders: tuple[str, ...] = ()
-    """By array index, the artefact's folder, where they are several."""
+    """By array index, the artefact's folder, if the array makes several artefacts."""
     host_suffix: str = ""
     requeue: bool = True
     link: int = 0
-    """Place in a chain of successors."""
+    """Position in a chain of successors."""
     grace_time_s: int = 300
     scratch: str = ""
     container: ContainerConfig = field(default_factory=ContainerConfig)
 
     def job(self, job_id: str) -> Path:
-        """runs/NAME/jobs/<job_id>; of a submission, by its token."""
+        """runs/NAME/jobs/<job_id>; given a token, the folder of the submission."""
         return Path(self.jobs) / job_id
 
     def at(self, index: int) -> SlurmTask:
-        """What one index of the array runs: one artefact, whatever the others are of."""
+        """The task of one array index, which makes one artefact."""
         if not self.folders:
             return self
         folder = self.folders[index]
@@ -62,12 +62,12 @@ class SlurmTask:
 
 @dataclass(frozen=True)
 class SlurmContext:
-    """Where this process is, as Slurm says it."""
+    """This process's place in Slurm: which job, which attempt, which node."""
 
     job_id: str
     """`123`, or `123_4`."""
     raw_id: str
-    """Of scontrol: an element has a number of its own."""
+    """The id that scontrol takes: an array element has a number of its own."""
     index: int
     restart: int
     node: int
@@ -75,7 +75,7 @@ class SlurmContext:
 
     @staticmethod
     def read() -> SlurmContext:
-        """From the environment of a task."""
+        """Read it from the environment of a task."""
         from submitit import JobEnvironment
 
         env = JobEnvironment()

@@ -18,13 +18,15 @@ from typing import Any
 import pytest
 
 from hpc_ewc import rundir
-from hpc_ewc.artefacts.completeness import read_failure
+from hpc_ewc.artefacts.failure import read_failure
 from hpc_ewc.launch.ledger.job_history import Ledger
 from hpc_ewc.launch.submit import local
 from hpc_ewc.launch.submit.submit import submit
 from hpc_ewc.launch.watch.status import status
 from hpc_ewc.launch.watch.survey import survey
-from hpc_ewc.node import torchrun
+from hpc_ewc.node.commands import local_command
+from hpc_ewc.node.environment import worker_environment
+from hpc_ewc.node.local_attempt import LocalTask
 from hpc_ewc.process import this_process
 from hpc_ewc.rundir import RunDir
 from tests.unit.launch_world import fake_command, order, read_events, write_experiment
@@ -105,7 +107,7 @@ def test_jobs_know_nothing_of_tokens_and_import_the_copy(world: Path) -> None:
     assert files
     assert not any(b"hf_secret" in path.read_bytes() for path in files)
     assert os.environ["HF_TOKEN"] == "hf_secret", "only jobs go without"
-    environment = torchrun.worker_environment(package.parent, {"A": "b"}, 2)
+    environment = worker_environment(package.parent, {"A": "b"}, 2)
     assert environment["PYTHONPATH"].split(":")[0] == str(package.parent)
     assert (environment["PYTHONSAFEPATH"], environment["OMP_NUM_THREADS"], environment["A"]) == ("1", "2", "b")
 
@@ -288,8 +290,8 @@ def launch(tmp_path: Path, program: str, **changes: Any) -> subprocess.Popen[str
     """A launcher of its own, around a small worker."""
     folder = tmp_path / "job"
     folder.mkdir(exist_ok=True)
-    job = torchrun.WorkerJob((sys.executable, "-c", program), "j1", str(folder), **changes)
-    imports = "import sys; from hpc_ewc.process import Process; from hpc_ewc.node.torchrun import WorkerJob"
+    job = LocalTask((sys.executable, "-c", program), "j1", str(folder), **changes)
+    imports = "import sys; from hpc_ewc.process import Process; from hpc_ewc.node.local_attempt import LocalTask"
     code = f"{imports}; sys.exit({job!r}())"
     return subprocess.Popen([sys.executable, "-c", code], text=True)
 
@@ -358,9 +360,9 @@ def test_a_job_that_is_stopped_before_it_starts_starts_nothing(tmp_path: Path) -
 
 
 def test_torchrun_is_asked_for_all_ranks_of_all_nodes(tmp_path: Path) -> None:
-    command = torchrun.local_command("py", "train", tmp_path, (), ranks=4, job=tmp_path / "job")
+    command = local_command("py", "train", tmp_path, (), ranks=4, job=tmp_path / "job")
     assert command[:3] == ("py", "-m", "torch.distributed.run")
     assert "--nproc-per-node=4" in command
     assert command[-4:] == ("-m", "hpc_ewc.worker", "train", str(tmp_path))
-    plain = torchrun.local_command("py", "tokens", tmp_path, ("--part", "0/2"), ranks=1, job=tmp_path)
+    plain = local_command("py", "tokens", tmp_path, ("--part", "0/2"), ranks=1, job=tmp_path)
     assert plain == ("py", "-m", "hpc_ewc.worker", "tokens", str(tmp_path), "--part", "0/2")

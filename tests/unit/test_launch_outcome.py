@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from hpc_ewc import records, rundir
-from hpc_ewc.artefacts import outcome
+from hpc_ewc.artefacts.failure import is_consequence
+from hpc_ewc.artefacts.job_logs import RankError, killed_rank
 
 TORCHRUN_SAYS = """\
 ============================================================
@@ -32,8 +33,8 @@ def test_the_rank_that_was_killed_is_named(tmp_path: Path) -> None:
     for restart, text in enumerate(("", TORCHRUN_SAYS)):
         logs = rundir.rank_logs(tmp_path) / f"restart_{restart}" / "node_1"
         records.write_text(rundir.torchrun_log(logs), text)
-    assert outcome.killed_rank(tmp_path, 0) == ("", 0), "of another attempt"
-    assert outcome.killed_rank(tmp_path, 1) == ("rank 3: Signal 9 (SIGKILL) received by PID 512", 3)
+    assert killed_rank(tmp_path, 0) is None, "of another attempt"
+    assert killed_rank(tmp_path, 1) == RankError("rank 3: Signal 9 (SIGKILL) received by PID 512", rank=3)
 
 
 @pytest.mark.parametrize(
@@ -47,4 +48,4 @@ def test_the_rank_that_was_killed_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_a_lost_peer_is_no_cause(error: str, expected: bool) -> None:
-    assert outcome.is_consequence(error) == expected
+    assert is_consequence(error) == expected

@@ -46,7 +46,7 @@ def test_a_job_whose_launcher_never_started_says_why(tmp_path: Path) -> None:
     records.write_text(root.job("t") / "7_batch.out", "/bad/python: No such file or directory\n")
     assert final_outcome(root, job, SlurmJob("7", "7", state="FAILED", exit_code="2:0")) == "failed"
     failed = json.loads(root.train("a").failed.read_text())
-    assert "FAILED (2:0); its last words: /bad/python: No such file or directory" in failed["error"]
+    assert "FAILED (2:0); last line of its log: /bad/python: No such file or directory" in failed["error"]
 
 
 def test_memory_that_ran_out_names_the_key(tmp_path: Path) -> None:

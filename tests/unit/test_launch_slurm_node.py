@@ -16,8 +16,8 @@ from hpc_ewc.node.task import SlurmContext
 
 
 def test_the_published_port_is_kept_for_the_one_who_listens(tmp_path: Path) -> None:
-    here = SlurmContext("7", "7", 0, 0, 0, ("n1", "n2"))
-    with rendezvous.meet(here, tmp_path, "i") as arguments:
+    context = SlurmContext("7", "7", 0, 0, 0, ("n1", "n2"))
+    with rendezvous.rendezvous_arguments(context, tmp_path, "i") as arguments:
         assert arguments is not None
         port = int(rundir.port_file(tmp_path, 0).read_text())
         assert f"--rdzv-endpoint=n1i:{port}" in arguments
@@ -28,18 +28,18 @@ def test_the_published_port_is_kept_for_the_one_who_listens(tmp_path: Path) -> N
             server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             server.bind(("", port))
             server.listen()
-            with rendezvous.meet(replace(here, node=1), tmp_path) as others:
+            with rendezvous.rendezvous_arguments(replace(context, node=1), tmp_path) as others:
                 assert others is not None and f"--rdzv-endpoint=n1:{port}" in others
 
 
 def test_a_node_does_not_wait_for_the_port_of_an_attempt_that_is_over(tmp_path: Path) -> None:
-    here = SlurmContext("7", "7", 0, 0, 1, ("n1", "n2"))
-    with rendezvous.meet(here, tmp_path, over=lambda: True) as arguments:
+    context = SlurmContext("7", "7", 0, 0, 1, ("n1", "n2"))
+    with rendezvous.rendezvous_arguments(context, tmp_path, is_over=lambda: True) as arguments:
         assert arguments is None
 
 
 def test_a_port_that_never_comes_says_what_to_look_at(tmp_path: Path) -> None:
-    with pytest.raises(StageError, match="node 0 published no port in 0.1 s: did its task start"):
+    with pytest.raises(StageError, match="node 0 published no port within 0.1 s: did its task start"):
         rendezvous.read_port(tmp_path / "port.0", timeout_s=0.1)
 
 
@@ -62,7 +62,7 @@ def test_caches_lie_on_the_node_and_are_removed(tmp_path: Path, monkeypatch: pyt
 def test_a_scratch_that_is_not_there_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (
-        pytest.raises(StageError, match=r"slurm\.scratch = .*name a folder that every node has"),
+        pytest.raises(StageError, match=r"slurm\.scratch = .*name a folder that exists on every node"),
         node_folder(str(tmp_path / "file" / "x"), "7.0"),
     ):
         pass

@@ -15,15 +15,14 @@ from typing import Any
 import pytest
 
 from hpc_ewc import records, rundir
-from hpc_ewc.artefacts import outcome
 from hpc_ewc.artefacts.artefact import Element
+from hpc_ewc.artefacts.outcome import read_exit, read_outcome
 from hpc_ewc.errors import StageError
-from hpc_ewc.node import slurm_attempt, workers
-from hpc_ewc.node.commands import in_container, plain_command, torchrun_command
+from hpc_ewc.node import node_attempt, slurm_attempt
+from hpc_ewc.node.attempts import progress_mark
+from hpc_ewc.node.commands import plain_command, python_command, torchrun_command
 from hpc_ewc.node.container import ContainerConfig
-from hpc_ewc.node.history import progress_mark, read_outcome
-from hpc_ewc.node.run_task import RunTask
-from hpc_ewc.node.slurm_attempt import StoppedError
+from hpc_ewc.node.slurm_attempt import StageTask, StoppedError
 from hpc_ewc.node.slurm_command import SchedulerError
 from hpc_ewc.node.task import SlurmTask
 from hpc_ewc.rundir import RunDir, StageDir
@@ -45,7 +44,7 @@ def folder(tmp_path: Path) -> StageDir:
 
 
 @pytest.fixture
-def task(tmp_path: Path, folder: StageDir, monkeypatch: pytest.MonkeyPatch) -> RunTask:
+def task(tmp_path: Path, folder: StageDir, monkeypatch: pytest.MonkeyPatch) -> StageTask:
     """A job of one node whose Python runs the fake worker."""
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nshift 2\nexec {sys.executable} {WORLD} {tmp_path / "orders"} "$@"\n')
@@ -55,7 +54,7 @@ def task(tmp_path: Path, folder: StageDir, monkeypatch: pytest.MonkeyPatch) -> R
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
     monkeypatch.setattr(slurm_attempt, "KILL_WAIT_S", 2.0)
-    return RunTask(
+    return StageTask(
         name="small/tokens/0123456789ab",
         stage="tokens",
         folder=str(folder.path),
@@ -100,7 +99,7 @@ def when_it_waits(tmp_path: Path, then: Any) -> threading.Thread:
 def test_what_is_made_is_finished(task: SlurmTask) -> None:
     assert task() == "finished"
     assert read_outcome(rundir.exit_file(job(task), 0)) == "finished"
-    assert outcome.read_exit(job(task)).status == 0
+    assert read_exit(rundir.exit_file(job(task), 0))["status"] == 0
 
 
 def test_an_error_fails_the_job_with_its_traceback_first(
@@ -135,7 +134,7 @@ def test_usr2_saves_requeues_and_never_returns(
     monkeypatch.setattr(slurm_attempt, "scontrol", lambda *words: told.append(words) or "")
     order(tmp_path / "orders", "wait", "tokens")
     when_it_waits(tmp_path, lambda: os.kill(os.getpid(), signal.SIGUSR2))
-    with pytest.raises(StoppedError, match=r"stopped \(SIGUSR2\) and saved; the next submit goes on"):
+    with pytest.raises(StoppedError, match=r"stopped \(SIGUSR2\) and saved; resubmit to resume"):
         task()
     assert told == [("requeue", "7")]
     assert rundir.stop_file(job(task), 0).read_text() == "SIGUSR2"
@@ -215,7 +214,7 @@ def test_a_successor_of_a_failure_does_not_try_again(
     with pytest.raises(StageError):
         task()
     monkeypatch.setenv("SLURM_JOB_ID", "8")
-    with pytest.raises(StageError, match="job 7, which came before in the chain, failed"):
+    with pytest.raises(StageError, match="job 7, the previous one of the chain, failed"):
         replace(task, link=1)()
 
 
@@ -232,7 +231,7 @@ def test_three_restarts_without_progress_give_up(
         task()
     said = records.read_json(folder.failed)["error"]
     assert "3 restarts without progress" in said and said.endswith(
-        "The last one: the worker ended with status 0, not done"
+        "The last error: the worker ended with status 0, not done"
     )
     assert len(read_events(tmp_path / "orders")) == 6, "the fourth attempt started no worker"
 
@@ -274,7 +273,7 @@ def test_progress_is_what_a_restart_begins_with(tmp_path: Path, stage: str, path
 # ---------------------------------------------------------------------------------------------- several nodes
 
 
-def second_node(task: SlurmTask, monkeypatch: pytest.MonkeyPatch) -> RunTask:
+def second_node(task: SlurmTask, monkeypatch: pytest.MonkeyPatch) -> StageTask:
     monkeypatch.setenv("SLURM_NODEID", "1")
     monkeypatch.setenv("SLURM_PROCID", "1")
     monkeypatch.setenv("SLURM_JOB_NODELIST", "n[1-2]")
@@ -305,7 +304,7 @@ def test_a_node_that_is_gone_requeues_the_job(
     """Its ranks lost a peer, and no other node says why: the machine failed, not the run."""
     told: list[tuple[str, ...]] = []
     monkeypatch.setattr(slurm_attempt, "scontrol", lambda *words: told.append(words) or "")
-    monkeypatch.setattr(slurm_attempt, "CAUSE_S", 0.5)
+    monkeypatch.setattr(slurm_attempt, "PEER_REPORT_S", 0.5)
     order(tmp_path / "orders", "lose", "tokens")
     with pytest.raises(StoppedError):
         second_node(task, monkeypatch)()
@@ -335,8 +334,8 @@ def test_a_torchrun_that_waits_for_nobody_is_ended(
     task: SlurmTask, tmp_path: Path, folder: StageDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Told to stop while the nodes still meet: the others do not come any more."""
-    monkeypatch.setattr(workers, "MEET_S", 0.5)
-    monkeypatch.setattr(workers, "uses_torchrun", lambda stage: True)
+    monkeypatch.setattr(node_attempt, "RENDEZVOUS_IDLE_S", 0.5)
+    monkeypatch.setattr(node_attempt, "uses_torchrun", lambda stage: True)
     monkeypatch.setattr(slurm_attempt, "scontrol", lambda *words: "")
     (tmp_path / "python").write_text(f"#!/bin/sh\ntouch {tmp_path}/meeting; exec sleep 600\n")
 
@@ -410,7 +409,7 @@ def test_apptainer_holds_torchrun_alone(task: SlurmTask) -> None:
 def test_pyxis_is_a_step_on_this_node(task: SlurmTask, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURMD_NODENAME", "n1")
     box = ContainerConfig(runtime="pyxis", image="/proj/x.sqsh", binds=("/scratch",))
-    command = in_container(replace(task, container=box), ("-m", "x"))
+    command = python_command(replace(task, container=box), ("-m", "x"))
     assert command[0] == "srun" and {"--overlap", "--nodelist=n1", "--container-image=/proj/x.sqsh"} <= set(command)
     mounts = next(word for word in command if word.startswith("--container-mounts="))
     assert "/scratch:/scratch" in mounts

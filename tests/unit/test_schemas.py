@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from hpc_ewc import records
+from hpc_ewc.artefacts.outcome import read_outcome
 from hpc_ewc.launch.ledger.job_history import Ledger
-from hpc_ewc.node.history import read_outcome
 from hpc_ewc.rundir import RunDir
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from hpc_ewc import records
 from hpc_ewc.artefacts.artefact import Element
-from hpc_ewc.artefacts.outcome import last_lines
+from hpc_ewc.artefacts.job_logs import last_lines
 from hpc_ewc.errors import ArtefactError
 from hpc_ewc.launch.doctor.findings import Finding, look, ok, wrong
 from hpc_ewc.launch.doctor.machine import check_gpus, check_python, write_trouble
@@ -25,9 +25,9 @@ from hpc_ewc.launch.profile.resources import JobResources
 from hpc_ewc.launch.slurm import client
 from hpc_ewc.launch.slurm.script import Script, build_script, check_paths, clean_environment
 from hpc_ewc.launch.submit import code
+from hpc_ewc.node.environment import worker_environment
 from hpc_ewc.node.probe_task import ProbeTask
 from hpc_ewc.node.slurm_command import SchedulerError
-from hpc_ewc.node.torchrun import worker_environment
 from hpc_ewc.rundir import RunDir
 
 WAIT_S = 600.0

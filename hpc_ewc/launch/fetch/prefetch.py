@@ -32,8 +32,7 @@ from hpc_ewc.launch.profile.reading import check_filled_in, load_profile
 from hpc_ewc.launch.show.view import columns
 from hpc_ewc.launch.slurm.script import inherited_environment
 from hpc_ewc.model_folder import check_model
-from hpc_ewc.node.environment import SECRETS
-from hpc_ewc.node.torchrun import OFFLINE
+from hpc_ewc.node.environment import OFFLINE, SECRETS
 from hpc_ewc.process import die_with_parent
 from hpc_ewc.rundir import cache_dir
 from hpc_ewc.sweep import expand

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
 
-from hpc_ewc import records, rundir
+from hpc_ewc import rundir
 from hpc_ewc.artefacts.artefact import REPORT, worker_name
-from hpc_ewc.artefacts.completeness import read_failure
-from hpc_ewc.artefacts.outcome import last_lines
-from hpc_ewc.errors import ArtefactError, SubmitError
+from hpc_ewc.artefacts.failure import is_of_attempt, read_failure, write_failure
+from hpc_ewc.artefacts.job_logs import last_lines
+from hpc_ewc.artefacts.outcome import read_exit, read_outcome
+from hpc_ewc.errors import SubmitError
 from hpc_ewc.launch.ledger.job_history import History, Job, Ledger
 from hpc_ewc.launch.slurm import client
 from hpc_ewc.launch.slurm.output import SlurmJob
-from hpc_ewc.node.history import read_outcome
 from hpc_ewc.rundir import RunDir
+from hpc_ewc.schemas import Failure
 
 NEVER = ("DependencyNeverSatisfied",)
 """Why a job waits that will not run: --kill-on-invalid-dep ends it in a moment."""
@@ -108,8 +107,8 @@ def _adopt(ledger: Ledger, history: History, queue: Sequence[SlurmJob]) -> None:
 
 def _note_report(root: RunDir, ledger: Ledger, job: Job) -> None:
     """What the report that a job made was of: the next submit need not make it again."""
-    with suppress(FileNotFoundError, ArtefactError, KeyError):
-        facts = records.read_json(rundir.exit_file(root.job(job.job_id), _last_restart(root, job)))
+    facts = read_exit(rundir.exit_file(root.job(job.job_id), _last_restart(root, job)))
+    if "reported" in facts and "out" in facts:
         ledger.reported(job.job_id, facts["reported"], facts["out"])
 
 
@@ -125,7 +124,7 @@ def final_outcome(root: RunDir, job: Job, told: SlurmJob | None) -> str:
     # one that has not ended waits for something that failed: it never began
     if told is None or not told.ended or told.state in INTERRUPTED or wrote == "stopped":
         return "stopped"
-    _explain(root, job, told, restart)
+    _record_failure(root, job, told, restart)
     return "failed"
 
 
@@ -134,24 +133,21 @@ def _last_restart(root: RunDir, job: Job) -> int:
     return max((int(name) for name in names if name.isdigit()), default=0)
 
 
-def _explain(root: RunDir, job: Job, told: SlurmJob, restart: int) -> None:
-    """`failed.json` of a job whose launcher could not write it: it never started, or was killed."""
+def _record_failure(root: RunDir, job: Job, told: SlurmJob, restart: int) -> None:
+    """Write failed.json for a job whose launcher could not: it never started, or was killed."""
     if job.stage == REPORT:
         return
     folder = root.stage(job.stage, job.run)
-    known = read_failure(folder)
-    if (known.get("job_id"), known.get("restart")) == (job.job_id, restart):
+    if is_of_attempt(read_failure(folder), job.job_id, restart):
         return
     printed = batch_log(root, job)
     fix = f"; raise resources.{job.stage}.mem_gb" if told.state == "OUT_OF_MEMORY" else ""
     last = next((line for line in reversed(printed.splitlines()) if line.strip()), "")
     error = f"Slurm ended job {job.job_id}: {told.state} ({told.exit_code}){fix}"
-    error += f"; its last words: {last[:200]}" if last else ""
-    facts: dict[str, Any] = {"schema": records.SCHEMA, "error": error}
+    error += f"; last line of its log: {last[:200]}" if last else ""
     worker = worker_name(job.element, job.covers if job.stage == "evaluate" else ())
-    facts |= {"traceback": printed, "rank": 0, "element": worker, "node": told.nodes}
-    facts |= {"job_id": job.job_id, "restart": restart, "samples": None}
-    records.write_json(folder.failed, facts)
+    failed: Failure = {"error": error, "traceback": printed, "element": worker, "node": told.nodes}
+    write_failure(folder, failed | {"job_id": job.job_id, "restart": restart})
 
 
 def batch_log(root: RunDir, job: Job) -> str:

@@ -16,14 +16,18 @@ from types import FrameType
 
 from hpc_ewc import rundir
 from hpc_ewc.artefacts.artefact import REPORT, Element
-from hpc_ewc.artefacts.completeness import Completeness, check_artefact, last_error
-from hpc_ewc.artefacts.outcome import Outcome, decide, read_exit, tail
+from hpc_ewc.artefacts.completeness import Completeness, check_artefact
+from hpc_ewc.artefacts.failure import describe_exit, last_error, record_failure
+from hpc_ewc.artefacts.job_logs import tail
+from hpc_ewc.artefacts.outcome import Outcome, decide_outcome, read_exit
 from hpc_ewc.launch.ledger.job_history import Ledger
 from hpc_ewc.launch.plan.graph import Graph, Node, elements, priorities
 from hpc_ewc.launch.profile.keys import Profile
 from hpc_ewc.launch.show.view import Display, Row, duration, read_progress
 from hpc_ewc.launch.submit.local_job import LiveJob, start
-from hpc_ewc.node.torchrun import WorkerJob, local_command, report_command, uses_torchrun, worker_environment
+from hpc_ewc.node.commands import local_command, report_command, uses_torchrun
+from hpc_ewc.node.environment import worker_environment
+from hpc_ewc.node.local_attempt import LocalTask
 from hpc_ewc.process import Process, kill_tree, process, this_process
 
 POLL_S = 0.2
@@ -165,7 +169,7 @@ class LocalRun:
                 continue
             return token
 
-    def _task(self, node: Node, element: Element, token: str, folder: Path) -> WorkerJob:
+    def _task(self, node: Node, element: Element, token: str, folder: Path) -> LocalTask:
         resources = node.resources
         ranks = resources.nproc_per_node * resources.nodes if uses_torchrun(node.stage) else 1
         threads = max(1, min(self._cpus(node), self.profile.cpus) // ranks)
@@ -174,7 +178,7 @@ class LocalRun:
         else:
             python, where = self.profile.interpreter, node.folder.path
             command = local_command(python, node.stage, where, element.arguments, ranks=ranks, job=folder)
-        return WorkerJob(
+        return LocalTask(
             command=command,
             job_id=token,
             folder=str(folder),
@@ -198,13 +202,17 @@ class LocalRun:
     def _take_in(self, run: NodeRun, job: LiveJob) -> None:
         run.live.remove(job)
         self.free_gpus = sorted([*self.free_gpus, *job.gpus])
-        outcome = decide(run.node, job.element, job.folder)
+        artefact = None if run.node.stage == REPORT else run.node
+        status = read_exit(rundir.exit_file(job.folder, 0)).get("status")
+        outcome = decide_outcome(artefact, [job.element], job.folder, 0, status)
+        if outcome == "failed" and artefact is not None:
+            record_failure(artefact.folder, job.element.worker, job.folder, 0, status)
         run.outcomes.append(outcome)
         self.ledger.ended(job.token, outcome)
         if run.node.stage == REPORT and outcome == "finished":
             self.report_token = job.token
         elif run.node.stage == REPORT and outcome == "failed":
-            run.note = f"the report {read_exit(job.folder).words}\n{tail(job.folder)}"
+            run.note = f"the report {describe_exit(status)}\n{tail(job.folder)}"
 
     def _close(self, run: NodeRun) -> None:
         """All elements of a node have ended."""

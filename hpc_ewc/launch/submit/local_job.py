@@ -17,7 +17,7 @@ import submitit
 from hpc_ewc.artefacts.artefact import Element
 from hpc_ewc.errors import SubmitError
 from hpc_ewc.node.environment import SECRETS
-from hpc_ewc.node.torchrun import WorkerJob
+from hpc_ewc.node.local_attempt import LocalTask
 from hpc_ewc.process import Process
 
 NO_LIMIT_MIN = 60 * 24 * 365
@@ -38,7 +38,7 @@ class LiveJob:
     started: float = field(default_factory=time.monotonic)
 
 
-def start(task: WorkerJob, node: str, python: str, gpus: tuple[int, ...]) -> Any:
+def start(task: LocalTask, node: str, python: str, gpus: tuple[int, ...]) -> Any:
     """Submitit's handle of a job that was just started.
 
     Args:

@@ -12,8 +12,9 @@ from hpc_ewc.launch.ledger.reconcile import ActiveJobs
 from hpc_ewc.launch.plan.graph import Graph, Node
 from hpc_ewc.launch.profile.keys import Profile
 from hpc_ewc.launch.profile.resources import slots
-from hpc_ewc.node.run_task import RunTask
-from hpc_ewc.node.torchrun import uses_torchrun, worker_environment
+from hpc_ewc.node.commands import uses_torchrun
+from hpc_ewc.node.environment import worker_environment
+from hpc_ewc.node.slurm_attempt import StageTask
 
 NO_LIMIT = 10**9
 
@@ -90,7 +91,7 @@ def shared_run(chunk: Sequence[Bundle]) -> str:
 
 def build_task(
     graph: Graph, chunk: Sequence[Bundle], profile: Profile, code: Path, out: Path, token: str, link: int
-) -> RunTask:
+) -> StageTask:
     """What the jobs of one submission run."""
     node = chunk[0].node
     resources, slurm, run = node.resources, profile.slurm, shared_run(chunk)
@@ -99,7 +100,7 @@ def build_task(
     environment = worker_environment(
         code, profile.env, max(1, resources.cpus_per_task // ranks), one_node=resources.nodes == 1
     )
-    return RunTask(
+    return StageTask(
         name="/".join(filter(None, (graph.root.name, node.stage, run))),
         stage=node.stage,
         folder=str(graph.root.root if node.stage == REPORT else node.folder.path),

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from hpc_ewc import rundir
 from hpc_ewc.artefacts.artefact import REPORT
+from hpc_ewc.artefacts.outcome import read_outcome
 from hpc_ewc.errors import SubmitError
 from hpc_ewc.launch.ledger.job_history import Job, Ledger
 from hpc_ewc.launch.ledger.lock import lock_holder
@@ -24,7 +25,6 @@ from hpc_ewc.launch.slurm import client
 from hpc_ewc.launch.slurm.client import SlurmJob
 from hpc_ewc.launch.watch.pick import pick
 from hpc_ewc.launch.watch.survey import Survey, open_run, survey
-from hpc_ewc.node.history import read_outcome
 from hpc_ewc.process import send
 from hpc_ewc.rundir import RunDir
 

@@ -8,20 +8,20 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hpc_ewc import rundir
 from hpc_ewc.artefacts.artefact import REPORT
-from hpc_ewc.artefacts.completeness import read_failure
-from hpc_ewc.artefacts.outcome import last_lines
+from hpc_ewc.artefacts.failure import read_failure
+from hpc_ewc.artefacts.job_logs import last_lines
+from hpc_ewc.artefacts.outcome import read_outcome
 from hpc_ewc.errors import ConfigError
 from hpc_ewc.launch.ledger.job_history import Job
 from hpc_ewc.launch.show.view import Row
 from hpc_ewc.launch.slurm.output import expand_hosts
 from hpc_ewc.launch.watch.pick import pick
 from hpc_ewc.launch.watch.survey import Survey, Surveyor, open_run
-from hpc_ewc.node.history import read_outcome
 from hpc_ewc.rundir import RunDir
+from hpc_ewc.schemas import Failure
 
 FOLLOW_S = 0.5
 LINES = 40
@@ -157,7 +157,7 @@ def _local_rank(path: Path) -> int:
 # ---------------------------------------------------------------------------------------------- print
 
 
-def _print_error(row: Row, failed: dict[str, Any]) -> None:
+def _print_error(row: Row, failed: Failure) -> None:
     where = f"rank {failed.get('rank')} on {failed.get('node')}, job {failed.get('job_id')}"
     where += f", restart {failed['restart']}" if failed.get("restart") else ""
     sys.stdout.write(f"{row.id} failed: {failed.get('error')}\n  {where}\n{failed.get('traceback')}\n")
@@ -174,7 +174,7 @@ def _print_job(job: Job, found: Survey, attempts: Sequence[int]) -> None:
     sys.stdout.write(f"job {job.job_id}: {words}\n")
 
 
-def _print_files(root: RunDir, job: Job, files: Sequence[LogFile], rank: int | None, failed: dict[str, Any]) -> None:
+def _print_files(root: RunDir, job: Job, files: Sequence[LogFile], rank: int | None, failed: Failure) -> None:
     """The last lines of one rank (asked for, or failed), or of all where they are few; then where the rest is.
 
     Raises:

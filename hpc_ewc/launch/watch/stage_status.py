@@ -13,8 +13,8 @@ from typing import Any
 
 from hpc_ewc import records
 from hpc_ewc.artefacts.artefact import REPORT
-from hpc_ewc.artefacts.completeness import last_error
-from hpc_ewc.artefacts.outcome import last_lines
+from hpc_ewc.artefacts.failure import last_error
+from hpc_ewc.artefacts.job_logs import last_lines
 from hpc_ewc.errors import ArtefactError
 from hpc_ewc.launch.ledger.job_history import History, Job
 from hpc_ewc.launch.ledger.reconcile import INTERRUPTED
