@@ -88,7 +88,7 @@ def make_done(bench: Bench, sweep: Path) -> None:
     from hpc_ewc.artefacts.completeness import write_stage_files
     from hpc_ewc.launch.plan.plan import make_plan, run_folder, write_down
     from hpc_ewc.launch.profile.reading import load_profile
-    from hpc_ewc.launch.show.view import Display
+    from hpc_ewc.launch.show.display import Display
     from hpc_ewc.launch.submit.submit import read_sweep
     from hpc_ewc.stage import Stage
 

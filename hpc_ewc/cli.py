@@ -170,7 +170,7 @@ def status(
     """
     from hpc_ewc.launch.watch.status import status
 
-    return status(folder, watch, json)
+    return status(folder, watch=watch, as_json=json)
 
 
 def logs(
@@ -196,7 +196,7 @@ def logs(
     """
     from hpc_ewc.launch.watch.logs import logs
 
-    return logs(folder, run, stage, follow, rank, element, restart)
+    return logs(folder, run, stage=stage, element=element, restart=restart, rank=rank, follow=follow)
 
 
 def cancel(
@@ -216,7 +216,7 @@ def cancel(
     """
     from hpc_ewc.launch.watch.cancel import cancel
 
-    return cancel(folder, run, stage, yes)
+    return cancel(folder, run, stage, yes=yes)
 
 
 def doctor(
@@ -238,7 +238,7 @@ def doctor(
     """
     from hpc_ewc.launch.doctor.doctor import doctor
 
-    return doctor(profile, sweep, quick, json)
+    return doctor(profile, sweep, quick=quick, as_json=json)
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {

@@ -38,14 +38,14 @@ def test_seen_cancelled_and_gone_on_with(world: World, undisturbed: World) -> No
         assert one.stdout.startswith(f"job {job.job_id}: RUNNING on {job.nodes}")
     cancelled = world.run("cancel", str(world.root.root), "--yes")
     assert cancelled.returncode == 0, cancelled.stderr
-    assert "have not left" not in cancelled.stderr, "it saved and left by itself"
+    assert "have not ended" not in cancelled.stderr, "it saved and left by itself"
     wait_for(lambda: not world.jobs(), "the jobs to leave")
     step = world.newest_checkpoint()
     assert step > 0
     after = world.run("status", str(world.root.root), "--json")
     assert after.returncode == 3, after.stdout
     states = {row["stage"]: (row["state"], row["note"]) for row in json.loads(after.stdout)["stages"]}
-    assert states["train"] == ("stopped", "cancelled; the next submit goes on")
+    assert states["train"] == ("stopped", "cancelled; resubmit to resume")
     assert states["evaluate"][0] == "stopped"
     world.must_submit()
     world.finish()
@@ -67,9 +67,9 @@ def test_told_from_files_where_slurm_does_not_answer(world: World) -> None:
     with world.held(1):
         shown = away.run("status", str(world.root.root))
         assert shown.returncode == 3
-        assert "Slurm did not answer, so this is told from files alone" in shown.stdout
+        assert "Slurm did not answer; status is from files only" in shown.stdout
         assert re.search(r"(?m)^train +\S+ +running\b", shown.stdout), "it has only just begun"
-        assert re.search(r"(?m)^evaluate .* waiting .*not known", shown.stdout)
+        assert re.search(r"(?m)^evaluate .* waiting .*unknown", shown.stdout)
         refused = away.run("cancel", str(world.root.root), "--yes")
         assert refused.returncode == 2
         assert "nothing was cancelled" in refused.stderr
@@ -98,7 +98,7 @@ def test_two_calls_for_many_jobs(world: World) -> None:
         done = seen.run("status", str(world.root.root), "--json")
         (row,) = json.loads(done.stdout)["stages"]
         assert (row["state"], len(row["jobs"])) == ("waiting", 800)
-        assert row["note"] == "800 wait: JobHeldUser (held: scontrol release)"
+        assert row["note"] == "800 waiting: JobHeldUser (held: scontrol release)"
         assert (counting / "calls").read_text().split() == ["squeue", "sacct"]
     finally:
         world.cluster.slurm("scancel", main)

@@ -19,7 +19,7 @@ from hpc_ewc.launch.inputs.first_record import check_first_record
 from hpc_ewc.launch.ledger.job_history import Ledger
 from hpc_ewc.launch.profile.keys import Profile
 from hpc_ewc.launch.profile.reading import build_profile, load_profile
-from hpc_ewc.launch.watch.survey import Surveyor
+from hpc_ewc.launch.watch.reader import StatusReader
 from hpc_ewc.model_folder import check_model
 from hpc_ewc.report.study.collect import read_record
 from hpc_ewc.rundir import RunDir
@@ -147,7 +147,7 @@ def test_how_a_stage_stands_with_one_field_of_anything(data: st.DataObject, repo
             example = json.loads((repository / "docs" / "schemas" / f"{name}.json").read_text())
             key = data.draw(st.sampled_from(sorted(example)))
             records.write_text(path, json.dumps(example | {key: data.draw(VALUES)}))
-        (row,) = Surveyor(root).look().rows
+        (row,) = StatusReader(root).read().rows
         assert row.state in ("done", "failed", "missing")
 
 

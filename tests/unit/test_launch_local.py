@@ -22,8 +22,8 @@ from hpc_ewc.artefacts.failure import read_failure
 from hpc_ewc.launch.ledger.job_history import Ledger
 from hpc_ewc.launch.submit import local
 from hpc_ewc.launch.submit.submit import submit
+from hpc_ewc.launch.watch.reader import read_status
 from hpc_ewc.launch.watch.status import status
-from hpc_ewc.launch.watch.survey import survey
 from hpc_ewc.node.commands import local_command
 from hpc_ewc.node.environment import worker_environment
 from hpc_ewc.node.local_attempt import LocalTask
@@ -61,7 +61,7 @@ def begun(orders: Path) -> list[str]:
 
 
 def states(root: RunDir) -> dict[str, str]:
-    rows = survey(root).rows
+    rows = read_status(root).rows
     return {f"{row.stage}/{row.run}".rsplit("-", 1)[0]: row.state for row in rows}
 
 

@@ -16,11 +16,13 @@ from hpc_ewc.launch.slurm.client import SlurmJob
 from hpc_ewc.launch.slurm.output import expand_hosts
 from hpc_ewc.launch.watch import cancel as cancel_module
 from hpc_ewc.launch.watch import logs as logs_module
-from hpc_ewc.launch.watch import survey as survey_module
-from hpc_ewc.launch.watch.cancel import cancel, compress, ranges, wait_for_jobs
-from hpc_ewc.launch.watch.logs import global_ranks, log_files, logs
-from hpc_ewc.launch.watch.pick import pick
-from hpc_ewc.launch.watch.survey import Surveyor, survey
+from hpc_ewc.launch.watch import reader as reader_module
+from hpc_ewc.launch.watch import run_status as run_status_module
+from hpc_ewc.launch.watch.cancel import cancel, job_id_list, ranges, wait_for_jobs
+from hpc_ewc.launch.watch.log_files import find_logs, global_ranks
+from hpc_ewc.launch.watch.logs import logs
+from hpc_ewc.launch.watch.reader import StatusReader, read_status
+from hpc_ewc.launch.watch.select_run import select_run
 from hpc_ewc.rundir import RunDir
 from tests.unit.run_folders import AWAY, EVALUATE, KEY, TRAIN, Slurm, local_folder, rank_log, slurm_folder, start
 
@@ -35,7 +37,7 @@ def root(tmp_path: Path) -> RunDir:
 
 def show(root: RunDir, run: str, stage: str | None = None, **options: Any) -> int:
     chosen = {"follow": False, "rank": None, "element": None, "restart": None, **options}
-    return logs(root.root, run, stage, **chosen)
+    return logs(root.root, run, stage=stage, **chosen)
 
 
 def test_the_error_comes_first(root: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,19 +79,19 @@ def test_following_ends_with_the_job(
 ) -> None:
     job = start(root, "evaluate", "strength=1-bb", "job3")
     path = rank_log(job, 0, "stdout.log", "first\n")
-    live = survey(root).jobs["evaluate/strength=1-bb"][-1]
+    live = read_status(root).jobs["evaluate/strength=1-bb"][-1]
     looks = iter([True, True, False])
-    monkeypatch.setattr(survey_module.Survey, "is_live", lambda self, job: next(looks, False))
+    monkeypatch.setattr(run_status_module.RunStatus, "is_live", lambda self, job: next(looks, False))
     monkeypatch.setattr(logs_module.time, "sleep", lambda s: path.write_text(path.read_text() + "more\n"))
-    logs_module._follow(root, Surveyor(root), live, None)
+    logs_module._follow(root, StatusReader(root), live, None)
     assert capsys.readouterr().out == "more\nmore\n"
 
 
 def test_a_run_without_a_job_says_so(root: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     assert show(root, "strength=1", "evaluate") == 0
-    assert "evaluate/strength=1-bb: no job of it was started yet" in capsys.readouterr().err
+    assert "evaluate/strength=1-bb: no job was started yet" in capsys.readouterr().err
     assert show(root, "report") == 0
-    assert "report: no job of it was started yet" in capsys.readouterr().err
+    assert "report: no job was started yet" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -104,25 +106,28 @@ def test_a_run_without_a_job_says_so(root: RunDir, capsys: pytest.CaptureFixture
 )
 def test_a_prefix_must_name_one_run(root: RunDir, run: str, stage: str | None, message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
-        pick(survey(root).rows, run, stage)
+        select_run(read_status(root).rows, run, stage)
 
 
 def test_a_prefix_names_a_run_in_all_its_stages(root: RunDir) -> None:
-    rows = survey(root).rows
-    assert [row.stage for row in pick(rows, "strength=1", None)] == ["train", "evaluate"]
-    assert [row.stage for row in pick(rows, "strength=1", "evaluate")] == ["evaluate"]
-    assert [row.run for row in pick(rows, "0123", None)] == [KEY]
-    assert [row.stage for row in pick(rows, "report", None)] == ["report"]
+    rows = read_status(root).rows
+    assert [row.stage for row in select_run(rows, "strength=1", None)] == ["train", "evaluate"]
+    assert [row.stage for row in select_run(rows, "strength=1", "evaluate")] == ["evaluate"]
+    assert [row.run for row in select_run(rows, "0123", None)] == [KEY]
+    assert [row.stage for row in select_run(rows, "report", None)] == ["report"]
 
 
 def test_a_stage_names_its_only_run(root: RunDir) -> None:
-    assert [row.run for row in pick(survey(root).rows, "tokens", None)] == [KEY]
+    assert [row.run for row in select_run(read_status(root).rows, "tokens", None)] == [KEY]
 
 
 def test_cancel_asks_the_jobs_of_one_run_to_stop(root: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     job = start(root, "train", "strength=1-bb", "job5")
     assert cancel(root.root, "strength=1", None, yes=True) == 0
-    assert "x: 1 running jobs save and stop, 0 do not start; hpc-ewc status" in capsys.readouterr().err
+    assert (
+        "x: 1 running jobs save and stop, 0 waiting jobs do not start; to check: hpc-ewc status"
+        in capsys.readouterr().err
+    )
     assert rundir.stop_file(job, 0).exists()
     assert not rundir.stop_file(root.job("job1"), 0).exists()
     assert Ledger(root).read().cancelled == {"train/strength=1-bb"}
@@ -131,7 +136,7 @@ def test_cancel_asks_the_jobs_of_one_run_to_stop(root: RunDir, capsys: pytest.Ca
 def test_cancel_wants_a_yes(root: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     job = start(root, "train", "strength=1-bb", "job5")
     monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
-    with pytest.raises(SubmitError, match="1 running jobs save and stop, 0 do not start: say --yes"):
+    with pytest.raises(SubmitError, match="1 running jobs save and stop, 0 waiting jobs do not start: add --yes"):
         cancel(root.root, None, None, yes=False)
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("sys.stdin.readline", lambda: "n\n", raising=False)
@@ -142,7 +147,7 @@ def test_cancel_wants_a_yes(root: RunDir, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_cancel_with_nothing_to_cancel(root: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     assert cancel(root.root, None, None, yes=False) == 0
-    assert "nothing of that runs or waits" in capsys.readouterr().err
+    assert "nothing to cancel: no such job is running or waiting" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------------------------------- Slurm
@@ -151,7 +156,7 @@ def test_cancel_with_nothing_to_cancel(root: RunDir, capsys: pytest.CaptureFixtu
 @pytest.fixture
 def slurm(monkeypatch: pytest.MonkeyPatch) -> Slurm:
     stand_in = Slurm()
-    monkeypatch.setattr(survey_module, "ask", stand_in)
+    monkeypatch.setattr(reader_module, "ask", stand_in)
     return stand_in
 
 
@@ -249,7 +254,7 @@ def test_following_a_job_through_a_restart(
     queued: RunDir, slurm: Slurm, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = rank_log(queued.job("11"), 0, "stdout.log", "old\n", "restart_1/node_0/x/attempt_0")
-    surveyor = Surveyor(queued, ask_every_s=0.0)
+    reader = StatusReader(queued, query_interval_s=0.0)
 
     def requeue() -> None:
         first.write_text("old\nsaved\n")
@@ -264,18 +269,18 @@ def test_following_a_job_through_a_restart(
 
     steps = iter([requeue, restart, end])
     monkeypatch.setattr(logs_module.time, "sleep", lambda s: next(steps)())
-    logs_module._follow(queued, surveyor, survey(queued).jobs[f"train/{TRAIN}"][-1], None)
+    logs_module._follow(queued, reader, read_status(queued).jobs[f"train/{TRAIN}"][-1], None)
     captured = capsys.readouterr()
     assert captured.out == "saved\nresumed\n"
-    assert captured.err == "job 11 waits: BeginTime\n"
+    assert captured.err == "job 11 is waiting for BeginTime\n"
 
 
 def test_log_files_name_rank_and_attempt(queued: RunDir) -> None:
-    job = survey(queued).jobs[f"train/{TRAIN}"][-1]
+    job = read_status(queued).jobs[f"train/{TRAIN}"][-1]
     rank_log(queued.job("11"), 0, "stdout.log", "", "restart_3/node_1/x/attempt_0")
     rank_log(queued.job("11"), 0, "stdout.log", "", "restart_3/node_0/x/attempt_0")
     (queued.job("11") / "11_0_log.out").write_text("")
-    found = log_files(queued, job)
+    found = find_logs(queued, job, None)
     assert [(file.rank, file.restart) for file in found] == [(0, 3), (1, 3), (None, 3)]
 
 
@@ -299,11 +304,11 @@ def test_cancel_on_slurm_asks_to_save_first(
     monkeypatch.setattr(cancel_module.time, "sleep", saved)
     assert cancel(queued.root, None, None, yes=True) == 0
     assert cancelled == [["12_[0-2]", "13"]], "what waits is taken back; what has saved needs no scancel"
-    assert "1 running jobs save and stop, 4 do not start" in capsys.readouterr().err
+    assert "1 running jobs save and stop, 4 waiting jobs do not start" in capsys.readouterr().err
     slurm.says("11", "FAILED", restarts=1)
     for i in range(3):
         slurm.says(f"12_{i}", "CANCELLED")
-    assert [row.state for row in survey(queued).rows] == ["done", "stopped", "stopped", "waiting"]
+    assert [row.state for row in read_status(queued).rows] == ["done", "stopped", "stopped", "waiting"]
 
 
 def test_what_does_not_leave_is_handed_to_scancel(
@@ -322,7 +327,7 @@ def test_what_does_not_leave_is_handed_to_scancel(
     cancel(queued.root, "strength", "train", yes=True)
     assert cancelled == [[], ["11"]]
     assert asked
-    assert "1 jobs have not left: scancel" in capsys.readouterr().err
+    assert "1 jobs have not ended: scancel" in capsys.readouterr().err
     assert Ledger(queued).read().cancelled == {f"train/{TRAIN}"}
 
 
@@ -358,7 +363,9 @@ def test_nothing_is_cancelled_while_slurm_does_not_answer(
     queued: RunDir, slurm: Slurm, cancelled: list[list[str]]
 ) -> None:
     slurm.unanswered = (AWAY, AWAY)
-    with pytest.raises(SubmitError, match="nothing was cancelled, since Slurm has to be asked: .*no answer in 20 s"):
+    with pytest.raises(
+        SubmitError, match="nothing was cancelled, because Slurm must answer first: .*no answer in 20 s"
+    ):
         cancel(queued.root, None, None, yes=True)
     assert cancelled == []
     assert Ledger(queued).read().cancelled == set()
@@ -366,6 +373,6 @@ def test_nothing_is_cancelled_while_slurm_does_not_answer(
 
 def test_ids_in_few_words() -> None:
     jobs = [SlurmJob(f"12_{i}", "12", str(i)) for i in (3, 0, 1, 7)]
-    assert compress([*jobs, SlurmJob("9", "9")]) == ["12_[0-1,3,7]", "9"]
+    assert job_id_list([*jobs, SlurmJob("9", "9")]) == ["12_[0-1,3,7]", "9"]
     assert ranges(range(1000)) == "0-999"
-    assert compress([]) == []
+    assert job_id_list([]) == []

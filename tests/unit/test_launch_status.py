@@ -1,4 +1,4 @@
-"""`status` of what runs on this machine: told from files and processes."""
+"""`status` of what runs on this machine: from files and processes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from rich.console import Console
 
 from hpc_ewc import records
 from hpc_ewc.errors import ConfigError
-from hpc_ewc.launch.show.view import Display, Progress, Row, by_stage, describe, duration, read_progress, render_table
+from hpc_ewc.launch.show.display import Display
+from hpc_ewc.launch.show.rows import Progress, Row, count_by_stage, describe, duration, read_progress
+from hpc_ewc.launch.show.table import render_table
+from hpc_ewc.launch.watch.reader import read_status
+from hpc_ewc.launch.watch.run_status import open_run
 from hpc_ewc.launch.watch.status import exit_status, status
-from hpc_ewc.launch.watch.survey import open_run, survey
 from hpc_ewc.rundir import RunDir, StageDir
 from tests.unit.run_folders import GONE, KEY, local_folder, start
 
@@ -25,7 +28,7 @@ def root(tmp_path: Path) -> RunDir:
 
 
 def states(root: RunDir) -> list[str]:
-    return [row.state for row in survey(root).rows]
+    return [row.state for row in read_status(root).rows]
 
 
 # ---------------------------------------------------------------------------------------------- status
@@ -36,7 +39,7 @@ def test_states_come_from_files(root: RunDir, capsys: pytest.CaptureFixture[str]
     assert status(root.root, watch=False, as_json=False) == 1
     out = capsys.readouterr().out
     assert re.search(r"train +strength=1-bb +failed .*ValueError: a loss of NaN", out)
-    assert "x: 1 failed, 1 blocked, 1 missing, 2 done; nothing runs: the same submit goes on from here" in out
+    assert "x: 1 failed, 1 blocked, 1 missing, 2 done; nothing is running: resubmit to resume" in out
 
 
 def test_a_job_that_runs_shows_how_far_it_is(root: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
@@ -44,15 +47,15 @@ def test_a_job_that_runs_shows_how_far_it_is(root: RunDir, capsys: pytest.Captur
     folder = root.evaluate("strength=1-bb")
     line = {"schema": 1, "done": 1, "total": 1, "unit": "cell", "job_id": "an earlier one", "updated": 1.0}
     records.write_json(folder.progress("0"), line)
-    assert survey(root).rows[3] == Row("evaluate", "strength=1-bb", "running", None)
+    assert read_status(root).rows[3] == Row("evaluate", "strength=1-bb", "running", None)
     records.write_json(folder.progress("1"), line | {"done": 0, "job_id": "job3", "cell": "b.en", "eta_s": 100})
-    row = survey(root).rows[3]
+    row = read_status(root).rows[3]
     assert row.progress is not None
     assert (row.progress.done, row.progress.total) == (1, 2), "the cell that this job was not given is done"
     assert describe(row.progress) == "1/2 cell, b.en, 1 min 40 s left"
-    assert exit_status(survey(root).rows) == 3, "something runs: not failed yet"
+    assert exit_status(read_status(root).rows) == 3, "something runs: not failed yet"
     status(root.root, watch=False, as_json=False)
-    assert "nothing runs" not in capsys.readouterr().out
+    assert "nothing is running" not in capsys.readouterr().out
 
 
 def test_a_job_whose_process_is_gone_does_not_run(root: RunDir) -> None:
@@ -71,7 +74,7 @@ def test_stopped_and_missing(root: RunDir) -> None:
 def test_an_output_that_went_away_is_named(root: RunDir) -> None:
     done = root.tokens(KEY).done
     records.write_json(done, records.read_json(done) | {"outputs": {"parts/0.bin": [3, "x"]}})
-    row = survey(root).rows[0]
+    row = read_status(root).rows[0]
     assert row.state == "missing"
     assert "0.bin: named by" in row.note
 
@@ -79,8 +82,8 @@ def test_an_output_that_went_away_is_named(root: RunDir) -> None:
 def test_a_record_that_was_deleted_asks_for_nothing_but_a_submit(root: RunDir) -> None:
     done = {"schema": 1, "key": KEY, "finished_at": 1.0, "outputs": {"00000001/a.en.json": [3, "x"]}, "summary": {}}
     records.write_json(root.evaluate("strength=1-bb").done, done)
-    row = survey(root).rows[3]
-    assert (row.state, row.note) == ("missing", "a record is absent or damaged: the next submit computes it again")
+    row = read_status(root).rows[3]
+    assert (row.state, row.note) == ("missing", "a record is missing or corrupt: resubmit to recompute it")
 
 
 def test_json_is_whole(root: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,7 +95,7 @@ def test_json_is_whole(root: RunDir, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_a_folder_that_is_none_is_told_its_neighbours(root: RunDir) -> None:
-    with pytest.raises(ConfigError, match=rf"not a run folder, .*; there are: {re.escape(str(root.root))}"):
+    with pytest.raises(ConfigError, match=rf"not a run folder, .*; run folders beside it: {re.escape(str(root.root))}"):
         open_run(root.root.with_name("y"))
 
 
@@ -129,14 +132,14 @@ def test_a_long_table_keeps_what_matters() -> None:
     rows[50] = Row("train", "r50", "running", Progress(1, 2, "step"))
     rows[70] = Row("train", "r70", "failed", note="NaN")
     console = Console(width=100, record=True, file=io.StringIO())
-    console.print(render_table(rows, limit=10))
+    console.print(render_table(rows, console.width, limit=10))
     text = console.export_text()
     assert "train: 1 running, 1 failed, 98 waiting" in text
     assert "r50" in text
-    assert "████████········" in text
+    assert "█████·····" in text
     assert "NaN" in text
     assert "r51" not in text
-    assert by_stage(rows) == [("train", "1 running, 1 failed, 98 waiting")]
+    assert count_by_stage(rows) == "train: 1 running, 1 failed, 98 waiting"
 
 
 def test_without_a_terminal_there_is_a_line_a_change(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,12 +12,12 @@ from rich.console import Console
 
 from hpc_ewc import records, rundir
 from hpc_ewc.launch.ledger.job_history import Ledger
-from hpc_ewc.launch.show.overview import render_table, render_text
-from hpc_ewc.launch.show.view import Progress, Row
+from hpc_ewc.launch.show.rows import Progress, Row
+from hpc_ewc.launch.show.table import render_table
+from hpc_ewc.launch.watch import reader as reader_module
 from hpc_ewc.launch.watch import status as status_module
-from hpc_ewc.launch.watch import survey as survey_module
+from hpc_ewc.launch.watch.reader import StatusReader, read_status
 from hpc_ewc.launch.watch.status import exit_status, status, summary
-from hpc_ewc.launch.watch.survey import Surveyor, survey
 from hpc_ewc.node.slurm_command import SchedulerError
 from hpc_ewc.process import this_process
 from hpc_ewc.rundir import RunDir
@@ -27,7 +27,7 @@ from tests.unit.run_folders import AWAY, EVALUATE, TRAIN, Slurm, at_work, finish
 @pytest.fixture
 def slurm(monkeypatch: pytest.MonkeyPatch) -> Slurm:
     stand_in = Slurm()
-    monkeypatch.setattr(survey_module, "ask", stand_in)
+    monkeypatch.setattr(reader_module, "ask", stand_in)
     return stand_in
 
 
@@ -37,7 +37,7 @@ def root(tmp_path: Path) -> RunDir:
 
 
 def rows(root: RunDir) -> dict[str, Row]:
-    return {row.stage: row for row in survey(root).rows}
+    return {row.stage: row for row in read_status(root).rows}
 
 
 # ---------------------------------------------------------------------------------------------- states
@@ -85,7 +85,7 @@ def test_one_table_of_what_slurm_and_the_files_say(
             "10.0",
         )
     ]
-    assert "3 wait: Dependency (for what it reads)" in out[3]
+    assert "3 waiting: Dependency (for what it reads)" in out[3]
     assert out[-1] == "x: 1 running, 2 waiting, 1 done; waiting for Dependency (2); 10.5 GPU-hours"
     assert slurm.asked == [{"10", "11", "12", "13"}]
 
@@ -98,7 +98,7 @@ def test_an_array_is_as_far_as_its_elements(root: RunDir, slurm: Slurm) -> None:
     at_work(root, "evaluate", EVALUATE, "12_0", "0", done=1, total=2, unit="cell")
     at_work(root, "evaluate", EVALUATE, "12_1", "1", done=0, total=2, unit="cell", cell="c2.en")
     row = rows(root)["evaluate"]
-    assert (row.state, row.note, row.restarts, row.nodes) == ("running", "2 run, 1 wait", 1, "n1,n2")
+    assert (row.state, row.note, row.restarts, row.nodes) == ("running", "2 running, 1 waiting", 1, "n1,n2")
     assert row.progress is not None
     assert (row.progress.done, row.progress.total) == (1, 6), "what still waits is not done"
 
@@ -161,8 +161,8 @@ def test_why_it_waits(root: RunDir, slurm: Slurm, reason: str, restarts: int, no
         ),
         ("FAILED", {"exit_code": "3:0"}, "failed", "FAILED 3:0"),
         ("OUT_OF_MEMORY", {"restarts": 1}, "failed", "OUT_OF_MEMORY after 1 restart (more memory than mem_gb)"),
-        ("NODE_FAIL", {}, "stopped", "NODE_FAIL (its node was lost); the next submit goes on"),
-        ("CANCELLED", {}, "stopped", "CANCELLED (taken out of the queue); the next submit goes on"),
+        ("NODE_FAIL", {}, "stopped", "NODE_FAIL (its node was lost); resubmit to resume"),
+        ("CANCELLED", {}, "stopped", "CANCELLED (taken out of the queue); resubmit to resume"),
     ],
 )
 def test_how_it_ended(
@@ -181,7 +181,7 @@ def test_the_jobs_own_error_comes_before_slurms_word(root: RunDir, slurm: Slurm)
     assert rows(root)["train"].state == "running", "an error of an attempt before"
     slurm.says("11", "FAILED")
     assert rows(root)["train"].note == "ValueError: a loss of NaN"
-    assert exit_status(survey(root).rows) == 1
+    assert exit_status(read_status(root).rows) == 1
 
 
 def test_a_done_stage_is_done_whatever_slurm_says(root: RunDir, slurm: Slurm) -> None:
@@ -201,7 +201,7 @@ def test_what_depends_on_a_failure_is_blocked(root: RunDir, slurm: Slurm) -> Non
     assert (row.state, row.note) == ("blocked", f"needs train/{TRAIN}")
     slurm.says("12_0", "CANCELLED", reason="DependencyNeverSatisfied")
     assert rows(root)["evaluate"].state == "blocked"
-    assert exit_status(survey(root).rows) == 1
+    assert exit_status(read_status(root).rows) == 1
 
 
 def test_stopped_and_cancelled(root: RunDir, slurm: Slurm) -> None:
@@ -210,9 +210,9 @@ def test_stopped_and_cancelled(root: RunDir, slurm: Slurm) -> None:
     records.write_json(rundir.exit_file(root.job("11"), 0), {"status": 0, "outcome": "stopped"})
     assert rows(root)["train"].state == "failed", "that was of the attempt before"
     records.write_json(rundir.exit_file(root.job("11"), 1), {"status": 0, "outcome": "stopped"})
-    assert (rows(root)["train"].state, rows(root)["train"].note) == ("stopped", "goes on with the next submit")
+    assert (rows(root)["train"].state, rows(root)["train"].note) == ("stopped", "resubmit to resume")
     Ledger(root).cancelled(f"train/{TRAIN}")
-    assert rows(root)["train"].note == "cancelled; the next submit goes on"
+    assert rows(root)["train"].note == "cancelled; resubmit to resume"
     slurm.says("12_0", "OUT_OF_MEMORY")
     slurm.says("12_1", "CANCELLED")
     assert rows(root)["evaluate"].state == "failed", "one of them at least"
@@ -222,23 +222,23 @@ def test_stopped_and_cancelled(root: RunDir, slurm: Slurm) -> None:
 
 def test_a_job_that_slurm_forgot(root: RunDir, slurm: Slurm) -> None:
     row = rows(root)["train"]
-    assert (row.state, row.note) == ("missing", "job 11 is no longer known to Slurm: the next submit goes on")
+    assert (row.state, row.note) == ("missing", "job 11 is no longer known to Slurm: resubmit to resume")
     slurm.says("11", "COMPLETED")
-    assert rows(root)["train"].note == "job 11 ended, and it is not whole: the next submit goes on"
+    assert rows(root)["train"].note == "job 11 ended before its output was complete: resubmit to resume"
 
 
 def test_an_intent_without_an_id(root: RunDir, slurm: Slurm) -> None:
     other = {"stage": "train", "run": "strength=0-bb", "depends": []}
     Ledger(root).graph([other])
     Ledger(root).slurm_intent("token-x", "train", "strength=0-bb", [{"name": "0", "covers": []}], 0)
-    (row,) = survey(root).rows
+    (row,) = read_status(root).rows
     assert (row.state, row.note) == (
         "missing",
-        "its submit was ended half-way: the next one looks whether Slurm has it",
+        "submit was interrupted before it recorded the job id: resubmit to look for the job",
     )
     me = this_process()
     root.lock.write_text(json.dumps({"host": me.host, "pid": me.pid, "started": me.started}))
-    (row,) = survey(root).rows
+    (row,) = read_status(root).rows
     assert (row.state, row.note) == ("waiting", "being submitted")
 
 
@@ -271,10 +271,10 @@ def test_files_alone_where_slurm_does_not_answer(
     path = at_work(root, "train", TRAIN, "11")
     assert status(root.root, watch=False, as_json=False) == 3
     out = capsys.readouterr().out
-    assert "Slurm did not answer, so this is told from files alone: `squeue`: no answer in 20 s" in out
+    assert "Slurm did not answer; status is from files only: `squeue`: no answer in 20 s" in out
     found = rows(root)
     assert (found["train"].state, found["train"].nodes) == ("running", "n9")
-    assert found["evaluate"].note == "not known: Slurm did not answer"
+    assert found["evaluate"].note == "unknown: Slurm did not answer"
     os.utime(path, (0, 0))
     assert rows(root)["train"].state == "waiting", "an old progress file says nothing"
     root.job("11").mkdir(parents=True)
@@ -288,13 +288,11 @@ def test_files_alone_where_slurm_does_not_answer(
 def test_without_accounting_what_left_the_queue_has_ended(root: RunDir, slurm: Slurm) -> None:
     slurm.unanswered = (SchedulerError("`sacct` (exit 1): this cluster keeps no accounting", "missing"),)
     slurm.says("12_0", "PENDING", reason="Priority")
-    found = survey(root)
+    found = read_status(root)
     assert found.rows[1].state == "missing"
-    assert found.unanswered == [
-        "part of what Slurm knows is missing: `sacct` (exit 1): this cluster keeps no accounting"
-    ]
+    assert found.slurm.warnings == ["Slurm's answer is incomplete: `sacct` (exit 1): this cluster keeps no accounting"]
     slurm.queue_answered = False
-    assert survey(root).rows[1].state == "waiting"
+    assert read_status(root).rows[1].state == "waiting"
 
 
 # ---------------------------------------------------------------------------------------------- how often
@@ -304,35 +302,35 @@ def test_slurm_is_asked_once_a_minute_and_files_as_often_as_one_looks(
     root: RunDir, slurm: Slurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [1000.0]
-    monkeypatch.setattr(survey_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(reader_module.time, "monotonic", lambda: now[0])
     slurm.says("11", "RUNNING")
-    surveyor = Surveyor(root)
-    assert surveyor.look().rows[1].progress is None
+    reader = StatusReader(root)
+    assert reader.read().rows[1].progress is None
     at_work(root, "train", TRAIN, "11")
     for _ in range(59):
         now[0] += 1
-        row = surveyor.look().rows[1]
+        row = reader.read().rows[1]
     assert row.progress is not None
     assert len(slurm.asked) == 1
     submit(root, "14", "train", TRAIN, [("0", [])])
-    assert surveyor.look().rows[1].state == "running"
+    assert reader.read().rows[1].state == "running"
     slurm.says("11", "FAILED")
     now[0] += 1
-    assert surveyor.look().rows[1].state == "failed"
+    assert reader.read().rows[1].state == "failed"
     assert [len(ids) for ids in slurm.asked] == [4, 5]
 
 
 def test_a_job_submitted_since_then_is_only_just_submitted(root: RunDir, slurm: Slurm) -> None:
-    surveyor = Surveyor(root)
-    surveyor.look()
+    reader = StatusReader(root)
+    reader.read()
     submit(root, "14", "train", TRAIN, [("0", [])])
-    assert surveyor.look().rows[1].note == "just submitted"
+    assert reader.read().rows[1].note == "just submitted"
 
 
 def test_without_slurm_jobs_slurm_is_not_asked(tmp_path: Path, slurm: Slurm) -> None:
     root = RunDir(tmp_path / "runs" / "y")
     Ledger(root).graph([{"stage": "train", "run": "a", "depends": []}])
-    assert [row.state for row in survey(root).rows] == ["missing"]
+    assert [row.state for row in read_status(root).rows] == ["missing"]
     assert slurm.asked == []
 
 
@@ -340,7 +338,7 @@ def test_watching_on_a_terminal_ends_when_nothing_runs_any_more(
     root: RunDir, slurm: Slurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now, screen = [1000.0], io.StringIO()
-    monkeypatch.setattr(survey_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(reader_module.time, "monotonic", lambda: now[0])
     terminal = Console(file=screen, force_terminal=True, width=100, height=30, color_system=None)
     monkeypatch.setattr(status_module, "Console", lambda **_: terminal)
     slurm.says("11", "RUNNING", nodes="node7")
@@ -354,7 +352,7 @@ def test_watching_on_a_terminal_ends_when_nothing_runs_any_more(
     monkeypatch.setattr(status_module.time, "sleep", later)
     assert status(root.root, watch=True, as_json=False) == 1
     assert "node7" in screen.getvalue()
-    assert "part of what Slurm knows is missing: `sacct`: no answer in 20 s" in screen.getvalue()
+    assert "Slurm's answer is incomplete: `sacct`: no answer in 20 s" in screen.getvalue()
     assert "FAILED 1:0" in screen.getvalue()
     assert len(slurm.asked) == 3, "once a minute"
 
@@ -363,7 +361,7 @@ def test_watching_without_a_terminal_is_a_line_a_change(
     root: RunDir, slurm: Slurm, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = [1000.0]
-    monkeypatch.setattr(survey_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(reader_module.time, "monotonic", lambda: now[0])
     slurm.says("11", "PENDING", reason="Priority")
     states = iter(["PENDING", "RUNNING", "FAILED"])
 
@@ -396,8 +394,8 @@ def test_json_says_all_of_it(root: RunDir, slurm: Slurm, capsys: pytest.CaptureF
 
 
 def test_columns_that_say_nothing_are_left_out() -> None:
-    assert render_text([Row("train", "a", "waiting")]) == "stage  run  state\ntrain  a    waiting"
-    text = render_text([Row("train", "a", "failed", note="two\nlines", restarts=3, gpu_hours=12.0)])
+    assert render_table([Row("train", "a", "waiting")]).plain == "stage  run  state\ntrain  a    waiting"
+    text = render_table([Row("train", "a", "failed", note="two\nlines", restarts=3, gpu_hours=12.0)]).plain
     assert text.splitlines()[0].split() == ["stage", "run", "state", "restarts", "GPU-h"]
     assert text.splitlines()[1].split() == ["train", "a", "failed", "3", "12.0", "two", "lines"]
 
@@ -441,6 +439,6 @@ def test_a_long_table_keeps_what_matters_and_says_for_what_the_rest_waits(root: 
     assert "train: 1 running, 99 waiting" in text
     assert "r50" in text
     assert "r51" not in text
-    found = survey(root)
+    found = read_status(root)
     found.rows = listed
-    assert "waiting for Priority (99)" in summary(root, found)
+    assert "waiting for Priority (99)" in summary(found)

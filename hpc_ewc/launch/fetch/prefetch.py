@@ -29,7 +29,7 @@ from hpc_ewc.launch.inputs.source_files import is_hub_id, local_path
 from hpc_ewc.launch.plan.build_graph import with_absolute_paths
 from hpc_ewc.launch.profile.keys import Profile
 from hpc_ewc.launch.profile.reading import check_filled_in, load_profile
-from hpc_ewc.launch.show.view import columns
+from hpc_ewc.launch.show.table import columns
 from hpc_ewc.launch.slurm.script import inherited_environment
 from hpc_ewc.model_folder import check_model
 from hpc_ewc.node.environment import OFFLINE, SECRETS

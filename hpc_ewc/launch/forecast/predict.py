@@ -18,7 +18,7 @@ from hpc_ewc.launch.forecast.shapes import Shape, find_shape
 from hpc_ewc.launch.plan.graph import Node, gpu_hours
 from hpc_ewc.launch.plan.plan import Plan
 from hpc_ewc.launch.profile.gpus import Rates, rates
-from hpc_ewc.launch.show.view import columns
+from hpc_ewc.launch.show.table import columns
 
 FILES_A_JOB = 14
 """submitit's, the launcher's, and what ranks print; folders counted."""

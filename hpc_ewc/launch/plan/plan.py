@@ -20,7 +20,7 @@ from hpc_ewc.launch.plan.graph import Graph, elements
 from hpc_ewc.launch.plan.missing_inputs import LenientResolver, absent_benchmarks
 from hpc_ewc.launch.profile.keys import Profile
 from hpc_ewc.launch.profile.resources import slots
-from hpc_ewc.launch.show.view import Display
+from hpc_ewc.launch.show.display import Display
 from hpc_ewc.rundir import RunDir
 
 

@@ -10,7 +10,8 @@ from hpc_ewc.launch.inputs.source_files import fetch_command
 from hpc_ewc.launch.plan.graph import Node, elements
 from hpc_ewc.launch.plan.missing_inputs import describe_absent
 from hpc_ewc.launch.plan.plan import Plan
-from hpc_ewc.launch.show.view import STAGES, columns
+from hpc_ewc.launch.show.rows import STAGES
+from hpc_ewc.launch.show.table import columns
 from hpc_ewc.launch.submit import code
 
 if TYPE_CHECKING:

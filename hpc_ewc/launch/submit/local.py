@@ -23,7 +23,8 @@ from hpc_ewc.artefacts.outcome import Outcome, decide_outcome, read_exit
 from hpc_ewc.launch.ledger.job_history import Ledger
 from hpc_ewc.launch.plan.graph import Graph, Node, elements, priorities
 from hpc_ewc.launch.profile.keys import Profile
-from hpc_ewc.launch.show.view import Display, Row, duration, read_progress
+from hpc_ewc.launch.show.display import Display
+from hpc_ewc.launch.show.rows import Row, duration, read_progress
 from hpc_ewc.launch.submit.local_job import LiveJob, start
 from hpc_ewc.node.commands import local_command, report_command, uses_torchrun
 from hpc_ewc.node.environment import worker_environment

@@ -21,7 +21,7 @@ from hpc_ewc.launch.plan.graph import Graph, gpu_hours
 from hpc_ewc.launch.plan.plan import Plan, Request, check_places, fingerprint, make_plan, run_folder, write_down
 from hpc_ewc.launch.profile.keys import Profile
 from hpc_ewc.launch.profile.reading import check_filled_in, check_time, load_profile
-from hpc_ewc.launch.show.view import Display
+from hpc_ewc.launch.show.display import Display
 from hpc_ewc.launch.submit import code
 from hpc_ewc.rundir import RunDir, rank_logs
 from hpc_ewc.sweep import expand

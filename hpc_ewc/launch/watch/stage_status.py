@@ -1,255 +1,228 @@
-"""How one stage of one run stands: its files first, then Slurm or the processes of this machine."""
+"""The status of one stage of one run: from its files first, then from Slurm or local processes."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hpc_ewc import records
 from hpc_ewc.artefacts.artefact import REPORT
 from hpc_ewc.artefacts.failure import last_error
 from hpc_ewc.artefacts.job_logs import last_lines
 from hpc_ewc.errors import ArtefactError
-from hpc_ewc.launch.ledger.job_history import History, Job
+from hpc_ewc.launch.ledger.job_history import Job
 from hpc_ewc.launch.ledger.reconcile import INTERRUPTED
-from hpc_ewc.launch.show.view import Progress, Row, read_progress
-from hpc_ewc.launch.slurm.client import SlurmJob
+from hpc_ewc.launch.show.rows import Progress, Row, read_progress
 from hpc_ewc.launch.slurm.reasons import describe_end, describe_reason
-from hpc_ewc.rundir import RunDir, StageDir
+from hpc_ewc.launch.watch.run_status import RunStatus
+from hpc_ewc.rundir import StageDir
 
 FRESH_S = 180.0
-"""A progress file younger than this is of a job that runs, where Slurm does not say."""
-LONGEST_NODES = 2
+"""If Slurm does not answer, a job whose progress file is younger than this counts as running."""
+NODES_SHOWN = 2
+RESUME = "resubmit to resume"
 
 
-@dataclass
-class Context:
-    """What is known of the whole experiment."""
+class State(NamedTuple):
+    """The columns of a row that say where a stage stands."""
 
-    history: History
-    jobs: Mapping[str, list[Job]]
-    """By stage/run, oldest first."""
-    slurm: Mapping[str, SlurmJob]
-    """By job id."""
-    why_unknown: Callable[[Job], str]
-    """Why Slurm may have a job and it is not seen here; "" where Slurm has it no longer."""
-    at_work: bool
-    """A submit is."""
-    done: set[str]
-    """stage/runs that were found done before; added to."""
-    states: dict[str, str] = field(default_factory=dict)
-    """Of the stage/runs looked at so far: whatever is depended on comes first."""
+    state: str
+    note: str = ""
+    reason: str = ""
 
 
 class StageStatus:
-    """One stage of one run, as it stands now.
+    """Derives the row of one stage of one run.
 
     Args:
-        root: the run folder.
-        context: of the whole experiment.
-        listed: stage, run and what it depends on, as the last submit wrote them down.
+        status: of the run folder; its rows so far include the stage's inputs.
+        node: stage, run and what it depends on, as the last submit recorded them.
+        done: stage/runs known to be done; the stage is added if it is done.
     """
 
-    def __init__(self, root: RunDir, context: Context, listed: dict[str, Any]) -> None:
-        self.root, self.context, self.history = root, context, context.history
-        self.stage, self.run = str(listed["stage"]), str(listed["run"])
-        self.depends = [str(name) for name in listed.get("depends", [])]
+    def __init__(self, status: RunStatus, node: dict[str, Any], done: set[str]) -> None:
+        self.status, self.known_done = status, done
+        self.stage, self.run = str(node["stage"]), str(node["run"])
         self.id = f"{self.stage}/{self.run}" if self.run else self.stage
-        self.jobs = context.jobs.get(self.id, [])
-        self.folder = root.stage(self.stage, self.run) if self.run else StageDir(root.root)
-        self.slurm = [context.slurm[job.job_id] for job in self.jobs if job.job_id in context.slurm]
-        queued = [job for job in self.jobs if job.job_id in context.slurm and not context.slurm[job.job_id].ended]
+        self.depends = [str(name) for name in node.get("depends", [])]
+        self.folder = status.root.stage(self.stage, self.run) if self.run else StageDir(status.root.root)
+        self.jobs = status.jobs[self.id]
+        self.known = status.slurm.jobs
+        self.slurm = [self.known[job.job_id] for job in self.jobs if job.job_id in self.known]
+        queued = [job for job in self.jobs if job.job_id in self.known and not self.known[job.job_id].ended]
         self.link = min((job.link for job in queued), default=0)
-        """Of a chain, the job whose turn it is: its successors only stand ready."""
+        """In a chain of jobs, the one whose turn it is; its successors do not count."""
         self.queued = [job for job in queued if job.link == self.link]
-        self.live = [context.slurm[job.job_id] for job in self.queued]
+        self.live = [self.known[job.job_id] for job in self.queued]
 
     def row(self) -> Row:
         state, note, reason = self._state()
-        working = self.queued or [job for job in self.jobs if self._works(job)]
-        progress = self._progress(working) if state in ("running", "waiting") else None
-        return Row(
-            self.stage,
-            self.run,
-            state,
-            progress,
-            note,
-            restarts=self.link + max((one.restarts for one in self.live or self.slurm), default=0),
-            nodes=self._nodes(progress),
-            gpu_hours=self._gpu_hours(),
-            reason=reason,
-        )
+        progress = self._progress() if state in ("running", "waiting") else None
+        restarts = self.link + max((job.restarts for job in self.live or self.slurm), default=0)
+        nodes, hours = self._nodes(progress), self._gpu_hours()
+        return Row(self.stage, self.run, state, progress, note, restarts, nodes, hours, reason)
 
     # ------------------------------------------------------------------------------------------ state
 
-    def _state(self) -> tuple[str, str, str]:
-        """State, what to say of it, and Slurm's own word for why it waits."""
+    def _state(self) -> State:
         if any(job.is_alive() for job in self.jobs):
-            return "running", "", ""
+            return State("running")
         if self.stage == REPORT:
             return self._report_state()
         try:
             if self._is_done():
-                return "done", "", ""
+                return State("done")
         except ArtefactError as error:
-            again = "a record is absent or damaged: the next submit computes it again"
-            return "missing", again if self.stage == "evaluate" else str(error), ""
+            recompute = "a record is missing or corrupt: resubmit to recompute it"
+            return State("missing", recompute if self.stage == "evaluate" else str(error))
         return self._live_state() or self._ended_state()
 
     def _is_done(self) -> bool:
-        if self.id not in self.context.done and is_done(self.folder):
-            self.context.done.add(self.id)
-        return self.id in self.context.done
+        if self.id not in self.known_done and is_done(self.folder):
+            self.known_done.add(self.id)
+        return self.id in self.known_done
 
-    def _live_state(self) -> tuple[str, str, str] | None:
-        """What Slurm has in its queue of this; None: nothing."""
-        live = self.live
-        if any(one.runs for one in live):
-            waits = sum(one.waits for one in live)
-            return "running", f"{len(live) - waits} run, {waits} wait" if len(live) > 1 else "", ""
-        if live:
-            reasons = Counter(one.reason for one in live)
-            reason = reasons.most_common(1)[0][0]
+    def _live_state(self) -> State | None:
+        """The state of jobs that run, wait or may do so; None if there are none."""
+        n = len(self.live)
+        if any(job.runs for job in self.live):
+            waiting = sum(job.waits for job in self.live)
+            return State("running", f"{n - waiting} running, {waiting} waiting" if n > 1 else "")
+        if self.live:
+            reason = Counter(job.reason for job in self.live).most_common(1)[0][0]
             if reason.startswith("DependencyNeverSatisfied"):
-                return "blocked", self._lost() or "what it needs did not end well", reason
-            many = f"{len(live)} wait: " if len(live) > 1 else ""
-            return "waiting", f"{many}{describe_reason(reason, live[0], self.link)}", reason
-        unknown = [job for job in self.jobs if job.is_open and job.job_id not in self.context.slurm]
+                return State("blocked", self._failed_input() or "an input failed", reason)
+            prefix = f"{n} waiting: " if n > 1 else ""
+            return State("waiting", prefix + describe_reason(reason, self.live[0], self.link), reason)
+        unknown = [job for job in self.jobs if job.is_open and job.job_id not in self.known]
         if any(self._is_fresh(job) for job in unknown):
-            return "running", "", ""
+            return State("running")
         for job in unknown:
-            if job.job_id and (why := self.context.why_unknown(job)):
-                return "waiting", why, ""
-        if any(not job.job_id for job in unknown):
-            if self.context.at_work:
-                return "waiting", "being submitted", ""
-            return "missing", "its submit was ended half-way: the next one looks whether Slurm has it", ""
-        return None
+            if job.job_id and (why := self.status.slurm.why_unknown(job)):
+                return State("waiting", why)
+        if all(job.job_id for job in unknown):
+            return None
+        if self.status.submitter:
+            return State("waiting", "being submitted")
+        return State("missing", "submit was interrupted before it recorded the job id: resubmit to look for the job")
 
-    def _ended_state(self) -> tuple[str, str, str]:
-        """Not done, and nothing in the queue."""
-        error_line = last_error(self.folder)
-        if error_line:
-            return "failed", error_line, ""
-        lost = self._lost()
-        if lost:
-            return "blocked", lost, ""
-        cancelled = self.id in self.history.cancelled
-        goes_on = "cancelled; the next submit goes on" if cancelled else "goes on with the next submit"
+    def _ended_state(self) -> State:
+        """The state of a stage that is not done and has no job in the queue."""
+        error = last_error(self.folder)
+        if error:
+            return State("failed", error)
+        failed_input = self._failed_input()
+        if failed_input:
+            return State("blocked", failed_input)
+        cancelled = self.id in self.status.history.cancelled
         if self._was_stopped() or (cancelled and self.slurm):
-            return "stopped", goes_on, ""
+            return State("stopped", f"cancelled; {RESUME}" if cancelled else RESUME)
         tried = [job for job in self.jobs if job.is_open and job.job_id]
         if tried:
             return self._unfinished(tried)
-        return "waiting" if self.context.at_work else "missing", "", ""
+        return State("waiting" if self.status.submitter else "missing")
 
-    def _unfinished(self, tried: Sequence[Job]) -> tuple[str, str, str]:
-        """Slurm ended its jobs, and nothing else tells why it is not done."""
-        known = [self.context.slurm[job.job_id] for job in tried if job.job_id in self.context.slurm]
-        ends = sorted((one for one in known if one.state != "COMPLETED"), key=lambda one: one.state in INTERRUPTED)
+    def _unfinished(self, tried: Sequence[Job]) -> State:
+        """The state if the jobs ended and left neither an error nor the whole artefact."""
+        known = [self.known[job.job_id] for job in tried if job.job_id in self.known]
+        ends = sorted((job for job in known if job.state != "COMPLETED"), key=lambda job: job.state in INTERRUPTED)
         if ends and ends[0].state in INTERRUPTED:
-            return "stopped", f"{describe_end(ends[0])}; the next submit goes on", ""
+            return State("stopped", f"{describe_end(ends[0])}; {RESUME}")
         if ends:
-            return "failed", describe_end(ends[0]), ""
-        words = "ended, and it is not whole" if known else "is no longer known to Slurm"
-        return "missing", f"job {tried[-1].job_id} {words}: the next submit goes on", ""
+            return State("failed", describe_end(ends[0]))
+        what = "ended before its output was complete" if known else "is no longer known to Slurm"
+        return State("missing", f"job {tried[-1].job_id} {what}: {RESUME}")
 
-    def _report_state(self) -> tuple[str, str, str]:
-        history, at_work = self.history, self.context.at_work
-        done = float(history.reported.get("at", 0.0)) > float(history.graph["at"])
-        if done:
-            return "done", str(history.reported.get("out", "")), ""
-        # one that a later submit found in the queue and kept is as good as its own
-        recent = [job for job in self.jobs if job.is_open or job.at >= float(history.graph["at"])]
-        last = recent[-1] if recent else None
-        if last is not None and last.scheduler == "slurm":
-            known = self.context.slurm.get(last.job_id)
-            if self._live_state() is None and (
-                (known is not None and known.state == "COMPLETED") or self._exit(last).get("status") == 0
-            ):
-                return "done", str(history.graph.get("out", "")), ""
-            return self._live_state() or self._ended_report(last, known)
-        failed = bool(self.jobs) and self.jobs[-1].outcome == "failed"
-        return "failed" if failed and not at_work else "waiting" if at_work else "missing", "", ""
-
-    def _ended_report(self, last: Job, known: SlurmJob | None) -> tuple[str, str, str]:
+    def _report_state(self) -> State:
+        history, submitter = self.status.history, self.status.submitter
+        submitted_at = float(history.graph["at"])
+        if float(history.reported.get("at", 0.0)) > submitted_at:
+            return State("done", str(history.reported.get("out", "")))
+        # a job of an earlier submit counts too if this one found it still in the queue
+        recent = [job for job in self.jobs if job.is_open or job.at >= submitted_at]
+        if not recent or recent[-1].scheduler != "slurm":
+            failed = bool(self.jobs) and self.jobs[-1].outcome == "failed"
+            return State("waiting" if submitter else "failed" if failed else "missing")
+        live = self._live_state()
+        if live is not None:
+            return live
+        known = self.known.get(recent[-1].job_id)
+        if (known is not None and known.state == "COMPLETED") or self._exit(recent[-1]).get("status") == 0:
+            return State("done", str(history.graph.get("out", "")))
         if known is None:
-            return last.outcome if last.outcome in ("failed", "stopped") else "missing", "", ""
-        return "stopped" if known.state in INTERRUPTED else "failed", describe_end(known), ""
+            return State(recent[-1].outcome if recent[-1].outcome in ("failed", "stopped") else "missing")
+        return State("stopped" if known.state in INTERRUPTED else "failed", describe_end(known))
 
     # ------------------------------------------------------------------------------------------ details
 
-    def _lost(self) -> str:
-        lost = [name for name in self.depends if self.context.states.get(name) in ("failed", "blocked")]
+    def _failed_input(self) -> str:
+        failed = {row.id for row in self.status.rows if row.state in ("failed", "blocked")}
+        lost = [name for name in self.depends if name in failed]
         return f"needs {lost[0]}" if lost and self.stage != REPORT else ""
 
-    def _works(self, job: Job) -> bool:
-        """It runs, as far as can be told without Slurm."""
-        if job.scheduler != "slurm":
-            return job.is_alive()
-        return job.job_id not in self.context.slurm and self._is_fresh(job)
-
     def _is_fresh(self, job: Job) -> bool:
-        """It wrote how far it is a moment ago, or has only just begun."""
+        """Whether a job that Slurm does not report started or wrote progress a moment ago."""
         if not job.job_id or job.outcome:
             return False
         for path in self.folder.progress_dir.glob("*.json"):
             with suppress(OSError, ArtefactError):
                 if _is_young(path) and records.read_json(path).get("job_id") == job.job_id:
                     return True
-        place = self.root.job(job.job_id)  # made when the job starts
-        return _is_young(place) and not any(place.glob("exit.*"))
+        folder = self.status.root.job(job.job_id)  # made when the job starts
+        return _is_young(folder) and not any(folder.glob("exit.*"))
 
     def _was_stopped(self) -> bool:
-        """The last attempt of one of its jobs was asked to stop, and did."""
+        """Whether a job's last attempt was asked to stop, and did."""
         if self.jobs and self.jobs[-1].outcome == "stopped":
             return True
         return any(self._exit(job).get("outcome") == "stopped" for job in self.jobs if job.is_open)
 
     def _exit(self, job: Job) -> dict[str, Any]:
-        """What the launcher of a job's last attempt left when it ended; nothing if it could not."""
-        found = sorted(self.root.job(job.job_id).glob("exit.*"), key=_attempt) if job.job_id else []
-        known = self.context.slurm.get(job.job_id)
-        if not found or (known is not None and known.restarts > _attempt(found[-1])):
+        """The exit file of a job's last attempt; {} if it left none."""
+        if not job.job_id:
+            return {}
+        names = {path: path.suffix[1:] for path in self.status.root.job(job.job_id).glob("exit.*")}
+        attempts = {int(name): path for path, name in names.items() if name.isdigit()}
+        known = self.known.get(job.job_id)
+        if not attempts or (known is not None and known.restarts > max(attempts)):
             return {}
         with suppress(FileNotFoundError, ArtefactError):
-            return records.read_json(found[-1])
+            return records.read_json(attempts[max(attempts)])
         return {}
 
-    def _progress(self, working: Sequence[Job]) -> Progress | None:
-        """How far it is; of an array, what still waits is not done."""
-        if not working:
-            return None
+    def _progress(self) -> Progress | None:
+        local = [job for job in self.jobs if job.is_alive()]
+        fresh = [job for job in self.jobs if job.scheduler == "slurm" and job.job_id not in self.known]
+        working = self.queued or local + [job for job in fresh if self._is_fresh(job)]
         expected = expected_cells(self.folder) if self.stage == "evaluate" else 0
         found = read_progress(self.folder, [job.job_id for job in working], expected)
         if found is None:
             return None
-        if expected:
-            waits = {one.job_id for one in self.live if one.waits}
-            queued = sum(len(job.covers) for job in working if job.job_id in waits)
-            found = Progress(max(0.0, found.done - queued), found.total, found.unit, found.fields)
-        if self.stage == "train" and found.fields is not None and "tokens_per_s" not in found.fields:
-            speed = last_speed(self.folder.metrics)
-            found.fields.update({} if speed is None else {"tokens_per_s": speed})
+        if expected:  # cells of array elements that wait are not done
+            waiting = {job.job_id for job in self.live if job.waits}
+            queued = sum(len(job.covers) for job in working if job.job_id in waiting)
+            return replace(found, done=max(0.0, found.done - queued))
+        if self.stage == "train" and "tokens_per_s" not in found.fields:
+            return replace(found, fields=found.fields | last_speed(self.folder.metrics))
         return found
 
     def _nodes(self, progress: Progress | None) -> str:
-        names = list(dict.fromkeys(one.nodes for one in self.live if one.nodes))
-        if not names and progress is not None and progress.fields:
+        names = list(dict.fromkeys(job.nodes for job in self.live if job.nodes))
+        if not names and progress is not None:
             names = [str(progress.fields.get("node", ""))]
-        more = f" +{len(names) - LONGEST_NODES}" if len(names) > LONGEST_NODES else ""
-        return ",".join(names[:LONGEST_NODES]) + more
+        more = f" +{len(names) - NODES_SHOWN}" if len(names) > NODES_SHOWN else ""
+        return ",".join(names[:NODES_SHOWN]) + more
 
     def _gpu_hours(self) -> float:
-        """What Slurm counted; where it did not (local jobs, say), what the job wrote at its end."""
-        counted = sum(one.gpu_s for one in self.slurm) / 3600
-        if counted or self.id not in self.context.done:
+        """Slurm's count; without one (local jobs, no accounting), what the job recorded at its end."""
+        counted = sum(job.gpu_s for job in self.slurm) / 3600
+        if counted or self.id not in self.known_done:
             return counted
         with suppress(FileNotFoundError, ArtefactError, KeyError, TypeError, ValueError):
             return float(records.read_json(self.folder.done)["summary"].get("gpu_hours", 0.0))
@@ -259,14 +232,7 @@ class StageStatus:
 # ---------------------------------------------------------------------------------------------- files
 
 
-def _attempt(path: Path) -> int:
-    """3 of `exit.3`."""
-    suffix = path.suffix[1:]
-    return int(suffix) if suffix.isdigit() else -1
-
-
 def _is_young(path: Path) -> bool:
-    """Changed a moment ago."""
     try:
         return time.time() - path.stat().st_mtime < FRESH_S
     except OSError:
@@ -274,10 +240,10 @@ def _is_young(path: Path) -> bool:
 
 
 def is_done(folder: StageDir) -> bool:
-    """Whether a stage's artefact is there, whole.
+    """Whether a stage's artefact is complete.
 
     Raises:
-        ArtefactError: an output of it went away, or a file is not ours.
+        ArtefactError: an output is gone, or a file was not written by hpc-ewc.
     """
     try:
         key = str(records.read_checked(folder.stage_json, "stage")["key"])
@@ -287,16 +253,16 @@ def is_done(folder: StageDir) -> bool:
 
 
 def expected_cells(folder: StageDir) -> int:
-    """How many records an evaluation is to make; 0 where that cannot be read."""
+    """The number of records that an evaluation should make; 0 if unknown."""
     try:
         return len(records.read_checked(folder.stage_json, "stage")["expected"])
     except (FileNotFoundError, ArtefactError):
         return 0
 
 
-def last_speed(metrics: Path) -> float | None:
-    """Tokens a second in the last whole line of metrics.jsonl."""
+def last_speed(metrics: Path) -> dict[str, float]:
+    """`tokens_per_s` of the last whole line of metrics.jsonl; {} if there is none."""
     for line in reversed(last_lines(metrics, 3).splitlines()):
         with suppress(ValueError, KeyError, TypeError):
-            return float(json.loads(line)["tokens_per_s"])
-    return None
+            return {"tokens_per_s": float(json.loads(line)["tokens_per_s"])}
+    return {}
