@@ -42,25 +42,25 @@ def build_engine(size: str, strength: float, like: Any = None, choice: Choice = 
     from hpc_ewc.config import EwcConfig, TrainConfig
     from hpc_ewc.ewc import EwcPenalty
     from hpc_ewc.model.layers import prepare_layers
-    from hpc_ewc.train import collective
-    from hpc_ewc.train.anchor import Elastic, Free
-    from hpc_ewc.train.loop import Trainer
+    from hpc_ewc.train import process_group
     from hpc_ewc.train.optimizer import build_optimizer
+    from hpc_ewc.train.regularizer import EwcRegularizer, NoPenalty
+    from hpc_ewc.train.trainer import Trainer
 
     if like is None:
-        place = collective.join(600)
+        place = process_group.join(600)
         model, parameters = build_sharded(size, place, choice)
         prepare_layers(model, choice.activation_checkpointing, choice.compile)
         optimizer = build_optimizer(parameters, TrainConfig())
     else:
         place, model, parameters, optimizer = like.device, like.model, like.parameters, like.optimizer
-    hold: Any = Free(parameters)
+    regularizer: Any = NoPenalty(parameters)
     if strength:
         # as loaded from files: θ* in bf16 where that is exact, F stored in bf16
         anchor = {name: p.detach().bfloat16() for name, p in parameters.items()}
         fisher = {name: torch.full_like(a, 1e-6) for name, a in anchor.items()}
-        hold = Elastic(EwcPenalty(model, anchor, fisher, strength))
-    return Trainer(model, parameters, optimizer, hold, EwcConfig(strength), TrainConfig(), place)
+        regularizer = EwcRegularizer(EwcPenalty(model, anchor, fisher, strength))
+    return Trainer(model, parameters, optimizer, regularizer, EwcConfig(strength), TrainConfig(), place)
 
 
 def build_sharded(size: str, place: Any, choice: Choice = USUAL) -> tuple[Any, dict[str, Any]]:
@@ -68,7 +68,7 @@ def build_sharded(size: str, place: Any, choice: Choice = USUAL) -> tuple[Any, d
     import torch
 
     from hpc_ewc.model.attention import choose_attention
-    from hpc_ewc.model.gemma import build_buffers, build_empty
+    from hpc_ewc.model.build import build_buffers, build_empty
     from hpc_ewc.model.load import Origin
     from hpc_ewc.model.mesh import build_mesh, shard_model
 
@@ -97,7 +97,7 @@ def holdings(engine: Any) -> dict[str, int]:
     """Bytes in this rank's shards after a step with a penalty, by what they are."""
     parameters = list(engine.parameters.values())
     states = [engine.optimizer.state[parameter] for parameter in parameters]
-    held = engine.hold._penalty._parts
+    held = engine.regularizer.penalty.shards
     return {
         "weights": local_bytes(parameters),
         "gradients": local_bytes([parameter.grad for parameter in parameters]),

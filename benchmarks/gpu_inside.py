@@ -101,27 +101,27 @@ def device_name(device: str) -> str:
 def training(arguments: Namespace, settings: dict[str, Any], common: dict[str, Any]) -> dict[str, Any]:
     """Speed, EWC's share and memory of one way to train."""
     from hpc_ewc.config import EwcConfig
-    from hpc_ewc.train.anchor import Free
     from hpc_ewc.train.metrics import flop_per_token, peak_tflops
+    from hpc_ewc.train.regularizer import NoPenalty
 
     way = Training(**settings)
     choice = Choice(way.attention, way.loss, way.activation_checkpointing, way.compile, layers=common["layers"])
     held = build_engine(arguments.size, STRENGTH, choice=choice)
     # Nothing to hold, not even a copy for the distance, which a step does not touch.
-    free = replace(held, hold=Free({}), ewc=EwcConfig(0.0))
+    free = replace(held, regularizer=NoPenalty({}), ewc=EwcConfig(0.0))
     batch = synthetic_batch(arguments.size, shape=(way.rows, way.length), microbatches=way.microbatches)
     first_s = seconds_of(lambda: held.step(batch, 1e-5), arguments.device)
     memory = measure_memory(arguments, way, common, held, batch)
     again_s = seconds_of(lambda: held.step(batch, 1e-5), arguments.device)
     rounds = min(20, max(3, round(TIMED_S / 2 / again_s)))
     # [ewc] update = "auto": in one pass on a GPU whose compiler works, else apart
-    at_once = held.hold.in_one_pass(held.optimizer) if arguments.device == "cuda" else None
-    usual = replace(held, one_pass=at_once)
+    at_once = held.regularizer.fused_adamw(held.optimizer) if arguments.device == "cuda" else None
+    usual = replace(held, fused_adamw=at_once)
     ways = {"λ = 0": lambda: free.step(batch, 1e-5), "λ > 0": lambda: usual.step(batch, 1e-5)}
     if at_once is not None:
         ways["apart"] = lambda: held.step(batch, 1e-5)
     times = take_turns(ways, rounds, arguments.device)
-    penalties = [seconds_of(held.hold.add_gradient_, arguments.device) for _ in range(rounds + 1)][1:]
+    penalties = [seconds_of(held.regularizer.add_gradient_, arguments.device) for _ in range(rounds + 1)][1:]
     step_s = statistics.median(times["λ > 0"])
     tokens_per_s = batch.scored_tokens / step_s
     tflops = tokens_per_s * flop_per_token(held.model.config, way.length) / common["ranks"] / 1e12
@@ -218,10 +218,10 @@ def fisher(arguments: Namespace, settings: dict[str, Any], common: dict[str, Any
     from hpc_ewc.config import FisherConfig, ModelConfig
     from hpc_ewc.ewc import FisherAccumulator
     from hpc_ewc.launch.forecast import formulas
-    from hpc_ewc.train import collective
+    from hpc_ewc.train import process_group
 
     torch.set_float32_matmul_precision("high")
-    place = collective.join(600)
+    place = process_group.join(600)
     model, parameters = build_sharded(
         arguments.size, place, Choice(loss="full", dtype="float32", layers=common["layers"])
     )

@@ -67,12 +67,12 @@ def load(arguments: Namespace, way: str, folder: Path) -> None:
     import torch
     from transformers import Gemma2ForCausalLM
 
-    from hpc_ewc.model.gemma import build_empty
+    from hpc_ewc.model.build import build_empty
     from hpc_ewc.model.load import load_model
     from hpc_ewc.model.mesh import build_mesh, shard_model
-    from hpc_ewc.train import collective
+    from hpc_ewc.train import process_group
 
-    place = collective.join(600)
+    place = process_group.join(600)
     mesh = build_mesh(place.type)
     build_empty(folder, "eager")  # imports of transformers are no part of either
     on_gpu = PeakMemory("cuda") if place.type == "cuda" else None

@@ -11,7 +11,7 @@ Ways: `autograd` writes the penalty as a loss and calls backward; `foreach` is t
 tensors; `eager` and `compiled` are EwcPenalty's two kernels, `+bf16` with θ* and F in bfloat16; `proximal` is its other
 mode; `value` is what a log line costs; `triad` (c = a + b, 12 bytes an element) is the bandwidth; `adamw` is the
 optimizer's own step, fused. `update` is penalty, clipping and AdamW one after another, as a step does them; `one pass`
-is OnePass with clip = "total", and with "task".
+is FusedAdamW with clip = "total", and with "task".
 """
 
 from __future__ import annotations
@@ -180,9 +180,9 @@ class Ways:
         return self._stepped().step  # type: ignore[no-any-return]
 
     def update(self, penalty: Any, way: str) -> Way:
-        """From gradients to moved parameters, as train/loop.py does it; the host waits for the norm in each way."""
-        from hpc_ewc.ewc import OnePass
-        from hpc_ewc.train.loop import clip_, global_norm
+        """From gradients to moved parameters, as train/trainer.py does it; the host waits for the norm in each way."""
+        from hpc_ewc.ewc import FusedAdamW
+        from hpc_ewc.train.trainer import clip_, global_norm
 
         optimizer = self._stepped()
         if way == "update":
@@ -193,13 +193,13 @@ class Ways:
                 optimizer.step()
 
             return apart
-        one_pass = OnePass(penalty, optimizer)
-        assert one_pass.works, "the compiler does not work here"
+        fused = FusedAdamW(penalty, optimizer)
+        assert fused.works, "the compiler does not work here"
 
         def at_once() -> None:
-            norm = float(one_pass.norm() if way == "one pass" else global_norm(self.parameters))
+            norm = float(fused.norm() if way == "one pass" else global_norm(self.parameters))
             factor = min(1.0, 1.0 / (norm + 1e-6))
-            one_pass.step_(factor, factor if way == "one pass" else 1.0)
+            fused.step_(factor, factor if way == "one pass" else 1.0)
 
         return at_once
 

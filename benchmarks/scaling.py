@@ -235,7 +235,7 @@ def estimate(engine: Any, ranks: int, traffic: Traffic) -> tuple[dict[str, Any],
     from hpc_ewc.ewc import FisherAccumulator
 
     with torch.no_grad():
-        for part in engine.hold._penalty._parts:
+        for part in engine.regularizer.penalty.shards:
             part.parameter.to_local().view(-1).copy_(part.anchor)
     vocabulary, generator = engine.model.config.vocab_size, torch.Generator().manual_seed(1)
     ids = torch.randint(1, vocabulary, (QUESTIONS, 48), generator=generator)

@@ -73,17 +73,17 @@ def steps(arguments: Namespace) -> None:
 
 def time_parts(engine: Any, batch: Any, arguments: Namespace) -> dict[str, list[float]]:
     """Seconds of each part in each round."""
-    from hpc_ewc.train.loop import clip_
+    from hpc_ewc.train.trainer import clip_
 
     parameters, microbatch = list(engine.parameters.values()), batch.microbatches[0]
     losses: list[Any] = []
     parts = {
         "forward": lambda: losses.append(engine._loss_sum(microbatch)),
         "backward": lambda: (losses.pop() / batch.scored_tokens).backward(),
-        "penalty": engine.hold.add_gradient_,
+        "penalty": engine.regularizer.add_gradient_,
         "clip": lambda: clip_(parameters, 1.0),
         "optimizer": engine.optimizer.step,
-        "measure, each logged step": lambda: engine.hold.measure(1e-5),
+        "measure, each logged step": lambda: engine.regularizer.measure(1e-5),
     }
     spent: dict[str, list[float]] = {name: [] for name in parts}
     for number in range(ROUNDS[arguments.size] + 1):
@@ -120,8 +120,8 @@ def checkpoint(arguments: Namespace) -> None:
     """Seconds that training stands still for a checkpoint, and how much slower the steps beside its writing are."""
     from hpc_ewc.rundir import StageDir
     from hpc_ewc.train.checkpoint import Checkpoints
-    from hpc_ewc.train.collective import any_rank
     from hpc_ewc.train.optimizer import optimizer_state
+    from hpc_ewc.train.process_group import any_rank
 
     engine, batch = build_engine(arguments.size, 0.0), synthetic_batch(arguments.size)
     plain = [seconds_of(lambda: engine.step(batch, 1e-5), arguments.device) for _ in range(6)][1:]

@@ -22,11 +22,11 @@ class PaperEngine:
         from paper_way import PaperFisher, PaperPenalty
 
         from hpc_ewc.config import TrainConfig
-        from hpc_ewc.train import collective
+        from hpc_ewc.train import process_group
         from hpc_ewc.train.optimizer import build_optimizer
 
         if not dist.is_initialized():
-            collective.join(600)
+            process_group.join(600)
         self.model = build_plain("small", "cpu").train()
         self.optimizer = build_optimizer(dict(self.model.named_parameters()), TrainConfig())
         anchor = {n: p.detach().clone() for n, p in self.model.named_parameters()}
@@ -72,15 +72,15 @@ class OurEngine:
         from engine import build_engine
 
         from hpc_ewc.ewc import EwcPenalty
-        from hpc_ewc.train.anchor import Elastic
+        from hpc_ewc.train.regularizer import EwcRegularizer
 
         self.engine = build_engine("small", 0.0)
         self.anchor = {name: p.detach().bfloat16() for name, p in self.engine.parameters.items()}
         self.F = {name: torch.full_like(p.detach(), 1e-6) for name, p in self.engine.parameters.items()}
-        self.engine.hold = Elastic(EwcPenalty(self.engine.model, self.anchor, self.F, 1e6))
+        self.engine.regularizer = EwcRegularizer(EwcPenalty(self.engine.model, self.anchor, self.F, 1e6))
 
     def add_penalty(self) -> None:
-        self.engine.hold.add_gradient_()
+        self.engine.regularizer.add_gradient_()
 
     def step(self, batch: Any) -> None:
         import numpy as np

@@ -16,7 +16,7 @@ from hpc_ewc.errors import ArtefactError, InputError
 INDEX = "model.safetensors.index.json"
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
 FAMILIES = ("gemma2", "gemma3_text")
-"""`model_type` of the models that can be trained: those of model/gemma.py, which a login node cannot import."""
+"""`model_type` of the models that can be trained: those of model/build.py, which a login node cannot import."""
 
 
 def check_model(folder: Path) -> None:

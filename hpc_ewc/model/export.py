@@ -21,9 +21,9 @@ from torch.distributed.tensor import DTensor
 
 from hpc_ewc import records
 from hpc_ewc.errors import StageError
-from hpc_ewc.model.agree import raise_together
-from hpc_ewc.model.card import render_card
+from hpc_ewc.model.collective import raise_together
 from hpc_ewc.model.load import Origin, check_tied
+from hpc_ewc.model.model_card import render_card
 
 FACTS_FILE = "hpc_ewc.json"
 COPIED = (

@@ -20,7 +20,7 @@ from hpc_ewc.data.tokenizer import load_tokenizer
 from hpc_ewc.errors import InputError
 from hpc_ewc.hub import PREFETCH
 from hpc_ewc.model.attention import choose_attention
-from hpc_ewc.model.gemma import build_buffers, build_empty, is_tied
+from hpc_ewc.model.build import build_buffers, build_empty, is_tied
 from hpc_ewc.model.loss import LossKind
 from hpc_ewc.model.mesh import shard_model
 

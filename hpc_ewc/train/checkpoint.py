@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from hpc_ewc import records
 from hpc_ewc.errors import ArtefactError, StageError
-from hpc_ewc.model.agree import raise_together
+from hpc_ewc.model.collective import raise_together
 from hpc_ewc.rundir import StageDir
 
 SHORT_WRITE = ("unexpected pos", "failed writing file")

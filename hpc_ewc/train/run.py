@@ -20,14 +20,14 @@ from hpc_ewc.model.layers import prepare_layers
 from hpc_ewc.model.load import find_model, load_model
 from hpc_ewc.model.mesh import build_mesh
 from hpc_ewc.stage import Stage
-from hpc_ewc.train import collective
-from hpc_ewc.train.anchor import build_hold, wants_one_pass
+from hpc_ewc.train import process_group
 from hpc_ewc.train.checkpoint import Checkpoints
-from hpc_ewc.train.loop import NonFiniteLossError, Trainer
 from hpc_ewc.train.manifest import training_facts
 from hpc_ewc.train.metrics import Console, cut_back, flop_per_token, memory_gb, objective, peak_tflops
 from hpc_ewc.train.optimizer import build_optimizer, learning_rate_at, optimizer_state, set_step_count
 from hpc_ewc.train.plan import make_plan
+from hpc_ewc.train.regularizer import build_regularizer, updates_in_one_pass
+from hpc_ewc.train.trainer import NonFiniteLossError, Trainer
 from hpc_ewc.train.watchdog import Watchdog
 
 
@@ -62,12 +62,12 @@ class Run:
         self._check_vocabulary()
         prepare_layers(self.model, self.config.activation_checkpointing, self.config.compile)
         self.parameters = dict(self.model.named_parameters())
-        hold = build_hold(self.model, self.parameters, experiment.ewc, stage.inputs.get("fisher"))
+        regularizer = build_regularizer(self.model, self.parameters, experiment.ewc, stage.inputs.get("fisher"))
         optimizer = build_optimizer(self.parameters, self.config)
-        self.trainer = Trainer(self.model, self.parameters, optimizer, hold, experiment.ewc, self.config, device)
+        self.trainer = Trainer(self.model, self.parameters, optimizer, regularizer, experiment.ewc, self.config, device)
         self.trainer.describe = self.tokens.describe
-        if wants_one_pass(experiment.ewc, device):
-            self.trainer.one_pass = hold.in_one_pass(optimizer)
+        if updates_in_one_pass(experiment.ewc, device):
+            self.trainer.fused_adamw = regularizer.fused_adamw(optimizer)
         self.flop = flop_per_token(self.model.config, experiment.data.sequence_length)
         self.peak = peak_tflops(device)
         attempt = f"{stage.job_id}.{stage.restart}"
@@ -76,7 +76,7 @@ class Run:
         self.console = Console(self.rank, self.plan.steps)
         self.done, self.tokens_seen, self.loss, self.seconds = 0, 0, float("nan"), 0.0
         self._resume()
-        if scale := hold.scale():
+        if scale := regularizer.scale():
             self.console.say(
                 f"λ = {experiment.ewc.strength:g}, tr F = {scale['fisher_trace']:.4g}, "
                 f"λ·tr F/P = {scale['scaled_mean']:.4g}"
@@ -166,7 +166,7 @@ class Run:
         due = time.monotonic() - saved_at >= self.config.checkpoint_every_s
         every = self.config.keep_every
         due = due or (every is not None and self.done > 0 and self.done % every == 0)
-        stop, due, writing = collective.any_rank(
+        stop, due, writing = process_group.any_rank(
             [self.stage.stop_requested(), due, self.checkpoints.is_saving and not self.checkpoints.is_ready()]
         )
         if self.checkpoints.is_saving and not writing:
@@ -188,7 +188,7 @@ class Run:
             self._log(line | {"step_time_s": step_s, "loader_wait_s": waited_s})
 
     def _log(self, measured: dict[str, float]) -> None:
-        held = self.trainer.hold.measure(measured["learning_rate"])
+        held = self.trainer.regularizer.measure(measured["learning_rate"])
         if self.rank != 0:
             return
         line: dict[str, Any] = {"step": self.done, "tokens": self.tokens_seen, "loss": self.loss}
@@ -241,7 +241,7 @@ class Run:
 
     def finish(self) -> None:
         """Write done.json. Every rank calls it."""
-        held = self.trainer.hold.measure(0.0)
+        held = self.trainer.regularizer.measure(0.0)
         summary = {
             "steps": self.done,
             "tokens": self.tokens_seen,
@@ -250,7 +250,7 @@ class Run:
             "gpu_hours": self.seconds / 3600 * dist.get_world_size() if self.device.type == "cuda" else 0.0,
             "penalty": held.penalty,
             "distance": held.distance,
-            **self.trainer.hold.summary(),
+            **self.trainer.regularizer.summary(),
         }
         if self.rank == 0:
             went = objective(list(records.read_lines(self.stage.dir.metrics)))
@@ -274,8 +274,8 @@ def train(stage: Stage) -> None:
     timeout_s = stage.config.train.watchdog_s
     watchdog = Watchdog(timeout_s, lambda message: stage.fail(TimeoutError(message)))
     try:
-        with collective.second_to_fail(stage.dir.failed):
-            device = collective.join(2 * timeout_s + 60)
+        with process_group.report_lost_peer(stage.dir.failed):
+            device = process_group.join(2 * timeout_s + 60)
             run = Run(stage, device, watchdog)
             if run.train():
                 watchdog.beat("finishing")

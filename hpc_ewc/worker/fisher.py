@@ -42,14 +42,14 @@ def main(argv: Sequence[str]) -> int:
     with stage.attempt():
         import torch.distributed as dist
 
-        from hpc_ewc.train import collective
+        from hpc_ewc.train import process_group
         from hpc_ewc.train.watchdog import Watchdog
 
         timeout_s = stage.config.train.watchdog_s
         watchdog = Watchdog(timeout_s, lambda message: stage.fail(TimeoutError(message)))
         try:
-            with collective.second_to_fail(stage.dir.failed):
-                device = collective.join(2 * timeout_s + 60)
+            with process_group.report_lost_peer(stage.dir.failed):
+                device = process_group.join(2 * timeout_s + 60)
                 job = FisherJob(stage, device, watchdog)
                 job.say("done" if job.run() else f"stopped after example {job.position}; submit again to go on")
                 dist.destroy_process_group()
@@ -95,7 +95,7 @@ class FisherJob:
     def run(self) -> bool:
         """Estimate to the end and save, or stop when a rank is asked to; True when all is written."""
         from hpc_ewc.ewc import FisherAccumulator, NonFiniteExampleError
-        from hpc_ewc.train import collective
+        from hpc_ewc.train import process_group
 
         sums = self._resume()
         questions = self._questions()
@@ -106,7 +106,7 @@ class FisherJob:
         with FisherAccumulator(self.model, start=sums, **options) as fisher:
             while True:
                 due = time.monotonic() - saved_at >= SAVE_EVERY_S
-                stop, due = collective.any_rank([self.stage.stop_requested(), due])
+                stop, due = process_group.any_rank([self.stage.stop_requested(), due])
                 if (stop or due) and self.position > saved_position:
                     self._save(fisher.sums)
                     saved_at, saved_position = time.monotonic(), self.position
@@ -161,7 +161,7 @@ class FisherJob:
     def _resume(self) -> FisherSums | None:
         """Sums of an earlier attempt, or None; one that is damaged is said to be, and left aside."""
         from hpc_ewc.ewc import load_fisher_sums
-        from hpc_ewc.ewc.tensor_files import gather_objects
+        from hpc_ewc.ewc.sharding.ranks import gather_objects
 
         for folder in gather_objects(self._partials())[0]:
             try:

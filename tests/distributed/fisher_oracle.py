@@ -94,7 +94,7 @@ def worst_error(got: Any, want: dict[str, Tensor], negligible: float = 0.0) -> f
 
 def drawn_labels(seed: int, samples: int) -> Callable[[Tensor, Tensor, Tensor], list[Tensor]]:
     """The labels that `estimate_fisher` draws for an example, from the float64 model's probabilities."""
-    from hpc_ewc.ewc.batches import draw_labels, read_batch
+    from hpc_ewc.ewc.fisher.batches import draw_labels, read_batch
 
     def labels_of(ids: Tensor, labels: Tensor, logits: Tensor) -> list[Tensor]:
         rows = read_batch(collate([(ids, labels)]), torch.device("cpu"))

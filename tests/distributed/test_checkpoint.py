@@ -334,7 +334,7 @@ def test_a_run_whose_disk_fills_up_fails_with_a_reason_and_keeps_its_last_good_c
 
 def train_until_read_only(rank: int, world_size: int, folder: Path, disk: Path) -> None:
     """Once a first checkpoint is whole nothing can be written any more, as after a lost permission."""
-    from hpc_ewc.train.loop import Trainer as Loop
+    from hpc_ewc.train.trainer import Trainer as Loop
     from tests.distributed.training_folder import run_training
 
     make_step = Loop.step

@@ -168,14 +168,18 @@ def flip_a_bit(folder: Path) -> None:
             r"no manifest.json: no EWC state, or one not finished",
             True,
         ),
-        (lambda f: (f / "manifest.json").write_text('{"sch'), r"manifest.json: half-written or not ours", True),
+        (
+            lambda f: (f / "manifest.json").write_text('{"sch'),
+            r"manifest.json: corrupt or not written by hpc-ewc",
+            True,
+        ),
         (lambda f: (f / "manifest.json").write_text("{}"), r"not the manifest of an EWC state \(ewc_state\)", True),
         (lambda f: rewrite_manifest(f, schema=9), r"schema 9, this version reads 1", True),
         (lambda f: (f / "anchor-00001-of-00001.safetensors").unlink(), r"anchor-00001.*: missing, though", True),
         (truncate, r"fisher-00001.*bytes, manifest.json says", True),
         (truncate_and_hide_it, r"fisher-00001.*not a whole safetensors file", False),
         (flip_a_bit, r"anchor-00001.*changed since it was written", True),
-        (lambda f: rewrite_manifest(f, model_hash="other"), r"are of model other, this one is abc", True),
+        (lambda f: rewrite_manifest(f, model_hash="other"), r"belong to model other, not to abc", True),
     ],
 )
 def test_damage_is_named(saved: Path, tmp_path: Path, damage: Any, message: str, verify: bool) -> None:

@@ -10,8 +10,8 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from hpc_ewc import records
+from hpc_ewc.model.build import is_tied
 from hpc_ewc.model.export import export_model
-from hpc_ewc.model.gemma import is_tied
 from hpc_ewc.model.load import load_model
 from hpc_ewc.model.mesh import build_mesh
 from tests.distributed.ranks import RankError, run_ranks

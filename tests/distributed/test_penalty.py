@@ -97,7 +97,7 @@ def sharded_training(rank: int, world_size: int, replicate: int, clip: str) -> f
         for index, half in enumerate(halves):  # accumulation without communication
             model.set_requires_gradient_sync(index == len(halves) - 1)
             (token_loss(model, half) * world_size / (BATCH * 8)).backward()
-        values.append(penalty.value())
+        values.append(penalty.measure().value)
         if clip == "total":
             penalty.add_gradient_()
             torch.nn.utils.clip_grad_norm_(layout.values(), 0.5)
@@ -142,11 +142,11 @@ def scalars_and_refusals(rank: int, world_size: int, replicate: int) -> None:
     layout = dict(model.named_parameters())
     shards = [{n: shard_like(t, layout[n]) for n, t in tensors.items()} for tensors in (anchor, fisher)]
     penalty = EwcPenalty(model, *shards, STRENGTH)
-    assert penalty.trace() == pytest.approx(float(entries.sum()), rel=1e-6)
-    assert penalty.distance() == pytest.approx(float(moved.norm()), rel=1e-6)
+    assert penalty.trace == pytest.approx(float(entries.sum()), rel=1e-6)
+    assert penalty.measure().distance == pytest.approx(float(moved.norm()), rel=1e-6)
     assert penalty.largest_step(0.1) == pytest.approx(0.1 * STRENGTH * float(entries.max()), rel=1e-6)
     free = moved[entries == 0]
-    assert penalty.free_parameters() == (free.numel(), pytest.approx(float(free.norm()), rel=1e-6))
+    assert penalty.measure()[2:] == (free.numel(), pytest.approx(float(free.norm()), rel=1e-6))
     assert penalty.parameter_count == moved.numel()
     with pytest.raises(
         InputError, match=r"laid out as a full tensor, cpu, the trainable parameter of the model as .*load_ewc_state"

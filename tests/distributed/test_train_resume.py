@@ -13,7 +13,7 @@ from hpc_ewc.data import batch_indices, read_tokens
 from hpc_ewc.errors import InputError
 from hpc_ewc.ewc import load_ewc_state
 from hpc_ewc.stage import Stage
-from hpc_ewc.train.loop import NonFiniteLossError
+from hpc_ewc.train.trainer import NonFiniteLossError
 from tests.distributed.ranks import RankError, run_ranks
 from tests.distributed.training_folder import (
     build_fisher,
@@ -204,7 +204,7 @@ def test_tokens_of_another_tokenizer_are_refused(inputs: dict[str, Any], tmp_pat
 
 def test_λ_above_0_without_a_fisher_is_refused(inputs: dict[str, Any], tmp_path: Path) -> None:
     from hpc_ewc.config import EwcConfig
-    from hpc_ewc.train.anchor import build_hold
+    from hpc_ewc.train.regularizer import build_regularizer
 
     with pytest.raises(InputError, match=r"ewc.strength = 1e\+06: stage.json names no Fisher"):
-        build_hold(None, {}, EwcConfig(strength=1e6), None)
+        build_regularizer(None, {}, EwcConfig(strength=1e6), None)

@@ -40,11 +40,11 @@ def inside(rank: int, world_size: int, words: list[str], options: dict[str, Any]
     sys.path[:0] = [str(BENCHMARKS)]
     from gpu_inside import run_inside  # type: ignore[import-not-found]
 
-    from hpc_ewc.train import collective
+    from hpc_ewc.train import process_group
 
     result = Path(options["result"])
     os.environ["BENCHMARK_RESULT"] = str(result)
-    collective.join = lambda timeout_s: torch.device("cpu")  # type: ignore[assignment]
+    process_group.join = lambda timeout_s: torch.device("cpu")  # type: ignore[assignment]
     leave = torch.distributed.destroy_process_group
     torch.distributed.destroy_process_group = lambda: None  # type: ignore[assignment]
     status = 0

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from hpc_ewc.errors import InputError
 from hpc_ewc.ewc import NonFiniteExampleError, estimate_fisher
-from hpc_ewc.ewc.batches import draw_labels, read_batch
-from hpc_ewc.ewc.squares import squared_products
+from hpc_ewc.ewc.fisher.batches import draw_labels, read_batch
+from hpc_ewc.ewc.fisher.squares import squared_products
 from tests.distributed.fisher_oracle import (
     Example,
     collate,
@@ -91,7 +91,7 @@ def test_frozen_parameters_have_no_fisher_and_change_none() -> None:
 
 
 def test_squares_of_long_rows_go_tile_by_tile(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hpc_ewc.ewc.squares.CPU_TILE", 40)
+    monkeypatch.setattr("hpc_ewc.ewc.fisher.squares.CPU_TILE", 40)
     generator = torch.Generator().manual_seed(0)
     g, a = (torch.randn(3, 5, width, generator=generator, dtype=torch.float64) for width in (11, 7))
     want = torch.stack([(g[n].t() @ a[n]) ** 2 for n in range(3)]).sum(0)

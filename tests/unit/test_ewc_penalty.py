@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from hpc_ewc.errors import InputError
-from hpc_ewc.ewc import EwcPenalty, kernels
+from hpc_ewc.ewc import EwcPenalty
+from hpc_ewc.ewc.penalty import kernels
+from hpc_ewc.ewc.sharding import tiles
 
 
 class Two(nn.Module):
@@ -51,7 +53,7 @@ def test_gradient_and_value_are_autograds(dtype: torch.dtype) -> None:
     anchor, fisher = build(model, dtype)
     value, grads = autograd(model, anchor, fisher, 12.5)
     penalty = EwcPenalty(model, anchor, fisher, 12.5)
-    assert penalty.value() == pytest.approx(value, rel=1e-6)
+    assert penalty.measure().value == pytest.approx(value, rel=1e-6)
     model.matrix.grad = torch.full_like(model.matrix, 3.0)
     penalty.add_gradient_()
     torch.testing.assert_close(model.matrix.grad - 3.0, grads[0], rtol=1e-5, atol=1e-6)
@@ -70,7 +72,7 @@ def test_doubles_stay_doubles() -> None:
 @pytest.mark.parametrize("tile", [64, 1 << 18])
 def test_the_short_and_the_careful_kernel_are_one(monkeypatch: pytest.MonkeyPatch, tile: int) -> None:
     """Where λ and F are moderate, one bound on θ − θ* does for the two bounds on its products."""
-    monkeypatch.setattr(kernels, "CPU_TILE", tile)
+    monkeypatch.setattr(tiles, "CPU_TILE", tile)
     generator = torch.Generator().manual_seed(0)
     theta, grad, anchor = (torch.randn(1000, generator=generator) for _ in range(3))
     theta[:2] = torch.tensor([3e38, -3e38])  # the difference alone overflows
@@ -90,7 +92,7 @@ def test_the_short_and_the_careful_kernel_are_one(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("tile", [64, 1 << 18])
 def test_the_sums_of_a_log_line_are_those_of_float64(monkeypatch: pytest.MonkeyPatch, tile: int) -> None:
-    monkeypatch.setattr(kernels, "CPU_TILE", tile)
+    monkeypatch.setattr(tiles, "CPU_TILE", tile)
     generator = torch.Generator().manual_seed(0)
     theta, anchor, fisher = (torch.rand(1000, generator=generator) for _ in range(3))
     fisher[::7] = 0.0
@@ -191,8 +193,8 @@ def test_at_great_strength_theta_is_the_anchor_to_the_bit_and_free_parameters_mo
     held = fisher["matrix"] > 0
     assert torch.equal(model.matrix[held], anchor["matrix"][held])
     assert torch.equal(model.matrix[~held], plain.matrix[~held])
-    assert penalty.value() == 0.0
-    assert penalty.free_parameters() == (int((~held).sum()) + 2, pytest.approx(penalty.distance()))
+    assert penalty.measure().value == 0.0
+    assert penalty.measure()[2:] == (int((~held).sum()) + 2, pytest.approx(penalty.measure().distance))
 
 
 @settings(max_examples=200, deadline=None)
@@ -220,7 +222,7 @@ def test_no_number_makes_a_nan(
     penalty.add_gradient_()
     if strength > 0:
         assert bool(model["p"].grad.isfinite().all())
-    assert not math.isnan(penalty.value()) and not math.isnan(penalty.largest_step(lr))
+    assert not math.isnan(penalty.measure().value) and not math.isnan(penalty.largest_step(lr))
 
 
 # ---------------------------------------------------------------------------------------------- what it leaves alone
@@ -237,8 +239,8 @@ def test_strength_zero_is_plain_training_to_the_bit(mode: Any) -> None:
     else:
         train(held, optimizer, after=lambda: penalty.proximal_step_(optimizer))
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), held.parameters(), strict=True))
-    assert penalty.value() == 0.0
-    assert penalty.distance() > 0.0
+    assert penalty.measure().value == 0.0
+    assert penalty.measure().distance > 0.0
 
 
 class LargestAllocation(torch.utils._python_dispatch.TorchDispatchMode):
@@ -258,7 +260,7 @@ class LargestAllocation(torch.utils._python_dispatch.TorchDispatchMode):
 
 
 def test_nothing_is_allocated_that_grows_with_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "CPU_TILE", 1 << 14)
+    monkeypatch.setattr(tiles, "CPU_TILE", 1 << 14)
     model = Two(rows=10_000)
     anchor, fisher = build(model, torch.bfloat16)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -266,9 +268,9 @@ def test_nothing_is_allocated_that_grows_with_the_model(monkeypatch: pytest.Monk
     with LargestAllocation() as seen:
         penalty = EwcPenalty(model, anchor, fisher, 5.0)
         penalty.add_gradient_()
-        penalty.value()
+        penalty.measure()
         EwcPenalty(model, anchor, fisher, 5.0, "proximal").proximal_step_(optimizer)
-    assert 0 < seen.elements <= kernels.CPU_TILE < model.matrix.numel() // 10
+    assert 0 < seen.elements <= tiles.CPU_TILE < model.matrix.numel() // 10
 
 
 # ---------------------------------------------------------------------------------------------- refusals
@@ -303,7 +305,7 @@ def test_what_cannot_be_a_penalty_is_refused() -> None:
         EwcPenalty(model, {**anchor, "vector": torch.full((13,), float("nan"))}, fisher, 1.0)
     with pytest.raises(InputError, match=r"parameter 'matrix' is torch.bfloat16; the penalty needs fp32 masters"):
         EwcPenalty(Two(rows=3).bfloat16(), anchor, fisher, 1.0)
-    with pytest.raises(InputError, match="no trainable parameter; a penalty would hold nothing"):
+    with pytest.raises(InputError, match="no trainable parameter; the penalty would be zero"):
         EwcPenalty(model.requires_grad_(False), {}, {}, 1.0)
 
 

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from hpc_ewc import model_folder
 from hpc_ewc.errors import InputError
-from hpc_ewc.model import gemma
-from hpc_ewc.model.gemma import is_tied
+from hpc_ewc.model import build
+from hpc_ewc.model.build import is_tied
 from hpc_ewc.model.load import find_model, load_model
 from tests.distributed.training_folder import build_model
 
@@ -113,4 +113,4 @@ def test_a_tokenizer_with_ids_beyond_the_embedding_is_refused(folder: Path) -> N
 
 
 def test_a_login_node_knows_the_families_that_can_be_trained() -> None:
-    assert set(model_folder.FAMILIES) == set(gemma.FAMILIES)
+    assert set(model_folder.FAMILIES) == set(build.FAMILIES)

@@ -1,4 +1,4 @@
-"""What this rank holds of a tensor, and sums over what the others hold.
+"""This rank's shard of a tensor, sums over the shards of all ranks, and checks that two sets of tensors match.
 
 A parameter is a plain tensor (one process, or a full copy on each rank) or a DTensor that `fully_shard` laid out:
 placements `(Shard(0),)` on a 1D mesh, `(Replicate(), Shard(0))` under HSDP. A sum over elements must count each
@@ -17,10 +17,11 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from hpc_ewc.errors import InputError, did_you_mean
+from hpc_ewc.ewc.sharding.tiles import tiles
 
 
 def local_flat(tensor: Tensor) -> Tensor:
-    """This rank's elements of `tensor` as a 1D view: writing to it writes to the tensor."""
+    """Returns this rank's elements of `tensor` as a 1D view: writing to it writes to the tensor."""
     tensor = tensor.detach()
     if isinstance(tensor, DTensor):
         tensor = tensor.to_local()
@@ -28,7 +29,7 @@ def local_flat(tensor: Tensor) -> Tensor:
 
 
 def shard_axes(tensor: Tensor) -> tuple[DeviceMesh, tuple[int, ...]] | None:
-    """The mesh of `tensor` and those of its axes over which its elements are divided; None for a full tensor."""
+    """Returns the mesh of `tensor` and the mesh axes that shard its elements; None for an unsharded tensor."""
     if not isinstance(tensor, DTensor):
         return None
     axes = tuple(axis for axis, placement in enumerate(tensor.placements) if not placement.is_replicate())
@@ -36,9 +37,17 @@ def shard_axes(tensor: Tensor) -> tuple[DeviceMesh, tuple[int, ...]] | None:
 
 
 def reduce_elements(rows: Tensor, tensors: Iterable[Tensor], op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
-    """`rows [n, k]`, in place: row i, this rank's statistics of `tensors[i]`, reduced over the ranks that share it.
+    """Reduces statistics of sharded tensors over the ranks that share each tensor, in place.
 
     Every rank calls it. One all-reduce for each set of mesh axes (one in all, under `fully_shard`).
+
+    Args:
+        rows: [n, k], row i made from this rank's elements of `tensors[i]`.
+        tensors: n tensors, plain or sharded.
+        op: the reduction.
+
+    Returns:
+        `rows`, row i over all elements of `tensors[i]`.
     """
     together: dict[tuple[DeviceMesh, tuple[int, ...]], list[int]] = {}
     for index, tensor in enumerate(tensors):
@@ -54,7 +63,7 @@ def reduce_elements(rows: Tensor, tensors: Iterable[Tensor], op: dist.ReduceOp.R
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The trainable parameters of `model` by fully qualified name, as shards where the model is sharded.
+    """Returns the trainable parameters of `model` by fully qualified name, as DTensors where the model is sharded.
 
     Raises:
         InputError: the model is sharded by `fully_shard` but a parameter is not a DTensor now.
@@ -77,13 +86,16 @@ def check_layout(
     like: Mapping[str, Tensor],
     whose: str = "trainable parameter of the model",
 ) -> None:
-    """Raises InputError unless `tensors` and `like` have the same names, shapes and layouts.
+    """Checks that two sets of tensors have the same names, shapes and layouts. No collective.
 
     Args:
-        what: "anchor" or "Fisher", for the message.
-        tensors: to be checked.
-        like: what they must match.
+        what: what `tensors` are, for the message: "anchor" or "Fisher".
+        tensors: the tensors to check, of any floating dtype.
+        like: the tensors to match.
         whose: what one of `like` is, for the message.
+
+    Raises:
+        InputError: the first difference found.
     """
     for name, wanted in like.items():
         if name not in tensors:
@@ -110,19 +122,26 @@ def _layout(tensor: Tensor) -> str:
     return f"a full tensor, {where}"
 
 
-def max_over_ranks(numbers: list[int], device: torch.device) -> list[int]:
-    """The largest of each number over all ranks. Every rank calls it; one all-reduce."""
-    return _over_ranks(numbers, device, dist.ReduceOp.MAX)
+def find_bad_entries(fisher: Mapping[str, Tensor], anchor: Mapping[str, Tensor]) -> str | None:
+    """Returns a sentence about the first tensor with entries that it cannot have, the same on every rank, or None.
 
+    Every rank calls it; one all-reduce.
 
-def sum_over_ranks(numbers: list[int], device: torch.device) -> list[int]:
-    """The sum of each number over all ranks. Every rank calls it; one all-reduce."""
-    return _over_ranks(numbers, device, dist.ReduceOp.SUM)
-
-
-def _over_ranks(numbers: list[int], device: torch.device, op: dist.ReduceOp.RedOpType) -> list[int]:
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return numbers
-    tensor = torch.tensor(numbers, dtype=torch.int64, device=device)
-    dist.all_reduce(tensor, op=op)
-    return [int(number) for number in tensor.tolist()]
+    Args:
+        fisher: {fqn: F}, which must be finite and at least 0.
+        anchor: {fqn: θ*}, which must be finite.
+    """
+    tensors = [*fisher.values(), *anchor.values()]
+    rows = torch.zeros(len(tensors), 1, dtype=torch.float64, device=local_flat(tensors[0]).device)
+    for index, (row, tensor) in enumerate(zip(rows, tensors, strict=True)):
+        for (values,) in tiles(local_flat(tensor)):
+            good = values.isfinite()
+            row[0] += (~(good & (values >= 0) if index < len(fisher) else good)).sum()
+    counts = [int(count) for count in reduce_elements(rows, tensors)[:, 0].tolist()]
+    for name, count in zip(fisher, counts[: len(fisher)], strict=True):
+        if count:
+            return f"the Fisher of '{name}' has {count} entries that are negative or not finite"
+    for name, count in zip(anchor, counts[len(fisher) :], strict=True):
+        if count:
+            return f"the anchor of '{name}' has {count} entries that are not finite"
+    return None

@@ -1,7 +1,7 @@
-"""A folder of tensor files with a manifest that vouches for them: written whole or not at all, checked when read.
+"""A folder of tensor files with a manifest that holds their checksums: written whole or not at all, checked when read.
 
-Every function here is called by every rank; what one finds wrong, all raise, else the others would wait for it in the
-next collective.
+Every rank calls every public function but `open_tensors`. What one rank finds wrong, all raise: otherwise the others
+would wait for it in the next collective.
 """
 
 from __future__ import annotations
@@ -9,34 +9,34 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hpc_ewc.errors import ArtefactError, HpcEwcError
-from hpc_ewc.ewc.tensor_files import TensorFiles, gather_objects, hash_files, rank_and_world_size, write_tensors
+from hpc_ewc.errors import ArtefactError
+from hpc_ewc.ewc.files.tensor_files import TensorReader, hash_files, write_tensors
+from hpc_ewc.ewc.sharding.ranks import gather_objects, raise_on_every_rank, rank_and_world_size, wait_for_all_ranks
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
 AGAIN = "run the fisher stage again"
 
-Parts = Mapping[str, tuple[Mapping[str, Tensor], Mapping[str, torch.dtype]]]
+TensorGroups = Mapping[str, tuple[Mapping[str, Tensor], Mapping[str, torch.dtype]]]
 """{stem of the files: ({name: tensor}, {name: dtype to store it in})}"""
 
 
-def publish(folder: Path, kind: str, parts: Parts, facts: Mapping[str, Any]) -> list[Path]:
-    """Writes the tensors' files, then the manifest, each under its final name only when all are whole and hashed.
+def publish(folder: Path, kind: str, groups: TensorGroups, facts: Mapping[str, Any]) -> list[Path]:
+    """Writes the tensors' files, then the manifest, each under its final name only once all are written and hashed.
 
-    A second writer of the same tensors and facts writes the same bytes.
+    A second writer of the same tensors and facts writes the same bytes. Every rank calls it.
 
     Args:
         folder: on a file system that all ranks see; made if absent.
-        kind: what it is, for `read_manifest`.
-        parts: tensors, by the stem of their files.
+        kind: of the content, for `read_manifest`.
+        groups: tensors, by the stem of their files.
         facts: for the manifest; rank 0's are written.
 
     Returns:
@@ -48,7 +48,7 @@ def publish(folder: Path, kind: str, parts: Parts, facts: Mapping[str, Any]) -> 
     suffix = gather_objects(f".{secrets.token_hex(4)}.part")[0]
     sizes: dict[str, int] = {}
     try:
-        for stem, (tensors, dtypes) in parts.items():
+        for stem, (tensors, dtypes) in groups.items():
             sizes |= write_tensors(folder, stem, tensors, dtypes, suffix)
         hashes = hash_files([folder / (name + suffix) for name in sizes])
         files = {name: {"size": size, "sha256": sha} for (name, size), sha in zip(sizes.items(), hashes, strict=True)}
@@ -60,23 +60,25 @@ def publish(folder: Path, kind: str, parts: Parts, facts: Mapping[str, Any]) -> 
         if rank == 0:
             for left in folder.glob(f"*{suffix}"):
                 left.unlink(missing_ok=True)
-    gather_objects(None)  # no rank returns before the manifest is there
+    wait_for_all_ranks()  # no rank returns before the manifest exists
     return [folder / name for name in (*sizes, MANIFEST)]
 
 
-def read_manifest(folder: Path, kind: str, verify: bool = True) -> dict[str, Any]:
-    """The manifest of a folder that `publish` wrote, its files there and whole.
+def read_manifest(folder: Path, kind: str, *, verify: bool = True) -> dict[str, Any]:
+    """Returns the manifest of a folder that `publish` wrote, after checking that its files are complete.
+
+    Every rank calls it; one or two object all-gathers.
 
     Args:
         folder: to read.
-        kind: that it must be of.
+        kind: the manifest's expected kind.
         verify: compare every file's sha256 (each rank hashes its share), not just sizes.
 
     Raises:
-        ArtefactError: on every rank, with the file and what is wrong with it.
+        ArtefactError: on every rank, with the file and its fault.
     """
     manifest: dict[str, Any] = {}
-    with agreeing():
+    with raise_on_every_rank():
         manifest = _read(folder / MANIFEST, kind)
         for name, facts in manifest["files"].items():
             path = folder / name
@@ -92,22 +94,13 @@ def read_manifest(folder: Path, kind: str, verify: bool = True) -> dict[str, Any
     return manifest
 
 
-def open_part(folder: Path, stem: str, manifest: Mapping[str, Any]) -> TensorFiles:
-    """The tensors of one stem. Raises ArtefactError, on this rank alone, where a file is no whole safetensors file."""
-    return TensorFiles([folder / name for name in manifest["files"] if name.startswith(f"{stem}-")])
+def open_tensors(folder: Path, stem: str, manifest: Mapping[str, Any]) -> TensorReader:
+    """Returns a reader of the files of one stem. No collective.
 
-
-@contextmanager
-def agreeing() -> Iterator[None]:
-    """Whatever error of ours one rank raises inside, every rank raises, as an ArtefactError. One all-gather."""
-    message: str | None = None
-    try:
-        yield
-    except HpcEwcError as error:
-        message = str(error)
-    for other in gather_objects(message):
-        if other is not None:
-            raise ArtefactError(other)
+    Raises:
+        ArtefactError: on this rank alone, where a file is no complete safetensors file.
+    """
+    return TensorReader([folder / name for name in manifest["files"] if name.startswith(f"{stem}-")])
 
 
 def _read(path: Path, kind: str) -> dict[str, Any]:
@@ -116,7 +109,7 @@ def _read(path: Path, kind: str) -> dict[str, Any]:
     except FileNotFoundError:
         raise ArtefactError(f"{path.parent}: no {MANIFEST}: no EWC state, or one not finished; {AGAIN}") from None
     except (OSError, ValueError) as error:
-        raise ArtefactError(f"{path}: half-written or not ours: {error}; {AGAIN}") from None
+        raise ArtefactError(f"{path}: corrupt or not written by hpc-ewc: {error}; {AGAIN}") from None
     if not isinstance(manifest, dict) or manifest.get("kind") != kind or "files" not in manifest:
         raise ArtefactError(f"{path}: not the manifest of an EWC state ({kind}); give a folder that one was saved in")
     if manifest.get("schema") != SCHEMA:
@@ -125,13 +118,13 @@ def _read(path: Path, kind: str) -> dict[str, Any]:
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Whole or not at all: written beside, flushed, renamed, the folder flushed."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    with beside.open("w", encoding="utf-8") as file:
+    """Writes all of a file or nothing: under a temporary name, flushed, renamed, the folder flushed."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    with temporary.open("w", encoding="utf-8") as file:
         file.write(json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
         file.flush()
         os.fsync(file.fileno())
-    beside.replace(path)
+    temporary.replace(path)
     descriptor = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(descriptor)

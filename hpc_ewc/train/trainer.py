@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,12 +20,10 @@ from torch.distributed.tensor import DTensor
 from hpc_ewc.config import EwcConfig, TrainConfig
 from hpc_ewc.data.loader import StepBatch
 from hpc_ewc.errors import InputError, StageError
+from hpc_ewc.ewc import FusedAdamW
 from hpc_ewc.model.mesh import SHARD_AXIS
-from hpc_ewc.train.anchor import Elastic, Free
 from hpc_ewc.train.optimizer import set_learning_rate
-
-if TYPE_CHECKING:
-    from hpc_ewc.ewc import OnePass
+from hpc_ewc.train.regularizer import EwcRegularizer, NoPenalty
 
 NAMED_SAMPLES = 8
 
@@ -43,19 +41,19 @@ class Trainer:
     """What a step needs; the same objects from the first step to the last.
 
     `parameters` are the sharded ones, taken before the first forward: after it, the root's `parameters()` are
-    unsharded plain tensors. `describe` says where a sample comes from. `one_pass`, where
+    unsharded plain tensors. `describe` says where a sample comes from. `fused_adamw`, where
     there is one, clips, adds the penalty and steps.
     """
 
     model: Any
     parameters: Mapping[str, torch.nn.Parameter]
     optimizer: torch.optim.Optimizer
-    hold: Free | Elastic
+    regularizer: NoPenalty | EwcRegularizer
     ewc: EwcConfig
     config: TrainConfig
     device: torch.device
     describe: Callable[[int], str] = str
-    one_pass: OnePass | None = None
+    fused_adamw: FusedAdamW | None = None
 
     def step(self, batch: StepBatch, learning_rate: float) -> tuple[float, float]:
         """Make one optimizer step. Every rank calls it with its own part of the same step.
@@ -90,24 +88,24 @@ class Trainer:
     def _clip(self) -> torch.Tensor:
         """Ready the gradients for the update; their norm before clipping, on the device."""
         explicit, total = self.ewc.mode == "gradient", self.ewc.clip == "total"
-        if self.one_pass is not None:
-            return self.one_pass.norm() if total else global_norm(self.parameters.values())
+        if self.fused_adamw is not None:
+            return self.fused_adamw.norm() if total else global_norm(self.parameters.values())
         if explicit and total:
-            self.hold.add_gradient_()
+            self.regularizer.add_gradient_()
         norm = clip_(self.parameters.values(), self.config.max_grad_norm)
         if explicit and not total:
-            self.hold.add_gradient_()
+            self.regularizer.add_gradient_()
         return norm
 
     def _update(self, norm: float) -> None:
         """Move the parameters. Args: norm: of the gradients, as `_clip` gave it."""
-        if self.one_pass is not None:
+        if self.fused_adamw is not None:
             factor = min(1.0, self.config.max_grad_norm / (norm + 1e-6))
-            self.one_pass.step_(factor, factor if self.ewc.clip == "total" else 1.0)
+            self.fused_adamw.step_(factor, factor if self.ewc.clip == "total" else 1.0)
             return
         self.optimizer.step()
         if self.ewc.mode == "proximal":
-            self.hold.proximal_step_(self.optimizer)
+            self.regularizer.proximal_step_(self.optimizer)
 
     def _add_gradients(self, batch: StepBatch) -> torch.Tensor:
         """Back-propagate the step's mean loss; the sum of its losses over all ranks, float64 on the device."""

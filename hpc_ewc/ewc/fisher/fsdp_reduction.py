@@ -1,4 +1,4 @@
-"""FSDP2's gradient reduction, set up for the Fisher and put back as it was.
+"""FSDP2's gradient reduction, changed for the Fisher and restored afterwards.
 
 Two things are set on every FSDP2 group. The divisor is FSDP2's own (the mean over ranks), so that multiplying by the
 number of ranks gives a sum. And, for the method "reduce_scatter", each rank's own gradient is squared where FSDP2
@@ -37,8 +37,12 @@ class _SquaringReduceScatter(ReduceScatter):
         return work
 
 
-class Reduction:
-    """The reduction of a model's gradients: nothing to do for a plain model, FSDP2's groups for a sharded one."""
+class GradientReduction:
+    """The settings of FSDP2's gradient reduction of a model; a plain model has none.
+
+    Attributes:
+        sharded: whether the model has FSDP2 modules.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self._modules = [module for module in model.modules() if isinstance(module, FSDPModule)]
@@ -48,16 +52,17 @@ class Reduction:
         self.sharded = bool(self._modules)
 
     def reset(self) -> None:
-        """The mean over ranks, at every backward."""
+        """Reduces at every backward, to the mean over ranks."""
         for group in self._groups:
             group.gradient_divide_factor = None
             group.reduce_grads = group.all_reduce_grads = True
 
-    def square(self, square: Callable[[Tensor], None]) -> None:
-        """Calls `square` in place on each rank's own gradients.
+    def square_before(self, square: Callable[[Tensor], None]) -> None:
+        """Applies `square`, which works in place, to each rank's own gradients before they are reduced.
 
         Raises:
-            InputError: replicas of one rank each: the only hook left runs after they were added up.
+            InputError: the model reduces in another dtype than fp32, or its replicas have one rank each, where the
+                only hook runs after the replicas' gradients were added up.
         """
         for group in self._groups:
             if group.mp_policy.reduce_dtype not in (None, torch.float32) or group.mp_policy.param_dtype is not None:
@@ -69,13 +74,13 @@ class Reduction:
             else:
                 raise InputError("method 'reduce_scatter' needs shards: under dp_replicate use at least 2 of them")
 
-    def synchronize(self, now: bool) -> None:
-        """Whether the next backward reduces, or keeps its unsharded gradients for the one that does."""
+    def set_synchronize(self, *, now: bool) -> None:
+        """Makes the next backward reduce gradients, or keep them unsharded until one that does."""
         for module in self._modules:
             module.set_requires_gradient_sync(now, recurse=False)
 
     def restore(self) -> None:
-        """Every setting as it was found."""
+        """Puts every setting back."""
         for group, settings in zip(self._groups, self._saved, strict=True):
             vars(group).update(settings)
 

@@ -45,7 +45,7 @@ PEER_GRACE_S = 3.0
 
 
 @contextmanager
-def second_to_fail(failed: Path) -> Iterator[None]:
+def report_lost_peer(failed: Path) -> Iterator[None]:
     """Where a collective fails in here since another rank ended, that rank's word comes first.
 
     Args:

@@ -1,4 +1,4 @@
-"""What a Fisher looks like: trace, share by layer and by kind of parameter, quantiles, zeros."""
+"""A Fisher in a few numbers: trace, its share by layer and by kind of parameter, quantiles, zeros."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hpc_ewc.ewc.kernels import tiles
-from hpc_ewc.ewc.shards import local_flat, reduce_elements, shard_axes
+from hpc_ewc.ewc.sharding.shards import local_flat, reduce_elements, shard_axes
+from hpc_ewc.ewc.sharding.tiles import tiles
 
 QUANTILES = (0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 0.999)
 _BINS = 1 << 15
@@ -19,9 +19,9 @@ _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.(.+)$")
 
 
 def summarize(fisher: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Trace, parameters, zeros, largest entry, quantiles, and the trace's share by layer and by kind.
+    """Returns trace, number of parameters, zeros, mean, quantiles, and the trace's share by layer and by kind.
 
-    Quantiles are read off a histogram whose bins are the bf16 numbers, so no rank gathers anything and the answer
+    Quantiles are read off a histogram whose bins are the bf16 numbers, so no rank gathers a tensor and the result
     does not depend on the sharding; they are exact to 0.4 %. Every rank calls it; two all-reduces.
 
     Args:
@@ -64,7 +64,7 @@ def _quantiles(histogram: Tensor, count: int) -> dict[str, float]:
 
 
 def _shares(traces: Mapping[str, float], trace: float, part: int) -> dict[str, float]:
-    """The trace's share of each layer (part 0) or kind (part 1)."""
+    """Returns the trace's share of each layer (part 0) or kind (part 1)."""
     sums: dict[str, float] = {}
     for name, value in traces.items():
         label = _layer_and_kind(name)[part]
@@ -73,7 +73,7 @@ def _shares(traces: Mapping[str, float], trace: float, part: int) -> dict[str, f
 
 
 def _layer_and_kind(name: str) -> tuple[str, str]:
-    """('3', 'mlp.up_proj.weight') of 'model.layers.3.mlp.up_proj.weight'; a tensor of no layer is one by itself."""
+    """Splits 'model.layers.3.mlp.up_proj.weight' into ('3', 'mlp.up_proj.weight'); other names are both."""
     found = _LAYER.search(name)
     if found:
         return found.group(1), found.group(2)

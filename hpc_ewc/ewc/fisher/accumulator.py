@@ -1,6 +1,6 @@
-"""The sums of squared per-example gradients, step by step: forward and backward, which examples count, one reduction.
+"""The sums of squared per-example gradients, step by step: forwards and backwards, the examples that count, reduction.
 
-Squares are made in the backward (rules.py) or on their way to the shards (fsdp_hooks.py); here they are run and summed.
+Gradients are squared in the backward (rules.py) or on their way to the shards (fsdp_reduction.py), and summed here.
 """
 
 from __future__ import annotations
@@ -17,18 +17,31 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 from hpc_ewc.errors import InputError
-from hpc_ewc.ewc.batches import NOT_SCORED, Rows, draw_labels, empty_rows, read_batch
-from hpc_ewc.ewc.estimate import Batch, FisherEstimate, FisherSums, Labels, Method, NonFiniteExampleError, OnNonFinite
-from hpc_ewc.ewc.fsdp_hooks import Reduction
-from hpc_ewc.ewc.rules import Pass, SquaredGradients
-from hpc_ewc.ewc.shards import check_layout, local_flat, max_over_ranks, sum_over_ranks, trainable_parameters
-from hpc_ewc.ewc.tensor_files import gather_objects, rank_and_world_size
+from hpc_ewc.ewc.fisher.batches import NOT_SCORED, Rows, draw_labels, empty_rows, read_batch
+from hpc_ewc.ewc.fisher.fsdp_reduction import GradientReduction
+from hpc_ewc.ewc.fisher.results import (
+    Batch,
+    FisherEstimate,
+    FisherSums,
+    Labels,
+    Method,
+    NonFiniteExampleError,
+    OnNonFinite,
+)
+from hpc_ewc.ewc.fisher.rules import SquaredGradients
+from hpc_ewc.ewc.fisher.squared_functions import PassState
+from hpc_ewc.ewc.sharding.ranks import gather_objects, max_over_ranks, rank_and_world_size, sum_over_ranks
+from hpc_ewc.ewc.sharding.shards import check_layout, local_flat, trainable_parameters
 
 
 class FisherAccumulator:
-    """`estimate_fisher` step by step: `add` batches until it says that no rank has any, then `mean`.
+    """A context for `estimate_fisher` step by step: `add` batches until it returns False, then take the `mean`.
 
-    A context: inside it the model's layers and FSDP2's reduction are set up for squares.
+    Inside it, the model's layers and FSDP2's reduction are set up for squares, and the model has no dropout. Every rank
+    builds it. Arguments are those of `estimate_fisher`.
+
+    Attributes:
+        sums: so far, over all ranks; they change in place.
     """
 
     def __init__(
@@ -76,11 +89,11 @@ class FisherAccumulator:
 
     def __enter__(self) -> FisherAccumulator:
         with ExitStack() as stack:
-            reduction = Reduction(self._model)
+            reduction = GradientReduction(self._model)
             stack.callback(reduction.restore)
             reduction.reset()
             if self._by_row:
-                reduction.square(self._square)
+                reduction.square_before(self._square)
             self._reduction = reduction
             if self._rules is not None:
                 stack.enter_context(self._rules)
@@ -96,9 +109,9 @@ class FisherAccumulator:
         self._stack.close()
 
     def add(self, batches: Sequence[Batch]) -> bool:
-        """Adds this rank's next batches, with one reduction after the last; False if no rank had any.
+        """Adds this rank's next batches, with one reduction after the last, and returns whether any rank had a batch.
 
-        Every rank calls it as often as any other. Collectives: two small all-reduces, and the reduction.
+        All ranks call it equally often. Collectives: those of forwards and backwards, and two small all-reduces.
         """
         groups = []
         for batch in batches:
@@ -132,7 +145,7 @@ class FisherAccumulator:
         return True
 
     def mean(self) -> FisherEstimate:
-        """F, made of the sums in place: nothing can be added afterwards.
+        """Divides the sums in place and returns F; nothing can be added afterwards. All ranks call it; one all-reduce.
 
         Raises:
             InputError: no row had a scored token, or a sum overflowed.
@@ -152,38 +165,39 @@ class FisherAccumulator:
     # ------------------------------------------------------------------------------------------ one reduction
 
     def _run(self, groups: list[Rows], rounds: int) -> list[list[int]]:
-        """Forward and backward of each of `groups`, and of empty ones up to `rounds`: gradients hold squares.
+        """Runs forward and backward of `groups`, and of empty rows up to `rounds`, which leaves squares in `.grad`.
 
         Returns:
-            for each group, its rows whose gradient is not finite.
+            For each group, its rows whose gradient is not finite.
         """
         bad: list[set[int]] = [set() for _ in groups]
         for index in range(rounds):
             rows = groups[index] if index < len(groups) else empty_rows(self._device)
             for sample in range(self._samples):
-                self._reduction.synchronize(self._by_row or (index == rounds - 1 and sample == self._samples - 1))
+                last = index == rounds - 1 and sample == self._samples - 1
+                self._reduction.set_synchronize(now=self._by_row or last)
                 worse = self._one_pass(rows, sample)
                 if index < len(groups):
                     bad[index] |= set(worse)
         return [sorted(rows) for rows in bad]
 
     def _one_pass(self, rows: Rows, sample: int) -> list[int]:
-        now = self._rules.begin(rows.input_ids, rows.spans) if self._rules is not None else None
+        state = self._rules.begin(rows.input_ids, rows.spans) if self._rules is not None else None
         self._not_finite.zero_()
         logits = self._logits(rows)
         targets = draw_labels(rows, logits.detach(), self._seed, sample) if self._sampled else rows.targets
         exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
         loss = F.cross_entropy(exact.flatten(0, 1), targets.flatten(), ignore_index=NOT_SCORED, reduction="sum")
         torch.autograd.backward(loss)
-        if now is not None:
-            self._check_coverage(now)
-            return list(now.not_finite.nonzero().flatten().tolist())
+        if state is not None:
+            self._check_coverage(state)
+            return list(state.not_finite.nonzero().flatten().tolist())
         if not self._reduction.sharded:
             self._square_and_keep()
         return [0] if bool(self._not_finite) else []
 
     def _logits(self, rows: Rows) -> Tensor:
-        """[B, K, V]: the head runs on scored positions alone."""
+        """Returns logits [B, K, V]: the head runs on scored positions alone."""
         logits: Tensor = self._model(
             input_ids=rows.input_ids,
             attention_mask=rows.attention_mask,
@@ -198,15 +212,15 @@ class FisherAccumulator:
             )
         return logits
 
-    def _check_coverage(self, now: Pass) -> None:
-        """A gradient that no rule made is a minibatch gradient, not a sum of squares."""
+    def _check_coverage(self, state: PassState) -> None:
+        """Refuses a gradient that no rule made: it is a minibatch gradient, not a sum of squares."""
         for name, parameter in self._parameters.items():
-            if name in now.seen or parameter.grad is None:
+            if name in state.seen or parameter.grad is None:
                 continue
             if bool((local_flat(parameter.grad) != 0).any()):
                 raise InputError(
                     f"parameter '{name}' has a gradient that its layer's rule did not make: its layer's forward is "
-                    f"compiled or passed by; use method 'reduce_scatter', or the model uncompiled"
+                    f"compiled or bypassed; use method 'reduce_scatter', or the model uncompiled"
                 )
 
     def _square(self, gradient: Tensor) -> None:
@@ -214,7 +228,7 @@ class FisherAccumulator:
         self._not_finite |= ~gradient.isfinite().all()
 
     def _square_and_keep(self) -> None:
-        """Without shards there is no hook between one example's gradient and the next's: squares are kept here."""
+        """Squares and keeps one example's gradients: without shards, no hook runs between two examples' gradients."""
         for name, parameter in self._parameters.items():
             if parameter.grad is None:
                 continue
@@ -226,16 +240,16 @@ class FisherAccumulator:
             parameter.grad = None
 
     def _take_gradients(self) -> None:
-        """Moves the group's squares into the sums."""
+        """Adds the group's squares to the sums and drops the gradients."""
         _, world_size = rank_and_world_size()
         with torch.no_grad():
             for name, parameter in self._parameters.items():
                 gradient = self._kept.pop(name, None) if parameter.grad is None else parameter.grad
                 if gradient is None:
-                    continue  # it has no part in the model's output
+                    continue  # the model's output does not depend on it
                 total = local_flat(self.sums.tensors[name])
                 if isinstance(parameter, DTensor):
-                    # FSDP2 left the mean over the ranks of the mesh, and a sum is wanted
+                    # FSDP2 left the mean over the ranks of the mesh; the sum is needed
                     total.add_(local_flat(gradient), alpha=parameter.device_mesh.size())
                 else:
                     if world_size > 1:
@@ -253,13 +267,13 @@ class FisherAccumulator:
         named = [f"{example} (rank {rank})" for rank, examples in enumerate(by_rank) for example in examples]
         raise NonFiniteExampleError(
             f"the gradient of {len(named)} examples is not finite: {', '.join(named[:8])}"
-            f"{' …' if len(named) > 8 else ''}; look at them, or leave them out with on_nonfinite = 'skip'",
+            f"{' …' if len(named) > 8 else ''}; check these examples, or leave them out with on_nonfinite = 'skip'",
             [example for examples in by_rank for example in examples],
         )
 
 
 def _without_dropout(model: nn.Module) -> None:
-    """Evaluation mode; but training mode stays where Transformers recomputes activations, which it does there alone."""
+    """Sets evaluation mode, or keeps training mode under gradient checkpointing, which evaluation would turn off."""
     recomputes = any(getattr(module, "gradient_checkpointing", False) is True for module in model.modules())
     if not (model.training and recomputes):
         model.eval()

@@ -1,4 +1,4 @@
-"""A batch for the Fisher: which positions are scored, what is drawn for them, where the padding is."""
+"""Batches for the Fisher: their scored positions, the labels drawn for them, and their padding."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ NOT_SCORED = -100
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of a batch, checked; one row is one example. K is the largest number of scored tokens of a row.
+    """Checked rows of a batch; one row is one example. K is the largest number of scored tokens in a row.
 
     Attributes:
         input_ids: [B, T] int64.
         attention_mask: [B, T] int64.
-        position_ids: [B, T]: a row's own count, wherever its padding is.
-        positions: [B, K]: where the scored tokens are predicted from, one before where they stand.
-        targets: [B, K]: the scored tokens, -100 where a row has fewer than K.
-        spans: first and last position + 1 of each row that are not padding; None where there is none.
-        examples: [B], the number of each row: the caller's own, or its place among this rank's rows.
+        position_ids: [B, T] int64, counted from the first token of a row that is not padding.
+        positions: [B, K] int64, the positions that predict the scored tokens: one before each scored token.
+        targets: [B, K] int64, the scored tokens, -100 where a row has fewer than K.
+        spans: first and last position + 1 of each row that are not padding; None if no row has padding.
+        examples: [B], the number of each row: the caller's own, or its index among this rank's rows.
     """
 
     input_ids: Tensor
@@ -38,11 +38,11 @@ class Rows:
     examples: list[int]
 
     def scored(self) -> int:
-        """Rows with a scored token: what N counts."""
+        """Returns the number of rows with a scored token, which N counts."""
         return int((self.targets != NOT_SCORED).any(1).sum())
 
     def select(self, rows: Sequence[int]) -> Rows | None:
-        """Only these rows, cut to their longest; None for none."""
+        """Returns these rows alone, cut to the longest of them; None if `rows` is empty."""
         if not rows:
             return None
         index = torch.tensor(rows, device=self.input_ids.device)
@@ -62,10 +62,13 @@ class Rows:
 
 
 def read_batch(batch: Mapping[str, Tensor], device: torch.device, first: int = 0) -> Rows:
-    """The rows of a batch dict(input_ids, attention_mask, labels [B, T], optionally examples [B]), on `device`.
+    """Returns the rows of a batch, on `device`. No collective.
 
-    Labels stand under their tokens, as in Transformers: the one at t is predicted from t − 1. Without `examples`,
-    rows are numbered from `first`.
+    Args:
+        batch: input_ids, labels, optionally attention_mask, all [B, T] int64, and optionally examples [B]. A label
+            stands under its token, as in Transformers: the one at t is predicted from t − 1.
+        device: of the model.
+        first: without `examples`, rows are numbered from here.
 
     Raises:
         InputError: a key or a shape is missing or wrong, or a token is scored that cannot be.
@@ -98,7 +101,7 @@ def read_batch(batch: Mapping[str, Tensor], device: torch.device, first: int = 0
 
 
 def empty_rows(device: torch.device) -> Rows:
-    """One row that scores nothing: a forward and backward for a rank that has no batch while others have."""
+    """Returns one row that scores nothing, for the forward and backward of a rank that has run out of batches."""
     ids = torch.zeros(1, 2, dtype=torch.int64, device=device)
     none = torch.full((1, 1), NOT_SCORED, dtype=torch.int64, device=device)
     position = torch.arange(2, device=device)[None]
@@ -114,16 +117,16 @@ def _spans(mask: Tensor) -> list[tuple[int, int]] | None:
 
 
 def draw_labels(rows: Rows, logits: Tensor, seed: int, sample: int) -> Tensor:
-    """Targets drawn from the model's own distribution at the scored positions.
+    """Returns targets drawn from the model's own distribution at the scored positions.
 
-    Each row draws with numbers that depend on its tokens, `seed` and `sample` alone: batches, padding and ranks do
-    not change them. By inversion: the first token at which the cumulated probability passes a uniform number.
+    The random numbers of a row depend on its tokens, `seed` and `sample` alone: batches, padding and ranks do not
+    change them. Drawn by inversion: the first token at which the cumulated probability passes a uniform number.
 
     Args:
         rows: B rows with K scored positions.
         logits: [B, K, V] at those positions.
         seed: of all draws.
-        sample: which draw of a row.
+        sample: number of the draw, from 0.
 
     Returns:
         [B, K] int64, -100 where nothing is scored.

@@ -2,7 +2,8 @@
 
 A safetensors file is 8 bytes of header length, a JSON header and the tensors' bytes, row by row. A shard along dim 0
 is one run of those bytes, so every rank writes its own runs into the shared file: no rank gathers a tensor, and the
-files are the same to the byte at any world size. Any safetensors reader opens them.
+files are the same to the byte at any world size. Any safetensors reader opens them. The header is written here, as
+safetensors' own writer needs all bytes of a file in one process.
 """
 
 from __future__ import annotations
@@ -14,82 +15,78 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from hpc_ewc.errors import ArtefactError, InputError
-from hpc_ewc.ewc.shards import local_flat
+from hpc_ewc.ewc.sharding.ranks import gather_objects, rank_and_world_size, wait_for_all_ranks
+from hpc_ewc.ewc.sharding.shards import local_flat
 
 FILE_BYTES = 4 << 30
 """A file takes tensors up to this size: several files are hashed, and read, by several ranks at once."""
 _CHUNK = 1 << 22
 """Elements converted and written at a time."""
-T = TypeVar("T")
 _DTYPE_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where a tensor lies: its file, the offset of its first byte in it, and the dtype it is stored in."""
+class _Location:
+    """The file of a tensor, the offset of its first byte in it, and the dtype it is stored in."""
 
     file: str
     offset: int
     dtype: torch.dtype
 
 
-def rank_and_world_size() -> tuple[int, int]:
-    """This process's place in the default group; (0, 1) without one."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-
-
 def write_tensors(
     folder: Path, stem: str, tensors: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype], suffix: str
 ) -> dict[str, int]:
-    """Writes `tensors` as `<stem>-00001-of-0000n.safetensors`, each under a name that ends in `suffix`, flushed.
+    """Writes and flushes `<stem>-00001-of-0000n.safetensors`, each under a temporary name that ends in `suffix`.
 
-    Every rank calls it, with the same names (two barriers). The caller renames: nothing is visible before that.
+    The caller renames the files. Every rank calls it, with the same names; two barriers.
 
     Args:
         folder: on a file system that all ranks see.
         stem: "fisher" or "anchor".
         tensors: {name: tensor}, plain (rank 0 writes it) or a DTensor sharded along dim 0.
-        dtypes: what each is stored in; the conversion rounds to nearest.
+        dtypes: {name: dtype to store the tensor in}; the conversion rounds to nearest.
         suffix: of the temporary names, the same on all ranks.
 
     Returns:
         {final name: size in bytes}.
     """
-    places, headers, sizes = _plan(stem, tensors, dtypes)
-    rank, world_size = rank_and_world_size()
+    locations, headers, sizes = _plan_files(stem, tensors, dtypes)
+    rank, _ = rank_and_world_size()
     if rank == 0:
         for name, header in headers.items():
             with (folder / (name + suffix)).open("wb") as file:
                 file.write(header)
                 file.truncate(sizes[name])
-    _barrier(world_size)
-    written: set[str] = set()
+    wait_for_all_ranks()
+    written: set[Path] = set()
     for name, tensor in tensors.items():
-        start = _element_offset(name, tensor, rank)
+        start = _first_element(name, tensor, rank)
         if start is not None:
-            place = places[name]
-            _write_run(folder / (place.file + suffix), place, start, local_flat(tensor))
-            written.add(place.file)
-    for file_name in written:
-        _flush(folder / (file_name + suffix))
-    _barrier(world_size)
+            location = locations[name]
+            path = folder / (location.file + suffix)
+            _write_elements(path, location, start, local_flat(tensor))
+            written.add(path)
+    for path in written:
+        with path.open("r+b") as file:
+            os.fsync(file.fileno())
+    wait_for_all_ranks()
     return sizes
 
 
-def _plan(
+def _plan_files(
     stem: str, tensors: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]
-) -> tuple[dict[str, _Place], dict[str, bytes], dict[str, int]]:
-    """Place of each tensor, header and size of each file: a function of names, shapes and dtypes alone."""
+) -> tuple[dict[str, _Location], dict[str, bytes], dict[str, int]]:
+    """Returns each tensor's location and each file's header and size: functions of names, shapes and dtypes alone."""
     bins: list[list[str]] = []
     filled = FILE_BYTES
     for name in tensors:
@@ -99,14 +96,14 @@ def _plan(
             filled = 0
         bins[-1].append(name)
         filled += size
-    places: dict[str, _Place] = {}
+    locations: dict[str, _Location] = {}
     headers: dict[str, bytes] = {}
     sizes: dict[str, int] = {}
     for number, names in enumerate(bins, start=1):
         file = f"{stem}-{number:05d}-of-{len(bins):05d}.safetensors"
         entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
         end, begins = 0, {}
-        # widest dtype first, as safetensors itself does it: each tensor then starts at a multiple of its item size
+        # widest dtype first, as in safetensors' own writer: each tensor then starts at a multiple of its item size
         for name in sorted(names, key=lambda name: (-dtypes[name].itemsize, name)):
             begins[name] = end
             end += tensors[name].numel() * dtypes[name].itemsize
@@ -120,32 +117,32 @@ def _plan(
         headers[file] = len(text).to_bytes(8, "little") + text
         sizes[file] = len(headers[file]) + end
         for name in names:
-            places[name] = _Place(file, len(headers[file]) + begins[name], dtypes[name])
-    return places, headers, sizes
+            locations[name] = _Location(file, len(headers[file]) + begins[name], dtypes[name])
+    return locations, headers, sizes
 
 
-def _element_offset(name: str, tensor: Tensor, rank: int) -> int | None:
-    """Index of this rank's first element in the row-major full tensor; None where another rank writes these."""
+def _first_element(name: str, tensor: Tensor, rank: int) -> int | None:
+    """Returns the index of this rank's first element in the row-major full tensor; None where it writes nothing."""
     if not isinstance(tensor, DTensor):
         return 0 if rank == 0 else None
     mesh, placements = tensor.device_mesh, tensor.placements
     coordinate = mesh.get_coordinate()
     if coordinate is None:
         return None
-    for at, placement in zip(coordinate, placements, strict=True):
-        if placement.is_replicate() and at != 0:
-            return None  # a copy of what the first replica writes
+    for index, placement in zip(coordinate, placements, strict=True):
+        if placement.is_replicate() and index != 0:
+            return None  # the first replica writes these elements
         if not (placement.is_replicate() or placement.is_shard(0)):
             raise InputError(f"'{name}' is laid out as {placements}; only shards along dim 0 can be saved")
     shape, offset = compute_local_shape_and_global_offset(tensor.shape, mesh, placements)
     return offset[0] * math.prod(tensor.shape[1:]) if math.prod(shape) else None
 
 
-def _write_run(path: Path, place: _Place, start: int, values: Tensor) -> None:
+def _write_elements(path: Path, location: _Location, start: int, values: Tensor) -> None:
     with path.open("r+b") as file:
-        file.seek(place.offset + start * place.dtype.itemsize)
+        file.seek(location.offset + start * location.dtype.itemsize)
         for begin in range(0, values.numel(), _CHUNK):
-            file.write(_bytes(values[begin : begin + _CHUNK], place.dtype))
+            file.write(_bytes(values[begin : begin + _CHUNK], location.dtype))
 
 
 def _bytes(values: Tensor, dtype: torch.dtype) -> bytes:
@@ -155,81 +152,53 @@ def _bytes(values: Tensor, dtype: torch.dtype) -> bytes:
     return values.to(dtype).cpu().contiguous().view(torch.uint8).numpy().tobytes()
 
 
-def _flush(path: Path) -> None:
-    with path.open("r+b") as file:
-        os.fsync(file.fileno())
-
-
 def hash_files(paths: list[Path]) -> list[str]:
-    """The sha256 of each file; every rank calls it, and reads every world_size-th. Collectives: one all-gather."""
+    """Returns the sha256 of each file. Every rank calls it and reads every world_size-th; one object all-gather."""
     rank, world_size = rank_and_world_size()
-    mine = {index: _sha256(paths[index]) for index in range(rank, len(paths), world_size)}
-    found: dict[int, str] = {}
-    for part in gather_objects(mine):
-        found.update(part)
+    mine = {}
+    for index in range(rank, len(paths), world_size):
+        with paths[index].open("rb") as file:
+            mine[index] = hashlib.file_digest(file, "sha256").hexdigest()
+    found = {index: digest for part in gather_objects(mine) for index, digest in part.items()}
     return [found[index] for index in range(len(paths))]
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+class TensorReader:
+    """The tensors of some safetensors files, read lazily. No collective.
 
-
-def gather_objects(value: T) -> list[T]:
-    """`value` of every rank, in order of rank."""
-    _, world_size = rank_and_world_size()
-    if world_size == 1:
-        return [value]
-    values: list[T] = [value] * world_size
-    dist.all_gather_object(values, value)
-    return values
-
-
-def _barrier(world_size: int) -> None:
-    if world_size > 1:
-        gather_objects(None)  # dist.barrier would need a device, which a CPU-side write has not
-
-
-class TensorFiles:
-    """The tensors in the files `<stem>-*.safetensors` of a folder, read lazily.
+    Attributes:
+        shapes: {name: full shape}.
 
     Raises:
         ArtefactError: a file is not safetensors, or ends before its tensors do.
     """
 
     def __init__(self, paths: list[Path]) -> None:
-        self._readers: dict[str, Any] = {}
-        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._files: dict[str, Any] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
         for path in paths:
             try:
-                reader: Any = safe_open(path, framework="pt")
+                file: Any = safe_open(path, framework="pt")
             except (SafetensorError, OSError) as error:
                 raise ArtefactError(
                     f"{path}: not a whole safetensors file ({error}); run the fisher stage again"
                 ) from None
-            names: list[str] = reader.keys()
-            for name in names:
-                self._readers[name] = reader
-                self._shapes[name] = tuple(reader.get_slice(name).get_shape())
+            for name in file.keys():  # noqa: SIM118  # safe_open is no mapping
+                self._files[name] = file
+                self.shapes[name] = tuple(file.get_slice(name).get_shape())
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The full shape of each tensor."""
-        return self._shapes
+    def read(self, name: str, like: Tensor | None = None) -> Tensor:
+        """Returns a tensor in its stored dtype: whole and on the CPU, or on the device and in the layout of `like`.
 
-    def read_full(self, name: str) -> Tensor:
-        """The whole tensor, in its stored dtype, on the CPU."""
-        tensor: Tensor = self._readers[name].get_tensor(name)
-        return tensor
-
-    def read_like(self, name: str, like: Tensor) -> Tensor:
-        """The tensor laid out as `like`: its device, and its mesh and placements; only this rank's rows are read."""
+        For a DTensor, this rank's rows alone are read.
+        """
+        file = self._files[name]
         if not isinstance(like, DTensor):
-            return self.read_full(name).to(like.device)
+            tensor: Tensor = file.get_tensor(name)
+            return tensor if like is None else tensor.to(like.device)
         shape, offset = compute_local_shape_and_global_offset(like.shape, like.device_mesh, like.placements)
-        part = self._readers[name].get_slice(name)
-        local = (
-            part[tuple(slice(at, at + size) for at, size in zip(offset, shape, strict=True))] if shape else part[...]
-        )
+        part = tuple(slice(begin, begin + size) for begin, size in zip(offset, shape, strict=True))
+        local = file.get_slice(name)[part if part else ...]
         return DTensor.from_local(
             local.contiguous().to(like.to_local().device),
             like.device_mesh,

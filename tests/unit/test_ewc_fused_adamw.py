@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hpc_ewc.errors import InputError
-from hpc_ewc.ewc import EwcPenalty, OnePass
+from hpc_ewc.ewc import EwcPenalty, FusedAdamW
 
 STEPS, STRENGTH, MAX_NORM = 4, 7.0, 3.0
 
@@ -59,17 +59,17 @@ def apart(clip: str, dtype: torch.dtype, device: str) -> list[Tensor]:
 
 def at_once(clip: str, dtype: torch.dtype, device: str) -> list[Tensor]:
     model, penalty, optimizer = build(dtype, device)
-    one_pass = OnePass(penalty, optimizer)
-    assert one_pass.works
+    fused = FusedAdamW(penalty, optimizer)
+    assert fused.works
     norms = []
     for step in range(STEPS):
         set_gradients(model, step)
         if clip == "total":
-            norm = one_pass.norm()
+            norm = fused.norm()
         else:
             norm = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
         factor = min(1.0, MAX_NORM / (float(norm) + 1e-6))
-        one_pass.step_(factor, factor if clip == "total" else 1.0)
+        fused.step_(factor, factor if clip == "total" else 1.0)
         norms.append(norm)
     moments = [optimizer.state[p][name] for p in model.parameters() for name in ("exp_avg", "exp_avg_sq", "step")]
     return [torch.stack(norms), *(p.detach() for p in model.parameters()), *moments]
@@ -109,7 +109,7 @@ def test_without_a_compiler_it_says_so_and_does_not_work(monkeypatch: pytest.Mon
     monkeypatch.setattr(torch, "compile", broken)
     _, penalty, optimizer = build(torch.float32)
     with pytest.warns(RuntimeWarning, match="runs uncompiled: RuntimeError: no C compiler"):
-        assert not OnePass(penalty, optimizer).works
+        assert not FusedAdamW(penalty, optimizer).works
 
 
 def test_what_it_is_not_made_for_is_refused() -> None:
@@ -117,11 +117,11 @@ def test_what_it_is_not_made_for_is_refused() -> None:
     parameters = list(model.parameters())
     tensors = {name: torch.ones_like(p) for name, p in model.named_parameters()}
     with pytest.raises(InputError, match="mode 'gradient', not 'proximal'"):
-        OnePass(EwcPenalty(model, tensors, tensors, 1.0, "proximal"), optimizer)
+        FusedAdamW(EwcPenalty(model, tensors, tensors, 1.0, "proximal"), optimizer)
     with pytest.raises(InputError, match="is AdamW's with one group.*this is SGD with 1"):
-        OnePass(penalty, torch.optim.SGD(parameters, lr=0.1))
+        FusedAdamW(penalty, torch.optim.SGD(parameters, lr=0.1))
     groups = [{"params": [parameter]} for parameter in parameters]
     with pytest.raises(InputError, match="this is AdamW with 2"):
-        OnePass(penalty, torch.optim.AdamW(groups))
+        FusedAdamW(penalty, torch.optim.AdamW(groups))
     with pytest.raises(InputError, match="hold other parameters; build both from the same model"):
-        OnePass(penalty, torch.optim.AdamW(parameters[:1]))
+        FusedAdamW(penalty, torch.optim.AdamW(parameters[:1]))

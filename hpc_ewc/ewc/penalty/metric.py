@@ -1,4 +1,4 @@
-"""The diagonal metric in which an optimizer has just stepped: what the proximal step of the penalty needs of it."""
+"""The diagonal metric of an optimizer's last step, in which the proximal step of the penalty is taken."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hpc_ewc.errors import InputError
-from hpc_ewc.ewc.shards import local_flat
+from hpc_ewc.ewc.sharding.shards import local_flat
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class Metric:
     eps: float
 
 
-def optimizer_metric(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Metric]:
-    """The metric of each of `parameters`, by name, in the step that `optimizer` has just made.
+def optimizer_metrics(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Metric]:
+    """Returns the metric of each of `parameters`, by name, in the last step of `optimizer`. No collective.
 
     Raises:
-        InputError: the optimizer is neither Adam-like nor SGD, or does not hold one of the parameters.
+        InputError: the optimizer is neither Adam-like nor SGD, or lacks one of the parameters.
     """
     groups: dict[int, dict[str, Any]] = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in parameters.items():
@@ -42,7 +42,7 @@ def optimizer_metric(optimizer: torch.optim.Optimizer, parameters: Mapping[str, 
             raise InputError(
                 f"the optimizer does not hold parameter '{name}' of the penalty; build both from the same sharded model"
             )
-    steps = _steps(optimizer, list(parameters.values()))
+    steps = _step_counts(optimizer, list(parameters.values()))
     return {name: _metric(optimizer, groups[id(p)], p, steps) for name, p in parameters.items()}
 
 
@@ -64,8 +64,8 @@ def _metric(
     return Metric(lr, local_flat(second), 1.0 - group["betas"][1] ** steps[id(parameter)], float(group["eps"]))
 
 
-def _steps(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> dict[int, float]:
-    """The number of steps each parameter has made, by its id; a fused Adam keeps it on the device: one copy for all."""
+def _step_counts(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> dict[int, float]:
+    """Returns each parameter's number of steps, by its id; copied at once, as a fused Adam keeps them on the device."""
     states = {id(parameter): optimizer.state.get(parameter, {}) for parameter in parameters}
     counters = {key: torch.as_tensor(state["step"]) for key, state in states.items() if "exp_avg_sq" in state}
     if not counters:

@@ -1,8 +1,8 @@
-"""What an estimate of the Fisher takes and gives: its sums while it goes on, its mean at the end, what can stop it."""
+"""The types of a Fisher estimate: its options, its sums while it runs, its result, and the error that stops it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,8 +28,8 @@ class NonFiniteExampleError(InputError):
         self.samples = samples
 
 
-class FisherEstimate(Mapping[str, Tensor]):
-    """{fqn: F}, laid out as `named_parameters()`, fp32, with what it is a mean over.
+class FisherEstimate(dict[str, Tensor]):
+    """{fqn: F}, laid out as `named_parameters()`, fp32: a mean over examples.
 
     Attributes:
         examples: N, rows with a scored token, over all ranks.
@@ -38,30 +38,21 @@ class FisherEstimate(Mapping[str, Tensor]):
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], examples: int, skipped: int, samples: int) -> None:
-        self._tensors = dict(tensors)
+        super().__init__(tensors)
         self.examples = examples
         self.skipped = skipped
         self.samples = samples
 
-    def __getitem__(self, name: str) -> Tensor:
-        return self._tensors[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
-
 
 @dataclass
 class FisherSums:
-    """Sums so far, to be saved and gone on from.
+    """The sums of an estimate that is not finished; they can be saved, and a later estimate started from them.
 
     Attributes:
         tensors: {fqn: Σ_n g_n²}, laid out as the parameters, over all ranks' rows.
         examples: rows with a scored token in them, over all ranks.
         skipped: rows left out, over all ranks.
-        groups: how often every rank has handed in its next batches.
+        groups: how often every rank has called `FisherAccumulator.add` with batches.
     """
 
     tensors: dict[str, Tensor]

@@ -1,4 +1,4 @@
-"""Sums over examples of squared gradients, from what backward has at hand: never a whole gradient per example.
+"""Sums over examples of squared gradients, from the tensors of a backward: never a whole gradient per example.
 
 Shape legend: B rows (one row = one example), T positions, o outputs, i inputs, V vocabulary, H width, U the distinct
 (row, token) pairs of a batch. `grad_output` is ∂L/∂y of a layer with L summed over rows, so its row n is example n's
@@ -21,7 +21,7 @@ CUDA_TILE = 1 << 23
 def squared_products(
     grad_output: Tensor, inputs: Tensor, spans: list[tuple[int, int]] | None = None, dtype: torch.dtype | None = None
 ) -> Tensor:
-    """Σ_n (G_nᵀ A_n)²: for a linear layer, the sum over examples of squared weight gradients.
+    """Returns Σ_n (G_nᵀ A_n)²: for a linear layer, the sum over examples of squared weight gradients.
 
     The same multiplications as Σ_n G_nᵀ A_n, the minibatch gradient, and 2 elementwise passes an example, on tiles
     that stay in cache. With one position a row (T = 1) the product has rank one and squares factor: one product for
@@ -59,18 +59,18 @@ def squared_products(
 
 
 def squared_sums(gradients: Tensor) -> Tensor:
-    """Σ_n (Σ_t g_nt)² for a parameter that is added or multiplied elementwise. `gradients` [B, ..., i] → [i]."""
+    """Returns Σ_n (Σ_t g_nt)², [i], for an elementwise parameter whose gradients at each position are [B, ..., i]."""
     exact = gradients.to(torch.promote_types(gradients.dtype, torch.float32))
     return (exact if exact.ndim == 2 else exact.flatten(1, -2).sum(1)).square().sum(0)
 
 
 @dataclass(frozen=True)
 class TokensOfRows:
-    """The distinct tokens of each row of a batch: an embedding's gradient of one example has just these rows.
+    """The distinct tokens of each row of a batch: one example's embedding gradient is zero in all other rows.
 
     Attributes:
-        token: [U] which row of the embedding.
-        inverse: [B·T] the pair that each position belongs to.
+        token: [U] int64, the token of each pair, a row of the embedding.
+        inverse: [B·T] int64, the pair of each position.
         counts: number of pairs of each row; pairs are sorted by row.
     """
 
@@ -80,7 +80,7 @@ class TokensOfRows:
 
 
 def tokens_of_rows(input_ids: Tensor, vocabulary: int) -> TokensOfRows:
-    """The distinct (row, token) pairs of `input_ids` [B, T]."""
+    """Returns the distinct (row, token) pairs of `input_ids` [B, T]."""
     rows = torch.arange(len(input_ids), device=input_ids.device)[:, None]
     pairs, inverse = torch.unique(input_ids + vocabulary * rows, return_inverse=True)
     counts = torch.bincount(pairs // vocabulary, minlength=len(input_ids))
@@ -88,14 +88,14 @@ def tokens_of_rows(input_ids: Tensor, vocabulary: int) -> TokensOfRows:
 
 
 def gradients_of_tokens(grad_output: Tensor, tokens: TokensOfRows) -> Tensor:
-    """Each example's embedding gradient at its own tokens: `grad_output` [B, T, H] → [U, H]."""
+    """Returns each example's embedding gradient at its own tokens, [U, H], of `grad_output` [B, T, H]."""
     exact = grad_output.to(torch.promote_types(grad_output.dtype, torch.float32)).flatten(0, 1)
     sums = exact.new_zeros(len(tokens.token), exact.shape[-1])
     return sums.index_add_(0, tokens.inverse, exact)
 
 
 def head_gradients_at_tokens(grad_output: Tensor, inputs: Tensor, tokens: TokensOfRows) -> Tensor:
-    """Each example's head gradient (G_nᵀ A_n) at the rows of its own input tokens alone.
+    """Returns each example's head gradient (G_nᵀ A_n) at the rows of its own input tokens alone.
 
     Args:
         grad_output: G [B, K, V], of the head's K scored positions.
@@ -103,7 +103,7 @@ def head_gradients_at_tokens(grad_output: Tensor, inputs: Tensor, tokens: Tokens
         tokens: of the batch's input ids.
 
     Returns:
-        [U, H], what the cross term of a tied embedding needs.
+        [U, H], for the cross term of a tied embedding.
     """
     exact = torch.promote_types(grad_output.dtype, torch.float32)
     found = torch.split(tokens.token, tokens.counts)
