@@ -1,4 +1,4 @@
-"""Processes of this machine, told apart from others that came to have the same pid."""
+"""Processes of this machine, told apart from later ones with the same pid."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Process:
-    """A process: a pid alone comes round again, with its start time it does not."""
+    """A process: its pid may be given again, its pid and start time together are not."""
 
     host: str
     pid: int
     started: str
-    """Boot and clock ticks since."""
+    """Boot id and clock ticks since the boot."""
 
     @property
     def is_here(self) -> bool:
         return self.host == socket.gethostname()
 
     def is_alive(self) -> bool:
-        """Whether it still runs, as far as this host can say: one of another host is taken to live."""
+        """Whether it still runs. This host cannot tell for a process of another host, which counts as alive."""
         return not self.is_here or (bool(self.started) and start_time(self.pid) == self.started)
 
 
@@ -39,56 +39,44 @@ def process(pid: int) -> Process:
 
 
 def start_time(pid: int) -> str:
-    """When a process of this host started; "" if there is none, or only its remains (a zombie)."""
-    fields = _stat(pid)
-    return f"{_boot()}.{fields[19]}" if fields and fields[0] not in "ZX" else ""
+    """When a process of this host started; "" if it is gone or a zombie.
 
-
-def _stat(pid: int) -> list[str]:
-    """/proc/<pid>/stat from its third field on: the name before may hold spaces and brackets."""
+    psutil's `create_time` adds the wall clock's boot time, so that it changes when the clock is set; this does not.
+    """
     with suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-    return []
+        # the fields after the name, which may contain spaces and brackets itself
+        state, *fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        return f"{_boot_id()}.{fields[18]}" if state not in "ZX" else ""
+    return ""
 
 
 @cache
-def _boot() -> str:
+def _boot_id() -> str:
     with suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
     return ""
 
 
-def children(pid: int) -> list[int]:
-    """Direct children of a process, of all its threads."""
-    found: list[int] = []
-    for path in Path(f"/proc/{pid}/task").glob("*/children"):
-        with suppress(OSError):
-            found += map(int, path.read_text().split())
-    return found
+def children(pid: int, *, recursive: bool = False) -> list[int]:
+    """Children of a process, or with `recursive` all its descendants, parents first."""
+    import psutil  # here, since few commands need it
 
-
-def descendants(pid: int) -> list[int]:
-    """Children, their children and so on, nearest first."""
-    found: list[int] = []
-    waiting = children(pid)
-    while waiting:
-        child = waiting.pop(0)
-        found.append(child)
-        waiting += children(child)
-    return found
+    with suppress(psutil.NoSuchProcess):
+        return [child.pid for child in psutil.Process(pid).children(recursive=recursive)]
+    return []
 
 
 def kill_tree(pid: int) -> None:
-    """SIGKILL a process and everything under it, whatever groups and sessions they made for themselves.
+    """SIGKILL a process and all its descendants, whatever process groups and sessions they are in.
 
-    From the top: a parent that is gone starts no more.
+    From the top: a dead parent starts no more children.
     """
-    for target in [pid, *descendants(pid)]:
+    for target in [pid, *children(pid, recursive=True)]:
         send(target, signal.SIGKILL)
 
 
 def send(pid: int, number: int) -> None:
-    """Signal a process that may be gone."""
+    """Send a signal to a process that may be gone."""
     with suppress(ProcessLookupError, PermissionError):
         os.kill(pid, number)
 
@@ -97,5 +85,5 @@ PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent() -> None:
-    """Between fork and exec: this process gets TERM when its parent is gone, however that ended."""
+    """Make this process get TERM when its parent dies, however that ends; call it between fork and exec."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -53,7 +53,7 @@ RECORDS = [
     Case(
         "record",
         "a ledger with a foreign line",
-        "jobs.jsonl: not a line of ours (no 'event')",
+        "jobs.jsonl: a line is not one that hpc-ewc writes (no 'event')",
         submitted([{"a": 1}, {"event": "x", "at": 1}]),
         "status runs/x",
         error="ArtefactError",
@@ -91,15 +91,15 @@ def spoil_json(path: Path, **facts: object) -> None:
 MACHINE = [
     Case(
         "environment",
-        "another submit is at work",
-        "another submit is starting, or was killed at its start; if none is, remove it",
+        "another submit is running",
+        "another submit is starting, or was killed while starting; if none is running, delete it",
         put("runs/x/submit.lock", ""),
         error="SubmitError",
     ),
     Case(
         "environment",
         "a submit of another machine is at work",
-        "another submit is at work: pid 7 on elsewhere; whether it lives cannot be seen from here",
+        "another submit is running: pid 7 on elsewhere; this host cannot tell whether it is alive",
         put("runs/x/submit.lock", '{"host": "elsewhere", "pid": 7, "started": "1"}'),
         error="SubmitError",
     ),

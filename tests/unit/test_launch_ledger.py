@@ -13,7 +13,7 @@ import pytest
 from hpc_ewc.errors import ArtefactError, SubmitError
 from hpc_ewc.launch.ledger.job_history import Ledger
 from hpc_ewc.launch.ledger.lock import lock_holder, submit_lock
-from hpc_ewc.process import Process, children, descendants, kill_tree, process, start_time, this_process
+from hpc_ewc.process import Process, children, kill_tree, process, start_time, this_process
 from hpc_ewc.rundir import RunDir
 
 
@@ -53,9 +53,9 @@ def test_a_tree_is_killed_across_sessions() -> None:
     inner = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(600)'])"
     program = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}], start_new_session=True)"
     top = subprocess.Popen([sys.executable, "-c", program])
-    while len(descendants(top.pid)) < 2:
+    while len(children(top.pid, recursive=True)) < 2:
         assert top.poll() is None
-    under = [process(pid) for pid in descendants(top.pid)]
+    under = [process(pid) for pid in children(top.pid, recursive=True)]
     assert children(top.pid) == [under[0].pid]
     kill_tree(top.pid)
     top.wait()
@@ -115,7 +115,7 @@ def test_a_foreign_line_is_named(root: RunDir) -> None:
     Ledger(root).intent("t1", "train", "a", "0")
     with root.ledger.open("a") as file:
         file.write('{"event": "ended", "token": "unknown"}\n')
-    with pytest.raises(ArtefactError, match=r"jobs\.jsonl: not a line of ours"):
+    with pytest.raises(ArtefactError, match=r"jobs\.jsonl: a line is not one that hpc-ewc writes"):
         Ledger(root).read()
 
 
@@ -125,7 +125,7 @@ def test_a_foreign_line_is_named(root: RunDir) -> None:
 def test_two_submits_do_not_meet(root: RunDir) -> None:
     with submit_lock(root):
         assert lock_holder(root) == this_process()
-        with pytest.raises(SubmitError, match=f"another submit is at work: pid {os.getpid()} on "), submit_lock(root):
+        with pytest.raises(SubmitError, match=f"another submit is running: pid {os.getpid()} on "), submit_lock(root):
             pass
         assert root.lock.exists(), "who was refused does not take the lock along"
     assert not root.lock.exists()
@@ -144,7 +144,7 @@ def test_a_lock_of_another_host_is_left(root: RunDir) -> None:
     root.root.mkdir(parents=True)
     root.lock.write_text(json.dumps({"host": "login7", "pid": 1, "started": "x"}))
     with (
-        pytest.raises(SubmitError, match=r"pid 1 on login7; .*if it does not, remove .*submit\.lock"),
+        pytest.raises(SubmitError, match=r"pid 1 on login7; .*if not, delete .*submit\.lock"),
         submit_lock(root),
     ):
         pass

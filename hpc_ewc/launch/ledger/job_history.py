@@ -1,15 +1,15 @@
-"""jobs.jsonl: what was submitted, in the order it happened.
+"""jobs.jsonl: every job that was submitted, in the order of events.
 
-An intent is written before a job is given to the scheduler, its id after. Whoever dies in between leaves an intent
-without an id, which the next submit looks up before it submits anything again.
+An intent is written before a job is given to the scheduler, and its id after. A submit that dies in between leaves an
+intent without an id; the next submit looks for that job before it submits anything.
 
-    graph      the stages of a submit: what `status` shows
-    intent     token, stage, run, element; of Slurm `scheduler`, and `elements`, what each index of the array covers
-               and, where those are of several runs, of which
-    submitted  token, job_id, host, pid, started; of Slurm job_id (of the whole array), dependencies
-    ended      token, outcome (finished, stopped, failed; lost: it never reached Slurm), of an array `outcomes` by index
-    cancelled  node (stage/run): not to be started by the submit that is at work
-    reported   token, of (a hash of what was reported), out (where its tables are)
+    graph      the stages of a submit, which `status` shows
+    intent     token, stage, run, element; on Slurm also `scheduler`, and `elements`: what each index of the array
+               covers and, if the array makes several runs, its run
+    submitted  token, job_id, host, pid, started; on Slurm job_id (of the whole array), dependencies
+    ended      token, outcome (finished, stopped, failed; lost: never reached Slurm); for an array `outcomes` by index
+    cancelled  node (stage/run), which the submit at work must not start
+    reported   token, of (a fingerprint of the evaluations reported), out (folder of the tables)
 """
 
 from __future__ import annotations
@@ -17,38 +17,39 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from hpc_ewc import records
 from hpc_ewc.errors import ArtefactError
 from hpc_ewc.process import Process
 from hpc_ewc.rundir import RunDir
+from hpc_ewc.schemas import ArrayElement, GraphEvent, GraphNode, ReportedEvent
 
 
 @dataclass
 class Job:
-    """One job, or one element of an array, as the ledger tells it."""
+    """One job, or one element of an array."""
 
     token: str
-    """Of the submission: its folder under jobs/ has the script. An array's elements share it."""
+    """Token of the submission, whose folder under jobs/ has the script. The elements of an array share it."""
     stage: str
     run: str
     element: str
     job_id: str = ""
-    """Its folder under jobs/. Of Slurm `123`, or `123_4` for an element; "" while only the intent is known."""
+    """Name of its folder under jobs/; on Slurm `123`, or `123_4` for an element; "" while only the intent is known."""
     process: Process | None = None
     outcome: str = ""
     at: float = 0.0
     scheduler: str = "local"
-    """Or slurm."""
+    """local or slurm."""
     index: int | None = None
-    """In its array."""
+    """Index in its array."""
     covers: tuple[str, ...] = ()
-    """Of Slurm: what it makes, as `<fraction>:<cell>` (evaluate), names of elements (tokens) or "0"."""
+    """On Slurm, what it makes: `<fraction>:<cell>` (evaluate), names of elements (tokens) or "0"."""
     link: int = 0
-    """Place in a chain of successors."""
+    """Position in a chain of successors."""
 
     @property
     def node(self) -> str:
@@ -61,31 +62,31 @@ class Job:
 
     @property
     def is_open(self) -> bool:
-        """Given to Slurm, or about to be, and not known to have ended: only Slurm can tell."""
+        """Whether it was or is about to be submitted to Slurm and has no known end; only Slurm knows its state."""
         return self.scheduler == "slurm" and not self.outcome
 
     def is_alive(self) -> bool:
-        """Of a local job: submitted, not known to have ended, and its process is still there."""
+        """Whether it is a local job that was submitted, has no known end, and whose process is alive."""
         return bool(self.job_id) and not self.outcome and self.process is not None and self.process.is_alive()
 
 
 @dataclass
 class History:
-    """The ledger read whole."""
+    """The contents of a ledger."""
 
     jobs: dict[str, Job] = field(default_factory=dict)
-    graph: dict[str, Any] = field(default_factory=dict)
-    """Of the last submit."""
-    reported: dict[str, Any] = field(default_factory=dict)
-    """The last report that was made: of what, where."""
+    graph: GraphEvent = field(default_factory=lambda: GraphEvent())
+    """The stages of the last submit; empty before the first."""
+    reported: ReportedEvent = field(default_factory=lambda: ReportedEvent())
+    """The last report; empty if there is none."""
     cancelled: set[str] = field(default_factory=set)
-    """`stage/run`s taken back since the last submit began."""
+    """`stage/run` of stages cancelled since the last submit began."""
 
     def live(self) -> list[Job]:
         return [job for job in self.jobs.values() if job.is_alive()]
 
     def open(self) -> list[Job]:
-        """Jobs of Slurm that are not known to have ended."""
+        """Jobs on Slurm that have no known end."""
         return [job for job in self.jobs.values() if job.is_open]
 
     def submission(self, token: str) -> list[Job]:
@@ -113,8 +114,8 @@ class Ledger:
     def write(self, event: str, **facts: Any) -> None:
         records.append_line(self.path, {"event": event, **facts, "at": time.time()})
 
-    def graph(self, nodes: list[dict[str, Any]], **facts: Any) -> None:
-        self.write("graph", nodes=nodes, **facts)
+    def graph(self, nodes: Sequence[GraphNode], **facts: Any) -> None:
+        self.write("graph", nodes=list(nodes), **facts)
 
     def intent(self, token: str, stage: str, run: str, element: str) -> None:
         self.write("intent", token=token, stage=stage, run=run, element=element)
@@ -123,19 +124,19 @@ class Ledger:
         facts = {"host": process.host, "pid": process.pid, "started": process.started}
         self.write("submitted", token=token, job_id=job_id, **facts)
 
-    def slurm_intent(self, token: str, stage: str, run: str, elements: list[dict[str, Any]], link: int) -> None:
-        """Before sbatch; `elements` has name and covers of each index, and its run where they are of several."""
-        self.write("intent", token=token, stage=stage, run=run, elements=elements, scheduler="slurm", link=link)
+    def slurm_intent(self, token: str, stage: str, run: str, elements: Sequence[ArrayElement], link: int) -> None:
+        """Called before sbatch; `elements` has one entry for each index of the array."""
+        self.write("intent", token=token, stage=stage, run=run, elements=list(elements), scheduler="slurm", link=link)
 
     def slurm_submitted(self, token: str, job_id: str, dependencies: str) -> None:
-        """After sbatch, or where an intent was found again in the queue."""
+        """Called after sbatch, or when the job of an intent was found in the queue."""
         self.write("submitted", token=token, scheduler="slurm", job_id=job_id, dependencies=dependencies)
 
     def ended(self, token: str, outcome: str) -> None:
         self.write("ended", token=token, outcome=outcome)
 
     def elements_ended(self, outcomes: Iterable[tuple[Job, str]]) -> None:
-        """How elements of arrays ended, one line a submission: a thousand lines would be a thousand flushes."""
+        """Record how jobs ended, in one line for each array: a thousand lines would be a thousand flushes to disk."""
         by_token: dict[str, dict[str, str]] = {}
         for job, outcome in outcomes:
             if job.index is None:
@@ -152,10 +153,10 @@ class Ledger:
         self.write("reported", token=token, of=of, out=out)
 
     def read(self) -> History:
-        """Everything that happened.
+        """Read all events.
 
         Raises:
-            ArtefactError: a line in the middle is not ours.
+            ArtefactError: a line other than the last is corrupt or not written by hpc-ewc.
         """
         history = History()
         for line in records.read_lines(self.path):
@@ -165,7 +166,7 @@ class Ledger:
             except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
                 words = f"no {error}" if isinstance(error, KeyError) else str(error)
                 raise ArtefactError(
-                    f"{self.path}: not a line of ours ({words}): {json.dumps(line)[:100]}; take it out"
+                    f"{self.path}: a line is not one that hpc-ewc writes ({words}): {json.dumps(line)[:100]}; delete it"
                 ) from None
         return history
 
@@ -178,11 +179,11 @@ FIELDS: dict[str, dict[str, type]] = {
     "cancelled": {"node": str},
     "reported": {"token": str, "of": str, "out": str},
 }
-"""What a line of each event has, beside `at`. A line of an event that is not here is a newer version's: passed over."""
+"""Keys of each event's line, beside `at`. Other events come from a newer version and are skipped."""
 
 
 def _check(line: dict[str, Any]) -> None:
-    """TypeError, ValueError or KeyError where a line is not what this module writes."""
+    """Raise TypeError, ValueError or KeyError if a line is not what this module writes."""
     for key, kind in FIELDS.get(line["event"], {}).items():
         if not isinstance(line[key], kind):
             raise TypeError(f"{key} = {line[key]!r}")
@@ -196,21 +197,15 @@ def _check(line: dict[str, Any]) -> None:
 def _apply(history: History, line: dict[str, Any]) -> None:
     match line["event"]:
         case "graph":
-            history.graph, history.cancelled = line, set()
-        case "intent" if line.get("scheduler") == "slurm":
-            for job in _elements(line):
-                history.jobs[_name(job.token, job.index)] = job
+            history.graph, history.cancelled = cast(GraphEvent, line), set()
         case "intent":
-            job = Job(line["token"], line["stage"], line["run"], line["element"], at=float(line["at"]))
-            history.jobs[job.token] = job
-        case "submitted" if line.get("scheduler") == "slurm":
-            main = str(line["job_id"])
-            for job in history.submission(line["token"]):
-                job.job_id = main if job.index is None else f"{main}_{job.index}"
+            for job in _intended_jobs(line):
+                history.jobs[_name(job.token, job.index)] = job
         case "submitted":
-            job = history.jobs[line["token"]]
-            job.job_id = line["job_id"]
-            job.process = Process(line["host"], int(line["pid"]), line["started"])
+            for job in history.submission(line["token"]):
+                job.job_id = line["job_id"] if job.index is None else f"{line['job_id']}_{job.index}"
+                if job.scheduler == "local":
+                    job.process = Process(line["host"], int(line["pid"]), line["started"])
         case "ended" if "outcomes" in line:
             for index, outcome in line["outcomes"].items():
                 history.jobs[_name(line["token"], int(index))].outcome = outcome
@@ -219,12 +214,13 @@ def _apply(history: History, line: dict[str, Any]) -> None:
         case "cancelled":
             history.cancelled.add(line["node"])
         case "reported":
-            history.reported = line
+            history.reported = cast(ReportedEvent, line)
 
 
-def _elements(line: dict[str, Any]) -> list[Job]:
-    """The jobs of one intent for Slurm: a single one has no index."""
-    listed = line["elements"]
+def _intended_jobs(line: dict[str, Any]) -> list[Job]:
+    """The jobs of one intent; a single job has no index."""
+    scheduler = line.get("scheduler", "local")
+    listed = line["elements"] if scheduler == "slurm" else [{"name": line["element"], "covers": []}]
     return [
         Job(
             line["token"],
@@ -232,10 +228,10 @@ def _elements(line: dict[str, Any]) -> list[Job]:
             element.get("run", line["run"]),
             element["name"],
             at=float(line["at"]),
-            scheduler="slurm",
+            scheduler=scheduler,
             index=index if len(listed) > 1 else None,
             covers=tuple(element["covers"]),
-            link=int(line["link"]),
+            link=int(line.get("link", 0)),
         )
         for index, element in enumerate(listed)
     ]

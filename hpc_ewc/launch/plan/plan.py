@@ -22,6 +22,7 @@ from hpc_ewc.launch.profile.keys import Profile
 from hpc_ewc.launch.profile.resources import slots
 from hpc_ewc.launch.show.display import Display
 from hpc_ewc.rundir import RunDir
+from hpc_ewc.schemas import GraphNode
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def write_down(plan: Plan, *, ready: bool = True) -> Ledger:
     root.jobs.mkdir(mode=0o700, exist_ok=True)
     root.jobs.chmod(0o700)
     ledger = Ledger(root)
-    listed = [
+    listed: list[GraphNode] = [
         {"stage": node.stage, "run": node.run, "depends": list(node.depends)} for node in plan.graph.nodes.values()
     ]
     sweep = str(Path(plan.request.label).absolute())

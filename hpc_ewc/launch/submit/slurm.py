@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from hpc_ewc.artefacts.artefact import REPORT, Element
 from hpc_ewc.artefacts.completeness import Completeness, write_stage_files
@@ -25,6 +24,7 @@ from hpc_ewc.launch.slurm import client
 from hpc_ewc.launch.slurm.script import Script, build_script, clean_environment
 from hpc_ewc.launch.submit.refusal import explain_refusal
 from hpc_ewc.launch.submit.slurm_plan import Bundle, Room, arrays, build_task, bundles, covers, dependency, shared_run
+from hpc_ewc.schemas import ArrayElement
 
 SBATCH_LIMIT_S = 120.0
 SAY_EVERY = 100
@@ -185,9 +185,9 @@ class SlurmSubmit:
             first = first or token
             script = self._script(token, chunk, behind)
             script.write(build_task(self.graph, chunk, self.profile, self.code, self.out, first, link))
-            named: list[dict[str, Any]] = [{"name": bundle.name, "covers": bundle.covers} for bundle in chunk]
+            named: list[ArrayElement] = [{"name": bundle.name, "covers": bundle.covers} for bundle in chunk]
             if run != node.run:
-                named = [facts | {"run": bundle.node.run} for facts, bundle in zip(named, chunk, strict=True)]
+                named = [{**element, "run": bundle.node.run} for element, bundle in zip(named, chunk, strict=True)]
             self.ledger.slurm_intent(token, node.stage, run, named, link)
             main = self._sbatch(script, node)
             self.ledger.slurm_submitted(token, main, behind)

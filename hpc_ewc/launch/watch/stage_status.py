@@ -22,6 +22,7 @@ from hpc_ewc.launch.show.rows import Progress, Row, read_progress
 from hpc_ewc.launch.slurm.reasons import describe_end, describe_reason
 from hpc_ewc.launch.watch.run_status import RunStatus
 from hpc_ewc.rundir import StageDir
+from hpc_ewc.schemas import GraphNode
 
 FRESH_S = 180.0
 """If Slurm does not answer, a job whose progress file is younger than this counts as running."""
@@ -46,7 +47,7 @@ class StageStatus:
         done: stage/runs known to be done; the stage is added if it is done.
     """
 
-    def __init__(self, status: RunStatus, node: dict[str, Any], done: set[str]) -> None:
+    def __init__(self, status: RunStatus, node: GraphNode, done: set[str]) -> None:
         self.status, self.known_done = status, done
         self.stage, self.run = str(node["stage"]), str(node["run"])
         self.id = f"{self.stage}/{self.run}" if self.run else self.stage
