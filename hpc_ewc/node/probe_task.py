@@ -29,8 +29,8 @@ class ProbeTask(SlurmTask):
         attempt = NodeAttempt(self)
         attempt.job.mkdir(parents=True, exist_ok=True)
         with attempt.worker_environment() as environment:
-            look = ("-m", PROBE, "look", "--out", self.folder, "--nonce", self.nonce)
-            self._run(attempt, "look", look, environment)
+            node = ("-m", PROBE, "node", "--out", self.folder, "--nonce", self.nonce)
+            self._run(attempt, "node", node, environment)
             if self.nodes * self.nproc_per_node > 1:
                 with rendezvous_arguments(attempt.context, attempt.job, self.host_suffix) as arguments:
                     if arguments is not None:

@@ -1,10 +1,10 @@
-"""What `hpc-ewc doctor` runs on a node: what is there, and how fast ranks reach each other.
+"""The programs that `hpc-ewc doctor` runs on nodes: facts about a node, and an all-reduce over all ranks.
 
-    python   -m hpc_ewc.worker.probe look       --out FOLDER [--nonce FILE]
+    python   -m hpc_ewc.worker.probe node       --out FOLDER [--nonce FILE]
     torchrun … -m hpc_ewc.worker.probe all-reduce --out FOLDER [--mib 256]
 
-Each writes one JSON file into FOLDER, `look-<host>.json` and `all-reduce.json`. Whatever cannot be found out is said in
-the file instead of raised: a node without torch is a finding, not a crash.
+They write `node-<host>.json` and `all-reduce.json` into FOLDER. Errors go into the file: a node without torch is a
+finding, not a crash.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ import hpc_ewc
 from hpc_ewc import records
 
 WARM_UP, MEASURED = 2, 5
-JOIN_S = 120.0
+CONNECT_TIMEOUT_S = 120.0
 NEEDED = ("submitit", "transformers", "datasets", "lm_eval", "safetensors", "tokenizers", "accelerate", "zstandard")
-"""What jobs import beside torch."""
+"""Packages that jobs import, besides torch."""
 DRIVER_FILES = ("/proc/driver/nvidia/version", "/sys/module/nvidia/version", "/sys/module/amdgpu/version")
 MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
-def look(out: Path, nonce: Path | None) -> dict[str, Any]:
-    """Write what this node has to `out`."""
+def probe_node(out: Path, nonce: Path | None) -> None:
+    """Write the facts about this node to `out`."""
     host = socket.gethostname()
     facts: dict[str, Any] = {
         "host": host,
@@ -42,7 +42,7 @@ def look(out: Path, nonce: Path | None) -> dict[str, Any]:
         "package": hpc_ewc.__version__,
         "package_folder": str(Path(hpc_ewc.__file__).parent),
         "cpus": len(os.sched_getaffinity(0)),
-        "memory_gb": round(_memory() / 2**30, 1),
+        "memory_gb": round(_memory_limit() / 2**30, 1),
         "driver": _driver(),
         "missing": [name for name in NEEDED if importlib.util.find_spec(name) is None],
         **_torch(),
@@ -52,18 +52,17 @@ def look(out: Path, nonce: Path | None) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
     mark = out / f".clock-{host}"
     mark.touch()
-    # the file's time is the file server's: against it, the clocks of two machines can be compared
+    # the file's time is the file server's: the clocks of two machines are compared through it
     facts["clock"], facts["file_clock"] = time.time(), mark.stat().st_mtime
     mark.unlink()
-    records.write_json(out / f"look-{host}.json", facts)
-    return facts
+    records.write_json(out / f"node-{host}.json", facts)
 
 
 def _torch() -> dict[str, Any]:
-    """Version and GPUs as torch sees them, each tried with one small sum; or why not."""
+    """The version of torch and the GPUs on which it computed a small sum, or the error."""
     try:
         import torch
-    except Exception as error:  # a half-built installation raises what it likes
+    except Exception as error:  # a broken installation raises anything
         return {"torch": None, "torch_error": f"{type(error).__name__}: {error}", "gpus": []}
     found: dict[str, Any] = {"torch": torch.__version__, "runtime": torch.version.cuda or torch.version.hip, "gpus": []}
     try:
@@ -76,21 +75,13 @@ def _torch() -> dict[str, Any]:
 
 
 def _driver() -> str:
-    for path in DRIVER_FILES:
-        text = _read(Path(path))
-        if text:
-            return text.splitlines()[0]
-    return ""
+    return next((text.splitlines()[0] for path in DRIVER_FILES if (text := _read(Path(path)))), "")
 
 
-def _memory() -> int:
-    """Bytes that this process may have: the machine's, or what its cgroup allows."""
-    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for path in MEMORY_LIMITS:
-        text = _read(Path(path))
-        if text.isdigit():
-            sizes.append(int(text))
-    return min(sizes)
+def _memory_limit() -> int:
+    """Bytes of memory that this process may use: the machine's, or its cgroup's limit."""
+    limits = [int(text) for path in MEMORY_LIMITS if (text := _read(Path(path))).isdigit()]
+    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *limits])
 
 
 def _read(path: Path) -> str:
@@ -101,9 +92,13 @@ def _read(path: Path) -> str:
 
 
 def all_reduce(out: Path, mib: int | None) -> None:
-    """Sum one tensor over all ranks and write how fast that was; all ranks call it.
+    """Sum one tensor over all ranks and write the speed; all ranks call it.
 
-    `bus_gb_s` is 2 (n − 1)/n · bytes / seconds, as nccl-tests has it: what each link carried.
+    `bus_gb_s` is 2 (n − 1)/n · bytes / seconds, the bus bandwidth of nccl-tests: what each link carried.
+
+    Args:
+        out: folder of all-reduce.json, which rank 0 writes.
+        mib: size of the tensor; None: 512 on GPUs, 64 otherwise.
     """
     import torch
     import torch.distributed as dist
@@ -112,14 +107,14 @@ def all_reduce(out: Path, mib: int | None) -> None:
     local_rank = int(os.environ["LOCAL_RANK"])
     if cuda:
         torch.cuda.set_device(local_rank)
-    dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(seconds=JOIN_S))
+    dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(seconds=CONNECT_TIMEOUT_S))
     try:
         world_size, rank = dist.get_world_size(), dist.get_rank()
         mib = mib or (512 if cuda else 64)
         tensor = torch.ones(mib * 2**18, device="cuda" if cuda else "cpu")
         for _ in range(WARM_UP):
             dist.all_reduce(tensor)
-        right = bool((tensor == float(world_size) ** WARM_UP).all())
+        correct = bool((tensor == float(world_size) ** WARM_UP).all())
         tensor.fill_(1.0)
         if cuda:
             torch.cuda.synchronize()
@@ -134,7 +129,7 @@ def all_reduce(out: Path, mib: int | None) -> None:
         if rank == 0:
             bus = 2 * (world_size - 1) / world_size * mib * 2**20 / seconds / 1e9
             facts: dict[str, Any] = {"backend": "nccl" if cuda else "gloo", "world_size": world_size, "mib": mib}
-            facts |= {"hosts": sorted(set(hosts)), "seconds": seconds, "bus_gb_s": bus, "right": right}
+            facts |= {"hosts": sorted(set(hosts)), "seconds": seconds, "bus_gb_s": bus, "correct": correct}
             records.write_json(out / "all-reduce.json", facts)
     finally:
         dist.destroy_process_group()
@@ -142,13 +137,13 @@ def all_reduce(out: Path, mib: int | None) -> None:
 
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m hpc_ewc.worker.probe")
-    parser.add_argument("what", choices=("look", "all-reduce"))
+    parser.add_argument("what", choices=("node", "all-reduce"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--nonce", type=Path)
-    parser.add_argument("--mib", type=int, help="size of the tensor; absent: 512 on GPUs, 64 elsewhere")
+    parser.add_argument("--mib", type=int, help="size of the tensor; default: 512 on GPUs, 64 otherwise")
     arguments = parser.parse_args(argv)
-    if arguments.what == "look":
-        look(arguments.out, arguments.nonce)
+    if arguments.what == "node":
+        probe_node(arguments.out, arguments.nonce)
     else:
         all_reduce(arguments.out, arguments.mib)
     return 0

@@ -52,7 +52,7 @@ def environment(cluster: Sandbox, folder: Path) -> dict[str, str]:
 
 @pytest.fixture
 def doctor(cluster: Sandbox, tmp_path: Path) -> Doctor:
-    """Run it; its findings by name. The exit status must say whether one of them is wrong."""
+    """Run it; its findings by name. The exit status must say whether a check failed."""
 
     def ask(profile: Path, *arguments: str) -> dict[str, dict[str, Any]]:
         done = subprocess.run(
@@ -65,8 +65,8 @@ def doctor(cluster: Sandbox, tmp_path: Path) -> Doctor:
         )
         assert done.stdout, done.stderr
         findings = json.loads(done.stdout)["findings"]
-        wrong = [finding for finding in findings if finding["state"] == "wrong"]
-        assert done.returncode == (1 if wrong else 0)
+        failed = [finding for finding in findings if finding["state"] == "fail"]
+        assert done.returncode == (1 if failed else 0)
         assert not (tmp_path / "runs").exists(), "nothing is left"
         return {finding["check"]: finding for finding in findings}
 
@@ -75,10 +75,10 @@ def doctor(cluster: Sandbox, tmp_path: Path) -> Doctor:
 
 def test_a_cluster_that_is_ready(doctor: Doctor, cluster: Sandbox, tmp_path: Path) -> None:
     found = doctor(write_profile(tmp_path, nodes=2))
-    assert {finding["state"] for finding in found.values()} == {"ok", "not tried"}, found
+    assert {finding["state"] for finding in found.values()} == {"ok", "skipped"}, found
     assert found["Slurm"]["text"].startswith("22.05") or found["Slurm"]["text"][0].isdigit()
     assert found["accounting"]["text"] == "slurmdbd"
-    assert "2 nodes, 1 GPU and 1 core each, 5 min: granted" in found["train"]["text"]
+    assert "2 nodes, 1 GPU and 1 core each, 5 min: accepted" in found["train"]["text"]
     first, second = cluster.nodes[:2]
     assert f"ran on {first}, {second}" in found["nodes"]["text"]
     assert "is the same on every node" in found["shared folder"]["text"]
@@ -97,21 +97,21 @@ def test_a_cluster_that_is_ready(doctor: Doctor, cluster: Sandbox, tmp_path: Pat
 )
 def test_what_is_not_granted(doctor: Doctor, tmp_path: Path, slurm: str, check: str, words: str, fix: str) -> None:
     found = doctor(write_profile(tmp_path, slurm=slurm), "--quick")
-    assert found[check]["state"] == "wrong", found
+    assert found[check]["state"] == "fail", found
     assert words.lower() in found[check]["text"].lower()
     assert found[check]["fix"].startswith(fix)
-    assert found["nodes"]["state"] == "not tried"
+    assert found["nodes"]["state"] == "skipped"
 
 
 def test_a_python_that_the_nodes_do_not_have(doctor: Doctor, tmp_path: Path) -> None:
     found = doctor(write_profile(tmp_path, top='python = "/no/such/python"'))
-    assert found["nodes"]["state"] == "wrong"
+    assert found["nodes"]["state"] == "fail"
     assert "/no/such/python" in found["nodes"]["text"], "the job's own last words"
 
 
 def test_setup_lines_that_fail(doctor: Doctor, tmp_path: Path) -> None:
     found = doctor(write_profile(tmp_path, slurm='setup = ["module load nothing-of-the-kind || exit 3"]'))
-    assert found["nodes"]["state"] == "wrong"
+    assert found["nodes"]["state"] == "fail"
     assert "FAILED 3:0" in found["nodes"]["text"] or "exit code 3" in found["nodes"]["text"]
 
 
@@ -119,7 +119,7 @@ def test_gpus_that_torch_does_not_see(doctor: Doctor, tmp_path: Path) -> None:
     profile = write_profile(tmp_path)
     profile.write_text(profile.read_text().replace(', CUDA_VISIBLE_DEVICES = ""', ""))
     found = doctor(profile)
-    assert found["GPUs"]["state"] == "wrong", "the sandbox's are null devices"
+    assert found["GPUs"]["state"] == "fail", "the sandbox's are null devices"
     assert "sees 0 of 1" in found["GPUs"]["text"]
 
 
@@ -128,7 +128,7 @@ def test_a_scheduler_that_is_away(tmp_path: Path) -> None:
     here = os.environ | {"PATH": str(tmp_path / "bin"), "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(command(write_profile(tmp_path)), env=here, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1
-    assert "wrong      Slurm" in done.stdout
+    assert "fail     Slurm" in done.stdout
     assert "run this on a login node of the cluster" in done.stdout
 
 

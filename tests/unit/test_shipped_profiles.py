@@ -9,7 +9,7 @@ import pytest
 
 from hpc_ewc.config import build_experiment
 from hpc_ewc.errors import ConfigError
-from hpc_ewc.launch.doctor.doctor import check_gaps
+from hpc_ewc.launch.doctor.doctor import check_placeholders
 from hpc_ewc.launch.profile.keys import Profile
 from hpc_ewc.launch.profile.reading import build_profile, check_filled_in, load_profile
 from hpc_ewc.launch.profile.resources import job_resources
@@ -67,10 +67,10 @@ def test_a_site_names_its_sources_and_what_only_the_user_knows(name: str) -> Non
 
 
 def test_doctor_names_the_gaps_first() -> None:
-    (gap,) = check_gaps(load_profile(REPOSITORY / "slurm" / "leonardo.toml"))
-    assert (gap.state, gap.text) == ("wrong", "slurm.account, runs, python: still to be filled in")
-    assert "leonardo.toml; its comments say with what" in gap.fix
-    assert list(check_gaps(Profile())) == []
+    (gap,) = check_placeholders(load_profile(REPOSITORY / "slurm" / "leonardo.toml"))
+    assert (gap.state, gap.text) == ("fail", "slurm.account, runs, python: still to be filled in")
+    assert "leonardo.toml; its comments explain each key" in gap.fix
+    assert list(check_placeholders(Profile())) == []
 
 
 def test_a_profile_without_gaps_is_taken() -> None:

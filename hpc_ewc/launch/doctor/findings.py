@@ -1,35 +1,32 @@
-"""What `hpc-ewc doctor` found, one at a time."""
+"""Findings of `hpc-ewc doctor`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
-State = Literal["ok", "look", "wrong", "not tried"]
+State = Literal["ok", "warn", "fail", "skipped"]
+CHECK_WIDTH = 16
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
-    check: str
     state: State
-    """look: jobs will run, perhaps not as meant. wrong: they will not."""
+    """warn: jobs will run, but perhaps not as intended. fail: they will not run."""
+    check: str
     text: str
     fix: str = ""
 
-
-def ok(check: str, text: str) -> Finding:
-    return Finding(check, "ok", text)
-
-
-def look(check: str, text: str, fix: str) -> Finding:
-    return Finding(check, "look", text, fix)
+    def render(self) -> str:
+        """`ok       torch             2.13.0`, with the fix on a second line."""
+        start = f"{self.state:<7}  {self.check:<{CHECK_WIDTH}}  "
+        return f"{start}{self.text}\n" + (f"{'':<{len(start)}}→ {self.fix}\n" if self.fix else "")
 
 
-def wrong(check: str, text: str, fix: str) -> Finding:
-    return Finding(check, "wrong", text, fix)
-
-
-def not_tried(check: str, why: str) -> Finding:
-    return Finding(check, "not tried", why)
+ok = partial(Finding, "ok")
+warn = partial(Finding, "warn")
+fail = partial(Finding, "fail")
+skipped = partial(Finding, "skipped")
