@@ -61,6 +61,7 @@ test-lowest:
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install -q --disable-pip-version-check "$$($(PYTHON) tests/lowest_versions.py torch)"
 	$(LOWEST)/bin/python -m pip install -q --disable-pip-version-check -e '.[dev]' $$($(PYTHON) tests/lowest_versions.py)
+	$(LOWEST)/bin/python -m pip install -q --disable-pip-version-check --no-deps backpack-for-pytorch einops unfoldNd
 	$(LOWEST)/bin/python -m pytest -n $(PROCESSES) --dist loadgroup -m 'not slow and not gpu' tests/unit
 
 check: $(VENV)/.installed
