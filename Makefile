@@ -4,7 +4,7 @@
 # make bench  figures
 # make bench-gpu   Gemma 2 2B on this machine's GPUs, under ten minutes: a table, and the JSON to commit
 # make real   sweeps/gemma3-270m-lt.toml through slurm/sandbox (root, Debian's Slurm, real texts in SHARED); again: goes on
-# make docs   docs/reference, from the code;  make site  all pages as a site in site/, without a network
+# make docs   docs/reference and the README's picture;  make site  all pages as a site in site/, without a network
 # Each fills .venv first. Another Python: make PYTHON=/path/to/python3.12 demo
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -81,6 +81,7 @@ bench-gpu: $(VENV)/.installed
 
 docs: $(VENV)/.installed
 	$(BIN)/python docs/reference/generate.py
+	$(BIN)/python docs/images/front.py
 
 # What the site is built with is no part of the development installation.
 $(VENV)/.installed-docs: $(VENV)/.installed
