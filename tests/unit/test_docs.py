@@ -340,17 +340,39 @@ def test_every_page_is_in_the_index() -> None:
     assert set((REPOSITORY / "docs").glob("*.md")) - {index} <= linked
 
 
-def test_the_walks_name_what_is_there() -> None:
-    text = (REPOSITORY / "docs" / "inside.md").read_text()
+WALKS = [
+    REPOSITORY / "docs" / "inside.md",
+    REPOSITORY / "CONTRIBUTING.md",
+    *(REPOSITORY / "docs" / "extend").glob("*.md"),
+]
+
+
+@pytest.mark.parametrize("page", WALKS, ids=lambda page: page.name)
+def test_the_walks_name_what_is_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
     package = REPOSITORY / "hpc_ewc"
     named = re.findall(r"`([\w/]+\.py)::(\w+)`", text)
-    assert len(named) > 15
+    assert len(named) > 15 or page.name != "inside.md"
     for path, word in named:
         assert re.search(rf"^(def|class) {word}\b", (package / path).read_text(), re.M), f"{path}::{word}"
     for path in re.findall(r"`([\w/]+\.py)\b", text):
-        assert list(package.rglob(path)), path
+        assert (REPOSITORY / path).exists() or list(package.rglob(path)), path
+    for path in re.findall(r"`((?:hpc_ewc|docs|tests|slurm|sweeps|benchmarks|examples)/[\w/.-]*)`", text):
+        assert path == "sweeps/x.toml" or (REPOSITORY / path).exists(), path
     for module, function in re.findall(r"`(\w+)\.(\w+)`", text):
         source = package / f"{module}.py"
         assert (
-            function in ("json", "toml") or not source.exists() or re.search(rf"def {function}\b", source.read_text())
+            function in ("json", "toml", "py")
+            or not source.exists()
+            or re.search(rf"def {function}\b", source.read_text())
         ), f"{module}.{function}"
+    for word in re.findall(r"`(\w+)` in\s+`(hpc_ewc/[\w/]+\.py)`", text):
+        assert re.search(rf"\b{word[0]}\b", (REPOSITORY / word[1]).read_text(encoding="utf-8")), word
+
+
+def test_the_picture_of_the_house_names_what_is_there() -> None:
+    text = (REPOSITORY / "docs" / "images" / "architecture.svg").read_text(encoding="utf-8")
+    rooms = set(re.findall(r'class="code"[^>]*>((?:\w+/)*\w+)/?<', text)) - {"code"}
+    assert {"cli", "node", "worker", "ewc", "launch/submit"} <= rooms
+    for room in rooms:
+        assert list((REPOSITORY / "hpc_ewc").glob(f"{room}*")), room

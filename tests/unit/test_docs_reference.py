@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import re
+import runpy
 import sys
 from types import ModuleType
 
@@ -63,6 +64,11 @@ def flags(text: str) -> set[str]:
     """The options that lines, or a cell, begin with: `-y, --yes`, `--profile PATH`."""
     beginnings = re.findall(r"^[│ ]*(-\S.*?)(?=  |$)", text, re.M)
     return {flag for beginning in beginnings for flag in re.findall(r"(?:^|[\s,|])(--?[a-z][a-z-]*)", beginning)}
+
+
+def test_the_picture_of_the_front_page_is_that_of_the_committed_numbers() -> None:
+    drawn = runpy.run_path(str(REPOSITORY / "docs" / "images" / "front.py"))["render"]()
+    assert (REPOSITORY / "docs" / "images" / "front.svg").read_text(encoding="utf-8") == drawn, "run `make docs`"
 
 
 def test_every_key_has_its_line() -> None:
