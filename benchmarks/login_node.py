@@ -86,16 +86,16 @@ def make_done(bench: Bench, sweep: Path) -> None:
     """Give every stage of an experiment a `done.json`, as if it had run."""
     os.environ |= {name: bench.environment[name] for name in ("HPC_EWC_CACHE", "HF_HOME")}
     from hpc_ewc.artefacts.completeness import write_stage_files
-    from hpc_ewc.launch.plan.plan import make_plan, run_folder, write_down
+    from hpc_ewc.launch.plan.plan import make_plan, record_plan
+    from hpc_ewc.launch.plan.request import load_request, run_folder
     from hpc_ewc.launch.profile.reading import load_profile
     from hpc_ewc.launch.show.display import Display
-    from hpc_ewc.launch.submit.submit import read_sweep
     from hpc_ewc.stage import Stage
 
     profile = load_profile(None)
     root = run_folder(sweep.stem, str(sweep), profile, bench.folder / "runs")
-    plan = make_plan(read_sweep(sweep), profile, root, bench.folder / "results", Display())
-    write_down(plan)
+    plan = make_plan(load_request(sweep), profile, root, bench.folder / "results", Display())
+    record_plan(plan)
     for node in plan.graph.nodes.values():
         if node.stage != "report":
             write_stage_files(node)

@@ -6,6 +6,7 @@ runs/NAME/  experiment.toml  jobs.jsonl  submit.lock
   train/<run>/     metrics.jsonl  checkpoints/<step>/  exports/<step>/
   evaluate/<run>/  <step>/<cell>.json  <step>/<cell>.samples.jsonl.zst
   every folder above: stage.json  config.toml  manifest.json  progress/<element>.json  done.json | failed.json
+  report/          tables and figures, unless --out names another folder
   jobs/<job_id>/   submitit's files; ranks/ (torchrun --log-dir); stop.<restart>  port.<restart>  exit.<restart>
   jobs/<token>/    of Slurm: submission.sh  task.pkl  attempts.<index>.json, and what its batch script printed
   code/<hash>/     the package as it was when the jobs were submitted
@@ -134,6 +135,11 @@ class RunDir:
     @property
     def jobs(self) -> Path:
         return self.root / "jobs"
+
+    @property
+    def report(self) -> Path:
+        """Tables and figures, unless `--out` names another folder."""
+        return self.root / "report"
 
     def stage(self, stage: str, name: str) -> StageDir:
         """The folder of one artefact: `name` is a key (tokens, fisher) or a run (train, evaluate)."""

@@ -1,6 +1,6 @@
 """Write the pages beside this file from the code: `python docs/reference/generate.py`, or `make docs`.
 
-Commands come from the functions and parsers that read them, keys from the dataclasses that TOML becomes. A test
+Commands come from the dataclasses and parsers that read them, keys from the dataclasses that TOML becomes. A test
 holds that the pages are what this writes.
 """
 
@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import importlib
 import inspect
-import re
 import runpy
 import sys
 import typing
@@ -19,10 +18,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import tyro
+
 from hpc_ewc import cli, config
 from hpc_ewc.launch.profile import keys
 from hpc_ewc.launch.profile.resources import DEFAULT_TIME_MIN
-from hpc_ewc.report import __main__ as report
 
 HERE = Path(__file__).resolve().parent
 SANDBOX = HERE.parents[1] / "slurm" / "sandbox"
@@ -57,11 +57,10 @@ class Argument:
 
 def commands() -> str:
     blocks = ["# Every command", "Options may stand anywhere in the line. `--help` after a command prints the same."]
-    for name, function in cli.COMMANDS.items():
-        sentence, arguments = read_function(function)
-        blocks += command(f"hpc-ewc {name}", sentence, arguments)
-    for program, cls in {"hpc_ewc.report": report.Arguments, "hpc_ewc.report compare": report.CompareArguments}.items():
-        blocks += command(f"python -m {program}", inspect.cleandoc(cls.__doc__ or ""), read_dataclass(cls))
+    for name in cli.COMMANDS:
+        settings = importlib.import_module(f"hpc_ewc.cli.{name}").Settings
+        blocks += command(f"hpc-ewc {name}", inspect.cleandoc(settings.__doc__ or ""), read_settings(settings))
+    blocks += ["`python -m hpc_ewc.report` is the same as `hpc-ewc report`, with `compare` as `hpc-ewc compare`."]
     miniature = importlib.import_module("hpc_ewc.miniature.__main__")
     blocks += parsed("python -m hpc_ewc.miniature", "Make the miniature's files.", lambda: miniature.main([]))
     with sandbox() as main:
@@ -96,50 +95,28 @@ def command(program: str, text: str, arguments: list[Argument]) -> list[str]:
     return [f"## {program}", f"    {usage}", text, "\n".join(rows) if arguments else ""]
 
 
-def read_function(function: Callable[..., int]) -> tuple[str, list[Argument]]:
-    """What a command does, and its arguments: tyro makes its parser of this same signature and docstring."""
-    told, _, listed = inspect.getdoc(function).partition("\nArgs:\n")  # type: ignore[union-attr]
-    texts = {name: " ".join(text.split()) for name, text in re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", listed, re.M)}
-    hints = typing.get_type_hints(function, include_extras=True)
-    arguments = []
-    for name, parameter in inspect.signature(function).parameters.items():
-        facts = [fact for fact in getattr(hints[name], "__metadata__", ()) if hasattr(fact, "metavar")]
-        kind = typing.get_args(hints[name])[0] if hasattr(hints[name], "__metadata__") else hints[name]
-        metavar = next((fact.metavar for fact in facts if fact.metavar), None)
-        aliases = next((tuple(fact.aliases) for fact in facts if fact.aliases), ())
-        if parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
-            shown, required = metavar or name.upper(), parameter.default is inspect.Parameter.empty
-            arguments.append(Argument(shown, "required" if required else "absent", texts[name], not required))
-            continue
-        value = "" if kind is bool else f" {metavar or ('N' if kind is int else 'TEXT')}"
-        flags = [*aliases, f"--{name.replace('_', '-')}{value}"]
-        default = "off" if kind is bool else shown_default(parameter.default)
-        arguments.append(Argument(", ".join(flags), default, texts[name]))
-    return told.strip(), arguments
-
-
-def read_dataclass(cls: type) -> list[Argument]:
-    """The same of a command whose arguments are a dataclass."""
-    docs, hints = config.option_docs(cls), typing.get_type_hints(cls, include_extras=True)
-    arguments = []
+def read_settings(cls: type) -> list[Argument]:
+    """Return the arguments of a command from its settings, a dataclass of which tyro makes the parser."""
+    docs = {name: text for base in reversed(cls.__mro__[:-1]) for name, text in config.option_docs(base).items()}
+    hints = typing.get_type_hints(cls, include_extras=True)
+    places, options = [], []
     for field in dataclasses.fields(cls):
+        facts = getattr(hints[field.name], "__metadata__", ())
+        kind = typing.get_args(hints[field.name])[0] if facts else hints[field.name]
+        metavar = next((fact.metavar for fact in facts if getattr(fact, "metavar", None)), None)
+        aliases = next((tuple(fact.aliases) for fact in facts if getattr(fact, "aliases", None)), ())
+        several, required = typing.get_origin(kind) is tuple, field.default is dataclasses.MISSING
         text = " ".join(docs[field.name].split())
-        if hasattr(hints[field.name], "__metadata__"):
-            several = field.name == "paths"
-            required = field.default is dataclasses.MISSING and not several
-            shown = "PATH…" if several else field.name.upper()
-            optional = several and field.default is not dataclasses.MISSING
-            default = "required" if required or (several and not optional) else "absent"
-            arguments.append(Argument(shown, default, text, optional))
+        if tyro.conf.Positional[int].__metadata__[0] in facts:
+            shown = metavar or ("PATH…" if several else field.name.upper())
+            places.append(Argument(shown, "required" if required else "absent", text, not required))
             continue
-        kind = hints[field.name]
-        word = "WORD" if kind is str else "PATH"
-        word = "N" if kind in (int, float) else "WORD…" if "tuple" in str(kind) else word
-        value = "" if kind is bool else f" {word}"
-        value_words = " ".join(field.default) if "tuple" in str(kind) else field.default
-        default = "off" if kind is bool else shown_default(value_words)
-        arguments.append(Argument(f"--{field.name.replace('_', '-')}{value}", default, text))
-    return arguments
+        words = {bool: "", int: "N", float: "N", str: "TEXT"}
+        value = metavar or words.get(kind, "WORD…" if several else "PATH")
+        flags = [*aliases, f"--{field.name.replace('_', '-')} {value}".rstrip()]
+        default = " ".join(field.default) if several else field.default
+        options.append(Argument(", ".join(flags), "off" if kind is bool else shown_default(default), text))
+    return places + options
 
 
 def parsed(program: str, text: str, call: Callable[[], Any]) -> list[str]:

@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _options(arguments: Arguments) -> Options:
     if not arguments.paths:
-        raise ConfigError("give a folder: python -m hpc_ewc.report runs/NAME")
+        raise ConfigError("give a run folder, such as runs/NAME")
     lists = (("--format", arguments.format, FORMATS), ("--subsets", arguments.subsets, SUBSETS))
     for flag, values, known in (*lists, ("--gain", (arguments.gain,), GAINS)):
         for value in values:

@@ -10,8 +10,8 @@ from typing import Any
 
 from hpc_ewc import records
 from hpc_ewc.launch.inputs.resolver import Resolver
+from hpc_ewc.launch.plan.request import load_request
 from hpc_ewc.launch.profile.reading import load_profile
-from hpc_ewc.launch.submit.submit import read_sweep
 from hpc_ewc.rundir import RunDir
 from tests.unit.launch_world import write_model
 
@@ -119,7 +119,7 @@ def finished(stage: str, spoil: Callable[[Path], object]) -> Change:
 
     def change(here: Path) -> None:
         root = RunDir(here / "runs" / "x")
-        graph = read_sweep(Path("x.toml")).build(Resolver("x.toml"), root, load_profile(None))
+        graph = load_request(Path("x.toml")).build(Resolver("x.toml"), root, load_profile(None))
         node = graph.of(stage)[0]
         records.write_json(node.folder.stage_json, node.stage_json)
         records.write_bytes(node.folder.path / "output.bin", b"12345")

@@ -143,13 +143,13 @@ COMMANDS = [
     Case(
         "command line",
         "a file for the run folder",
-        "--runs: the run folder would be {here}/corpus.jsonl/x, and {here}/corpus.jsonl is a file",
+        "--runs: the run folder would be {here}/corpus.jsonl/x, but {here}/corpus.jsonl is a file",
         command="submit x.toml --runs corpus.jsonl",
     ),
     Case(
         "command line",
         "a file for the tables",
-        "--out: the folder of the tables would be {here}/x.toml, and {here}/x.toml is a file",
+        "--out: the folder of the tables would be {here}/x.toml, but {here}/x.toml is a file",
         command="submit x.toml --out x.toml",
     ),
     Case(

@@ -106,7 +106,7 @@ def test_2_the_same_command_goes_on_to_the_table(world: World) -> None:
     assert set(world.states().values()) == {"done"}
     for word in ("base", "1e6", "English"):
         assert word in done.stdout
-    assert list((world.folder / "results" / "nano").iterdir())
+    assert list((world.folder / "runs" / "nano" / "report").iterdir())
     for metrics in world.root.root.glob("train/*/metrics.jsonl"):
         assert {line["step"] for line in records.read_lines(metrics)} == set(range(1, 21))
 

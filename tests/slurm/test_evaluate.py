@@ -57,7 +57,7 @@ def test_checkpoints_are_scored_as_one_array_and_no_cell_twice(
     assert set(world.states().values()) == {"done"}, world.status()
     found = load_records(world.root.root)
     assert {record["run"] for record in found} == set(runs)
-    assert (world.folder / "results" / world.name / "table.csv").is_file()
+    assert (world.root.report / "table.csv").is_file()
     assert evaluate() == 0 and world.jobs() == []
 
 

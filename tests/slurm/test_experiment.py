@@ -54,7 +54,7 @@ def test_a_training_that_fails_takes_only_its_own_along(
     assert world.run("status", str(world.root.root)).returncode == 1
     found = list(world.numbers().results.values())
     assert sorted(map(str, found)) == sorted(map(str, undisturbed.numbers().results.values()))
-    assert (world.folder / "results" / "diverges").is_dir(), "the report ran after any end"
+    assert world.root.report.is_dir(), "the report ran after any end"
     shown = world.run("logs", str(world.root.root), "strength=1e+30").stdout
     assert "failed: " in shown.splitlines()[0], shown[:500]
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from hpc_ewc import records, rundir
 from hpc_ewc.launch.ledger.job_history import Ledger
-from hpc_ewc.launch.slurm.client import Answer, SlurmJob
+from hpc_ewc.launch.slurm.client import Answer
+from hpc_ewc.launch.slurm.output import SlurmJob
 from hpc_ewc.node.slurm_command import SchedulerError
 from hpc_ewc.process import Process, this_process
 from hpc_ewc.rundir import RunDir

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
-import functools
 import importlib
 import os
 import re
@@ -152,6 +151,8 @@ def check(command: Command, at_home: Path, monkeypatch: pytest.MonkeyPatch, run:
             check_ours(words, monkeypatch)
             if "--as-job" in words:
                 check_as_job(words, monkeypatch)
+            elif run and words[0] in ("report", "compare"):
+                check_report([word for word in words if word != "report"], monkeypatch)
             elif run and words[0] not in PARSED_ALONE:
                 RUN[words[0]](words)
         case ("make", target):
@@ -165,21 +166,14 @@ def check(command: Command, at_home: Path, monkeypatch: pytest.MonkeyPatch, run:
 
 
 def check_ours(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real parser, with functions that only note that they were called."""
-    called = []
-
-    def noted(function: Callable[..., int]) -> Callable[..., int]:
-        @functools.wraps(function)
-        def note(*arguments: Any, **options: Any) -> int:
-            called.append(function.__name__)
-            return 0
-
-        return note
-
+    """The real parser, with a command that only notes that it was called."""
+    called: list[object] = []
+    assert words[0] in cli.COMMANDS
+    module = importlib.import_module(f"hpc_ewc.cli.{words[0]}")
     with monkeypatch.context() as patch:
-        patch.setattr(cli, "COMMANDS", {name: noted(function) for name, function in cli.COMMANDS.items()})
+        patch.setattr(module, "run", lambda settings: called.append(settings) or 0)
         assert cli.main(words) == 0
-    assert called == [words[0]]
+    assert [type(settings) for settings in called] == [module.Settings]
 
 
 def check_as_job(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from hpc_ewc.cli import evaluate
 from hpc_ewc.errors import ConfigError, HpcEwcError, InputError
 from hpc_ewc.launch.inputs.checkpoints import find_checkpoints
-from hpc_ewc.launch.submit.evaluate_checkpoints import Options, evaluate, read_settings
 from hpc_ewc.model_folder import check_model
 from tests.unit.launch_world import safetensors, write_model
 
@@ -126,28 +126,22 @@ def test_an_export_without_its_last_file_is_half_exported(tmp_path: Path) -> Non
         find_checkpoints([str(folder)])
 
 
-def settings(**changes: Any) -> dict[str, Any]:
-    words: dict[str, Any] = {
-        "suites": "arc_easy.en",
-        "shots": None,
-        "prompts": "core",
-        "heldout": None,
-        "include": None,
-    }
-    return read_settings(**words | {"limit": None, "batch_size": 16, "max_length": 2048, "backend": "hf"} | changes)
+def keys(**options: Any) -> dict[str, Any]:
+    """Keys of [evaluate] of a command line with these options."""
+    return evaluate.evaluate_keys(evaluate.Settings(checkpoints=("model",), **{"suites": "arc_easy.en"} | options))
 
 
-def ask(*checkpoints: str, name: str = "mine", base: str | None = None, **changes: Any) -> int:
-    options = Options(base, name, "float32", settings(**changes))
-    return evaluate(checkpoints, options, None, None, None, dry_run=True, yes=False)
+def ask(*checkpoints: str, name: str = "mine", **options: Any) -> int:
+    options = {"suites": "arc_easy.en", "dtype": "float32", "dry_run": True} | options
+    return evaluate.run(evaluate.Settings(checkpoints=checkpoints, name=name, **options))
 
 
 def test_words_of_the_command_line_become_keys() -> None:
-    found = settings(shots="gsm8k=5,mmlu=0", heldout="en=a.jsonl, lt=b.jsonl", prompts="core,native", limit=4)
+    found = keys(shots="gsm8k=5,mmlu=0", heldout="en=a.jsonl, lt=b.jsonl", prompts="core,native", limit=4)
     assert found["shots"] == {"gsm8k": 5, "mmlu": 0}
     assert found["heldout"] == {"en": "a.jsonl", "lt": "b.jsonl"}
     assert (found["prompts"], found["suites"], found["limit"]) == (["core", "native"], ["arc_easy.en"], 4)
-    assert settings(backend="vllm", backend_args="swap_space=1")["backend_args"] == "swap_space=1"
+    assert keys(backend="vllm", backend_args="swap_space=1")["backend_args"] == "swap_space=1"
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hpc_ewc import rundir
+from hpc_ewc.cli import evaluate
 from hpc_ewc.launch.inputs.checkpoints import find_checkpoints
 from hpc_ewc.launch.ledger.job_history import Ledger
-from hpc_ewc.launch.submit.evaluate_checkpoints import Options, evaluate, read_settings
 from hpc_ewc.node.task import SlurmTask
 from hpc_ewc.rundir import RunDir
 from tests.unit import fake_slurm
@@ -46,10 +47,10 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def give(tmp_path: Path, *more: str, cells: str = "gpu", suites: str = "arc_easy,winogrande.en") -> None:
     """Show what would be submitted, then submit it."""
     (tmp_path / "p.toml").write_text(PROFILE.replace("CELLS", cells))
-    settings = read_settings(suites, None, "core", None, None, None, 16, 2048, "hf")
-    options = Options(None, "mine", "float32", settings)
+    options: dict[str, Any] = {"suites": suites, "name": "mine", "dtype": "float32", "profile": tmp_path / "p.toml"}
     for dry_run in (True, False):
-        assert evaluate(["models/*", *more], options, tmp_path / "p.toml", None, None, dry_run, yes=True) == 0
+        settings = evaluate.Settings(checkpoints=("models/*", *more), dry_run=dry_run, yes=True, **options)
+        assert evaluate.run(settings) == 0
 
 
 def tasks(tmp_path: Path) -> list[SlurmTask]:

@@ -16,7 +16,7 @@ import pytest
 from hpc_ewc import records
 from hpc_ewc.config import build_experiment
 from hpc_ewc.errors import ConfigError
-from hpc_ewc.launch.doctor import machine, node_check
+from hpc_ewc.launch.doctor import cluster, machine, node_check
 from hpc_ewc.launch.doctor.cluster import check_accounting, check_limits, distinct_requests, probe_request
 from hpc_ewc.launch.doctor.doctor import doctor
 from hpc_ewc.launch.doctor.findings import Finding, fail, ok, warn
@@ -49,7 +49,7 @@ from hpc_ewc.launch.profile.keys import Profile
 from hpc_ewc.launch.profile.reading import build_profile
 from hpc_ewc.launch.profile.resources import JobResources
 from hpc_ewc.launch.slurm import client
-from hpc_ewc.launch.slurm.client import SlurmJob
+from hpc_ewc.launch.slurm.output import SlurmJob
 from hpc_ewc.node.slurm_command import SchedulerError
 from hpc_ewc.rundir import RunDir
 
@@ -225,7 +225,7 @@ def test_accounting_and_limits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_partitions(monkeypatch: pytest.MonkeyPatch) -> None:
     said = "PartitionName=p GraceTime=600 Hidden=NO State=DOWN TotalCPUs=16"
-    monkeypatch.setattr(client, "scontrol", lambda *_: said)
+    monkeypatch.setattr(cluster, "scontrol", lambda *_: said)
     down, grace, _ = check_limits(profile(partition="p"), {})
     assert (down.state, down.text) == ("warn", "p is DOWN: jobs wait until it is UP")
     assert (grace.state, grace.text) == ("fail", "p: GraceTime = 600 s, slurm.grace_time_s = 300")
@@ -233,7 +233,7 @@ def test_partitions(monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(*_: str) -> str:
         raise SchedulerError("Partition p not found", "refused")
 
-    monkeypatch.setattr(client, "scontrol", unknown)
+    monkeypatch.setattr(cluster, "scontrol", unknown)
     assert [finding.state for finding in check_limits(profile(partition="p"), {})] == ["fail", "ok"]
     assert [finding.state for finding in check_limits(profile(partition="p,q"), {})] == ["ok"]
 
@@ -308,7 +308,7 @@ def test_ctrl_c_while_slurm_takes_the_job_takes_it_back_by_its_name(
             raise KeyboardInterrupt
         return ""
 
-    monkeypatch.setattr(client, "call", call)
+    monkeypatch.setattr(node_check, "call", call)
     root = RunDir(tmp_path / "doctor-x1")
     root.root.mkdir()
     with pytest.raises(KeyboardInterrupt):

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from hpc_ewc import records
+from hpc_ewc.cli import submit
 from hpc_ewc.config import load_experiment
 from hpc_ewc.errors import ConfigError, InputError
 from hpc_ewc.launch.forecast.shapes import KNOWN
 from hpc_ewc.launch.profile.reading import build_profile
-from hpc_ewc.launch.submit import submit as submitting
 from hpc_ewc.rundir import RunDir
 from hpc_ewc.sweep import expand
 from tests.conftest import REPOSITORY
@@ -53,7 +53,7 @@ def nothing_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def look(sweep: Path, profile: str, capsys: pytest.CaptureFixture[str], config: Path | None = None) -> str:
     path = Path("p.toml")
     path.write_text(profile)
-    assert submitting.submit(sweep, path, None, None, dry_run=True, yes=False, config=config) == 0
+    assert submit.run(submit.Settings(sweep=sweep, profile=path, dry_run=True, config=config)) == 0
     return capsys.readouterr().out
 
 
@@ -129,14 +129,14 @@ def test_both_experiments_are_shown_for_each_site(name: str, sweep: str, capsys:
 def test_a_submit_still_refuses(capsys: pytest.CaptureFixture[str]) -> None:
     Path("p.toml").write_text(ONE_NODE)
     with pytest.raises(InputError, match=r"model\.path = 'google/gemma-2-2b-it': not in the cache .*hpc-ewc prefetch"):
-        submitting.submit(PAPER, Path("p.toml"), None, None, dry_run=False, yes=True)
-    with pytest.raises(ConfigError, match="--config x.json: for --dry-run alone; a submit reads the model itself"):
-        submitting.submit(PAPER, Path("p.toml"), None, None, dry_run=False, yes=True, config=Path("x.json"))
+        submit.run(submit.Settings(sweep=PAPER, profile=Path("p.toml"), yes=True))
+    with pytest.raises(ConfigError, match="--config x.json: only for --dry-run; a submit reads the model itself"):
+        submit.run(submit.Settings(sweep=PAPER, profile=Path("p.toml"), yes=True, config=Path("x.json")))
 
 
 def test_a_local_submit_refuses_too(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not in the cache"):
-        submitting.submit(small(), None, None, None, dry_run=False, yes=True)
+        submit.run(submit.Settings(sweep=small(), yes=True))
     assert not (tmp_path / "runs").exists()
 
 

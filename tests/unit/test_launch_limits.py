@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from hpc_ewc.cli import submit
 from hpc_ewc.launch.forecast.limits import Limit, exceeds, limit_of
 from hpc_ewc.launch.profile.keys import SlurmConfig
-from hpc_ewc.launch.submit import submit as submitting
 
 EXPERIMENT = """
 [model]
@@ -62,7 +62,7 @@ def look(profile: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
     """Lines of a dry run about time limits."""
     Path("x.toml").write_text(EXPERIMENT)
     Path("p.toml").write_text(profile)
-    assert submitting.submit(Path("x.toml"), Path("p.toml"), None, None, dry_run=True, yes=False) == 0
+    assert submit.run(submit.Settings(sweep=Path("x.toml"), profile=Path("p.toml"), dry_run=True)) == 0
     return [line for line in capsys.readouterr().out.splitlines() if "time limit, at" in line]
 
 

@@ -19,9 +19,9 @@ import pytest
 
 from hpc_ewc import rundir
 from hpc_ewc.artefacts.failure import read_failure
+from hpc_ewc.cli import submit
 from hpc_ewc.launch.ledger.job_history import Ledger
 from hpc_ewc.launch.submit import local
-from hpc_ewc.launch.submit.submit import submit
 from hpc_ewc.launch.watch.reader import read_status
 from hpc_ewc.launch.watch.status import status
 from hpc_ewc.node.commands import local_command
@@ -39,7 +39,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Workers obey `tmp_path/orders`; the current folder is `tmp_path`."""
     orders = tmp_path / "orders"
     orders.mkdir()
-    (tmp_path / "results" / "small").mkdir(parents=True)
+    (tmp_path / "runs" / "small" / "report").mkdir(parents=True)
     monkeypatch.setattr(local, "local_command", functools.partial(fake_command, orders))
     report: Callable[..., Any] = lambda python, root, out: (python, "-c", REPORT, str(root), str(out))  # noqa: E731
     monkeypatch.setattr(local, "report_command", report)
@@ -53,7 +53,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def run(sweep: Path, cpus: int = 4) -> int:
     profile = sweep.parent / "profile.toml"
     profile.write_text(f"[local]\ncpus = {cpus}\n")
-    return submit(sweep, profile, None, None, dry_run=False, yes=False)
+    return submit.run(submit.Settings(sweep=sweep, profile=profile))
 
 
 def begun(orders: Path) -> list[str]:
@@ -71,7 +71,7 @@ def test_a_whole_graph_then_nothing_then_one_more_run(world: Path, capfd: pytest
     assert run(sweep) == 0
     out, err = capfd.readouterr()
     assert out == "the table of small\n"
-    assert "done. Runs: runs/small; tables: results/small" in err
+    assert "done. Runs: runs/small; tables: runs/small/report" in err
     first = begun(world)
     assert sorted(name.split("/")[0] for name in first) == ["evaluate"] * 3 + ["fisher", "tokens", "train", "train"]
     assert {name.split("/")[0] for name in first[:2]} == {"tokens", "fisher"}
@@ -235,7 +235,7 @@ def test_ctrl_c_stops_the_jobs_and_the_same_command_goes_on(world: Path, reposit
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: submit, submitit and its task alike
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
-    assert "goes on from here" in err
+    assert "resumes" in err
     assert not root.lock.exists()
     assert Ledger(root).read().live() == []
     assert not list(root.root.glob("train/*/failed.json")), "what was asked to stop did not fail"

@@ -12,8 +12,7 @@ from hpc_ewc import records, rundir
 from hpc_ewc.errors import ConfigError, SubmitError
 from hpc_ewc.launch.ledger.job_history import Ledger
 from hpc_ewc.launch.slurm import client
-from hpc_ewc.launch.slurm.client import SlurmJob
-from hpc_ewc.launch.slurm.output import expand_hosts
+from hpc_ewc.launch.slurm.output import SlurmJob, expand_hosts
 from hpc_ewc.launch.watch import cancel as cancel_module
 from hpc_ewc.launch.watch import logs as logs_module
 from hpc_ewc.launch.watch import reader as reader_module

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from hpc_ewc.errors import SubmitError
-from hpc_ewc.launch.slurm import client
-from hpc_ewc.launch.slurm.client import accounted, ask, call, cancel, look_up, queue, settings, version
+from hpc_ewc.launch.slurm.client import accounted, ask, cancel, look_up, queue, settings, version
 from hpc_ewc.launch.slurm.output import (
     ACCOUNT_FIELDS,
     QUEUE_FIELDS,
@@ -28,7 +27,7 @@ from hpc_ewc.launch.slurm.output import (
     parse_settings,
     split_id,
 )
-from hpc_ewc.node.slurm_command import SchedulerError
+from hpc_ewc.node.slurm_command import SchedulerError, call, scontrol
 
 NAME = "paper/train/strength=1e+06,seed=0-3f2a9c1b77de"
 
@@ -285,7 +284,7 @@ def test_another_squeue_is_replaced_by_scontrol(commands: Path) -> None:
     prints(commands, "scontrol", "No jobs in the system\n")
     assert queue() == []
     fake(commands, "scontrol", "exit 1")
-    with pytest.raises(SchedulerError, match="squeue printed what is not known here: 'JOBID PARTITION NAME'"):
+    with pytest.raises(SchedulerError, match="squeue printed an unknown format: 'JOBID PARTITION NAME'"):
         queue()
 
 
@@ -368,7 +367,7 @@ def test_no_slurm_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_refusal_says_what_was_run(commands: Path) -> None:
     fake(commands, "scontrol", "echo 'Access/permission denied for job 7' >&2; exit 1")
     with pytest.raises(SchedulerError, match=r'`scontrol requeue 7` \(exit 1\): "Access/permission denied') as caught:
-        client.scontrol("requeue", "7")
+        scontrol("requeue", "7")
     assert caught.value.kind == "refused"
     fake(commands, "scontrol", "exit 4")
     with pytest.raises(SchedulerError, match=re.escape('`scontrol show config` (exit 4): "it said nothing"')):

@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 
 from hpc_ewc.artefacts.artefact import Element
+from hpc_ewc.cli import submit
 from hpc_ewc.errors import ConfigError, SubmitError
 from hpc_ewc.launch.ledger.job_history import Ledger
 from hpc_ewc.launch.ledger.reconcile import check_other_executor
 from hpc_ewc.launch.profile.reading import build_profile
 from hpc_ewc.launch.submit import slurm
+from hpc_ewc.launch.submit.outcome import DONE, UNFINISHED
 from hpc_ewc.launch.submit.refusal import explain_refusal
 from hpc_ewc.launch.submit.slurm_plan import covers
-from hpc_ewc.launch.submit.submit import DONE, UNFINISHED, submit
 from hpc_ewc.node.slurm_command import SchedulerError
 from hpc_ewc.process import this_process
 from hpc_ewc.rundir import RunDir
@@ -32,15 +33,20 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = fake_slurm.install(tmp_path / "bin")
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     monkeypatch.setenv("HPC_EWC_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(slurm, "FOUND_AGAIN_S", (0.0, 0.0))
+    monkeypatch.setattr(slurm, "LOOKUP_DELAYS_S", (0.0, 0.0))
     monkeypatch.chdir(tmp_path)
     return folder
+
+
+def settings(tmp_path: Path, **changed: Any) -> submit.Settings:
+    places = {"profile": tmp_path / "p.toml", "runs": tmp_path / "runs", "out": tmp_path / "out"}
+    return submit.Settings(**places | changed)
 
 
 def give(tmp_path: Path, more: str = "", sweep: str = "", **experiment: Any) -> int:
     path = write_experiment(tmp_path, more=sweep, **experiment)
     (tmp_path / "p.toml").write_text(SLURM + more)
-    return submit(path, tmp_path / "p.toml", tmp_path / "runs", tmp_path / "out", dry_run=False, yes=True)
+    return submit.run(settings(tmp_path, sweep=path, yes=True))
 
 
 def names(cluster: Path) -> list[str]:
@@ -189,7 +195,7 @@ def test_a_site_s_limit_leaves_whole_runs_and_the_next_submit_adds_the_rest(
         "small/train/strength=0",
         "small/evaluate/strength=0",
     ]
-    assert "no room for 4 stages" in capsys.readouterr().err
+    assert "the limit on submitted jobs leaves out 4 stages" in capsys.readouterr().err
     assert give(tmp_path, limit) == UNFINISHED
     assert len(names(cluster)) == 4
     fake_slurm.set_states(cluster, "COMPLETED")
@@ -215,7 +221,7 @@ def test_a_partition_s_own_limit_counts(cluster: Path, tmp_path: Path) -> None:
 def test_local_jobs_and_slurm_s_do_not_mix(cluster: Path, tmp_path: Path) -> None:
     give(tmp_path)
     with pytest.raises(SubmitError, match=r"8 jobs of \S+ wait or run on Slurm; submit with the Slurm profile"):
-        submit(tmp_path / "small.toml", None, tmp_path / "runs", tmp_path / "out", dry_run=False, yes=True)
+        submit.run(settings(tmp_path, sweep=tmp_path / "small.toml", profile=None, yes=True))
     fake_slurm.set_states(cluster, "CANCELLED")
     check_other_executor(RunDir(tmp_path / "runs" / "small"), "local")  # and once they are gone it may
 
@@ -260,12 +266,11 @@ def test_a_dry_run_shows_a_script_of_each_stage(
 ) -> None:
     path = write_experiment(tmp_path)
     (tmp_path / "p.toml").write_text(SLURM)
-    arguments = (path, tmp_path / "p.toml", tmp_path / "runs", tmp_path / "out")
-    assert submit(*arguments, dry_run=True, yes=False) == DONE
+    assert submit.run(settings(tmp_path, sweep=path, dry_run=True)) == DONE
     shown = capsys.readouterr().out
     assert shown.count("=====") == 5
     assert "#SBATCH --dependency='afterok:<tokens/" in shown
-    submit(*arguments, dry_run=True, yes=False, scripts=True)
+    submit.run(settings(tmp_path, sweep=path, dry_run=True, scripts=True))
     assert capsys.readouterr().out.count("=====") == 8
     assert not (tmp_path / "runs").exists() and names(cluster) == []
 

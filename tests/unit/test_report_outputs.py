@@ -305,7 +305,7 @@ def test_what_a_missing_package_leaves_out_is_said(root: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "give a folder"),
+        ([], "give a run folder"),
         (["nowhere"], "nowhere: no such folder or file"),
         (["{root}", "--format", "markdwon"], "--format markdwon: allowed are .*did you mean 'markdown'"),
         (["{root}", "--subsets", "all"], "--subsets all: allowed are groups, subjects"),

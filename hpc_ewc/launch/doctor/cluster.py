@@ -19,7 +19,7 @@ from hpc_ewc.launch.profile.resources import JobResources, job_resources
 from hpc_ewc.launch.slurm import client
 from hpc_ewc.launch.slurm.script import clean_environment
 from hpc_ewc.launch.submit.refusal import FIXES
-from hpc_ewc.node.slurm_command import SchedulerError
+from hpc_ewc.node.slurm_command import SchedulerError, call, scontrol
 from hpc_ewc.rundir import RunDir
 
 PROBE_MIN = 10
@@ -91,7 +91,7 @@ def check_limits(profile: Profile, settings: Mapping[str, str]) -> Iterator[Find
 def check_partition(name: str, grace_time_s: int) -> Iterator[Finding]:
     """Check that a partition exists, is up, and has no longer GraceTime than the profile says."""
     try:
-        text = client.scontrol("-o", "show", "partition", name)
+        text = scontrol("-o", "show", "partition", name)
     except SchedulerError as error:
         if "," not in name:  # from a list, Slurm takes the partition that is free first; only sbatch can check it
             yield fail("partition", str(error), "set slurm.partition (sinfo lists them)")
@@ -128,7 +128,7 @@ def check_request(root: RunDir, request: Request, profile: Profile) -> Finding:
     resources = describe_resources(request.resources)
     try:
         with clean_environment():
-            answer = client.call(["sbatch", "--test-only", str(path)], environment={"LC_ALL": "C"}, errors_too=True)
+            answer = call(["sbatch", "--test-only", str(path)], environment={"LC_ALL": "C"}, errors_too=True)
     except SchedulerError as error:
         refusal = str(error).split('"', 1)[-1].rstrip('"')
         fix = next((fix for pattern, fix in FIXES if re.search(pattern, refusal, re.IGNORECASE)), "correct the profile")

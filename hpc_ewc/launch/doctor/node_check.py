@@ -27,7 +27,7 @@ from hpc_ewc.launch.slurm.script import Script, build_script, check_paths, clean
 from hpc_ewc.launch.submit import code
 from hpc_ewc.node.environment import worker_environment
 from hpc_ewc.node.probe_task import ProbeTask
-from hpc_ewc.node.slurm_command import SchedulerError
+from hpc_ewc.node.slurm_command import SchedulerError, call
 from hpc_ewc.rundir import RunDir
 
 JOB_TIMEOUT_S = 600.0
@@ -141,10 +141,10 @@ def submit_probe(root: RunDir, stage: str, resources: JobResources, profile: Pro
     script.write(task)
     try:
         with clean_environment():
-            answer = client.call(["sbatch", "--parsable", str(script.folder / "submission.sh")], 60.0)
+            answer = call(["sbatch", "--parsable", str(script.folder / "submission.sh")], 60.0)
     except KeyboardInterrupt:  # Slurm may have accepted the job before it returned the id; the name is unique
         with suppress(SchedulerError):
-            client.call(["scancel", f"--name={script.parameters['job_name']}"])
+            call(["scancel", f"--name={script.parameters['job_name']}"])
         raise
     return answer.strip().partition(";")[0]
 

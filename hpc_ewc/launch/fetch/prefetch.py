@@ -54,7 +54,9 @@ class Line:
     detail: str
 
 
-def prefetch(sweep: Path, profile: Path | None, dry_run: bool, update: bool, as_job: str | None = None) -> int:
+def prefetch(
+    sweep: Path, profile: Path | None, *, dry_run: bool = False, update: bool = False, as_job: str | None = None
+) -> int:
     """Fetch what an experiment names; see `hpc-ewc prefetch --help`. Exit status: 0 all is there, 1 something is not.
 
     Raises:

@@ -15,6 +15,7 @@ from hpc_ewc.errors import SubmitError
 from hpc_ewc.launch.ledger.job_history import Job, Ledger
 from hpc_ewc.launch.slurm import client
 from hpc_ewc.launch.slurm.output import SlurmJob
+from hpc_ewc.node.slurm_command import SchedulerError
 from hpc_ewc.rundir import RunDir
 from hpc_ewc.schemas import Failure
 
@@ -85,7 +86,7 @@ def _recover_ids(ledger: Ledger, queue: Sequence[SlurmJob]) -> None:
         ended = client.queue(ended=True)
         try:
             ended += client.accounted(names=names, since=min(job.at for job in missing) - 3600)
-        except client.SchedulerError as error:
+        except SchedulerError as error:
             if error.kind == "silent":
                 raise
         ids |= {job.comment: job.main_id for job in ended if job.comment in orphans.keys() - ids.keys()}

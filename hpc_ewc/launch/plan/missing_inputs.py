@@ -1,4 +1,4 @@
-"""What an experiment names and this machine's cache does not hold: a dry run says so and goes on, a submit refuses."""
+"""Inputs that are not in this machine's cache: a dry run lists them and continues, a submit refuses."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from hpc_ewc.launch.inputs.resolver import Resolver
 from hpc_ewc.launch.plan.graph import Graph
 
 NOT_FETCHED = "not-fetched"
-"""In place of the commit; keys that are made of it are not those of a submit."""
+"""Stands for the commit; keys made from it differ from those of a submit."""
 
 
 class LenientResolver(Resolver):
-    """Resolves as far as it goes: what is not here, or not whole, is noted in `absent`, by name."""
+    """Resolves what it can, and notes in `missing` what is not in the cache or not complete."""
 
     def __init__(self, where: str) -> None:
         super().__init__(where)
-        self.absent: dict[str, str] = {}
-        """What it is, by hub id."""
-        self.lacking: set[Path] = set()
-        """Where models would lie."""
+        self.missing: dict[str, str] = {}
+        """Kind of input, by hub id."""
+        self.missing_models: set[Path] = set()
+        """Folders that the models would have."""
 
     def _model(self, config: ModelConfig) -> tuple[str, str, str]:
         try:
             return super()._model(config)
         except InputError:
-            self.absent[config.path] = "model"
+            self.missing[config.path] = "model"
             commit = hub.commit_of("model", config.path, config.revision) or "main"
             folder = hub.repository("model", config.path) / "snapshots" / commit
-            self.lacking.add(folder)
+            self.missing_models.add(folder)
             return str(folder), f"{config.path}@{NOT_FETCHED}", f"{config.path}@{NOT_FETCHED}"
 
     def _check_trainable(self, folder: Path) -> None:
-        if folder not in self.lacking:
+        if folder not in self.missing_models:
             super()._check_trainable(folder)
 
     def _files(
@@ -44,12 +44,12 @@ class LenientResolver(Resolver):
         try:
             return super()._files(table, source, files, subset, split)
         except InputError:
-            self.absent[source] = "corpus" if table == "data" else "questions of the Fisher"
+            self.missing[source] = "corpus" if table == "data" else "questions of the Fisher"
             return (), f"{source}@{NOT_FETCHED}"
 
 
-def absent_benchmarks(graph: Graph) -> dict[str, str]:
-    """The hub's data sets whose rows the evaluations of a graph ask for, and that are not sealed here."""
+def missing_benchmarks(graph: Graph) -> dict[str, str]:
+    """Return the hub's data sets that the evaluations of a graph need and that are not in the cache."""
     names: dict[str, str] = {}
     for node in graph.of("evaluate"):
         for cell in node.cells if "questions" not in node.inputs else ():
@@ -60,20 +60,20 @@ def absent_benchmarks(graph: Graph) -> dict[str, str]:
     return names
 
 
-def describe_absent(absent: dict[str, str], prefetch: str) -> list[str]:
-    """Lines that say what is not here and how to get it; none where all is."""
-    if not absent:
+def describe_missing_inputs(missing: dict[str, str], prefetch: str) -> list[str]:
+    """Return lines that name the missing inputs and the command that downloads them."""
+    if not missing:
         return []
     by_kind: dict[str, list[str]] = {}
-    for name, kind in absent.items():
+    for name, kind in missing.items():
         by_kind.setdefault(kind, []).append(name)
     listed = "; ".join(f"{kind}{'s' * (len(names) > 1)} {', '.join(names)}" for kind, names in by_kind.items())
     return [
-        f"not in the cache {short(hub.cache())}: {listed}",
-        f"  fetch them with: {prefetch}; until then submit refuses, and keys of what is made of them are provisional",
+        f"not in the cache {with_tilde(hub.cache())}: {listed}",
+        f"  fetch them with: {prefetch}; until then submit refuses, and keys that depend on them are provisional",
     ]
 
 
-def short(path: Path) -> str:
-    """With ~ for the home folder."""
+def with_tilde(path: Path) -> str:
+    """Return the path with ~ for the home folder."""
     return f"~/{path.relative_to(Path.home())}" if path.is_relative_to(Path.home()) else str(path)

@@ -1,8 +1,6 @@
-"""Asking Slurm, and telling it: the only module that runs squeue, sacct, scontrol, scancel and sinfo.
+"""Questions and commands to Slurm through squeue, sacct, scontrol, scancel and sinfo.
 
-Each call is a list of arguments (never a shell), has a time limit, and is made in an environment in which the site's or
-the user's own SQUEUE_FORMAT and the like change nothing. What is wrong is a SchedulerError that says what was run and
-what to do. Calls are few: whoever asks about ten thousand jobs makes two.
+A SchedulerError says which command failed and what to do. Calls are few: a question about ten thousand jobs takes two.
 """
 
 from __future__ import annotations
@@ -22,38 +20,20 @@ from hpc_ewc.launch.slurm.output import (
     parse_queue,
     parse_settings,
 )
-from hpc_ewc.node.slurm_command import SEPARATOR, SchedulerError, call, scontrol
-
-__all__ = [
-    "Answer",
-    "SchedulerError",
-    "SlurmJob",
-    "accounted",
-    "ask",
-    "call",
-    "cancel",
-    "look_up",
-    "queue",
-    "scontrol",
-    "settings",
-    "version",
-]
+from hpc_ewc.node.slurm_command import SEPARATOR, SchedulerError, call
 
 ID_LIST_LIMIT = 100_000
-"""Characters of one argument: Linux takes 131,072."""
-IDS_A_CALL = 1000
+"""Characters of one argument; Linux allows 131,072."""
+IDS_PER_CALL = 1000
 DAYS_BACK = 30
 
 
-# ---------------------------------------------------------------------------------------------- asking
-
-
 def queue(user: str | None = None, *, ended: bool = False) -> list[SlurmJob]:
-    """The jobs of a user that wait or run, array elements each for itself; one call.
+    """Return the pending and running jobs of a user, with array elements as separate jobs; one call.
 
     Args:
-        user: name or uid; None: whoever asks.
-        ended: also those that ended a moment ago, as long as the controller remembers them (minutes).
+        user: name or uid; None: the user of this process.
+        ended: also jobs that ended within the controller's memory (minutes).
 
     Raises:
         SchedulerError: squeue did not answer.
@@ -64,7 +44,7 @@ def queue(user: str | None = None, *, ended: bool = False) -> list[SlurmJob]:
         text = call(command)
         jobs = parse_queue(text)
         if not jobs and any(SEPARATOR in line or line.strip() for line in text.splitlines()):
-            raise SchedulerError(f"squeue printed what is not known here: {text.splitlines()[0][:80]!r}", "unreadable")
+            raise SchedulerError(f"squeue printed an unknown format: {text.splitlines()[0][:80]!r}", "unreadable")
     except SchedulerError as error:
         if error.kind == "silent":
             raise
@@ -73,10 +53,10 @@ def queue(user: str | None = None, *, ended: bool = False) -> list[SlurmJob]:
 
 
 def _details(error: SchedulerError) -> list[SlurmJob]:
-    """The same from scontrol, which prints `Key=value` in every version, where squeue is not there or another one.
+    """Return the same jobs from scontrol, whose `Key=value` format is the same in every version.
 
     Raises:
-        SchedulerError: the error of squeue, where scontrol does not do better.
+        SchedulerError: the error of squeue, if scontrol fails too.
     """
     try:
         text = call(["scontrol", "-o", "show", "job"])
@@ -91,12 +71,12 @@ def _details(error: SchedulerError) -> list[SlurmJob]:
 def accounted(
     *, job_ids: Collection[str] = (), names: Collection[str] = (), since: float | None = None
 ) -> list[SlurmJob]:
-    """What accounting knows of jobs, one call: of these ids, or of one's own of these names.
+    """Return the jobs that accounting knows by these ids, or one's own by these names; one call.
 
     Args:
         job_ids: main ids.
-        names: exact; sacct's own --name would take the commas in `strength=1,seed=0` for a list.
-        since: seconds since the epoch; absent: for ids ever, for names 30 days. Accounting is a second or two late.
+        names: exact names; sacct's own --name would take the commas in `strength=1,seed=0` for a list.
+        since: seconds since the epoch; None: no limit for ids, 30 days for names. Accounting is a second or two late.
 
     Raises:
         SchedulerError: sacct did not answer, or this cluster keeps no accounting.
@@ -118,23 +98,23 @@ def _date(seconds: float) -> str:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the scheduler knows of some jobs."""
+    """The jobs that Slurm knows, and whether its two sources answered."""
 
     jobs: dict[str, list[SlurmJob]]
-    """By main id, its elements in order. What nobody knows any more is not in it."""
+    """By main id, its elements in order; ids that neither source knows are left out."""
     unanswered: tuple[SchedulerError, ...] = ()
-    """Of the two that were asked, the one that did not answer."""
+    """The error of squeue or sacct, if one of them did not answer."""
     queue_answered: bool = True
-    """What is not in `jobs` is not in the queue either."""
+    """squeue answered: a job that is not in `jobs` is not in the queue."""
 
 
 def ask(main_ids: Iterable[str], since: float | None = None, user: str | None = None) -> Answer:
-    """What squeue knows now and what accounting knows of before, at most two calls whatever the number of jobs.
+    """Return what squeue and accounting know of jobs; at most two calls for any number of jobs.
 
     Args:
-        main_ids: of jobs and arrays.
-        since: seconds since the epoch, when the first of them may have been submitted.
-        user: whose they are; None: one's own.
+        main_ids: ids of jobs and arrays.
+        since: earliest time at which one of them may have been submitted, in seconds since the epoch.
+        user: owner of the jobs; None: the user of this process.
 
     Raises:
         SchedulerError: neither answered.
@@ -167,7 +147,7 @@ def ask(main_ids: Iterable[str], since: float | None = None, user: str | None = 
 
 
 def _both(now: SlurmJob, before: SlurmJob | None) -> SlurmJob:
-    """What squeue says is newer by a second; earlier attempts only accounting remembers."""
+    """Join both sources: squeue is a second newer, and only accounting knows earlier attempts."""
     if before is None or before.name != now.name:
         return now
     earlier = before.gpu_s if now.waits else max(before.gpu_s, now.gpu_s)
@@ -175,7 +155,7 @@ def _both(now: SlurmJob, before: SlurmJob | None) -> SlurmJob:
 
 
 def look_up(main_ids: Iterable[str], since: float | None = None) -> dict[str, list[SlurmJob]]:
-    """By main id, the jobs or elements that Slurm knows of it; an id that nobody knows is not in it.
+    """Return the jobs or elements that Slurm knows, by main id; unknown ids are left out.
 
     Raises:
         SchedulerError: neither squeue nor sacct answered.
@@ -183,43 +163,37 @@ def look_up(main_ids: Iterable[str], since: float | None = None) -> dict[str, li
     return ask(main_ids, since).jobs
 
 
-# ---------------------------------------------------------------------------------------------- telling
-
-
 def cancel(job_ids: Iterable[str]) -> None:
-    """Ask Slurm to end jobs, arrays (`123`) or elements (`123_4`, `123_[4-7,9]`): TERM, and after KillWait KILL.
+    """Cancel jobs, arrays (`123`) or elements (`123_4`, `123_[4-7,9]`): TERM, and after KillWait KILL.
 
-    Those that have ended already are no error.
+    A job that has ended already is no error.
 
     Raises:
-        SchedulerError: scancel did not answer, or refused one that still is there.
+        SchedulerError: scancel did not answer, or refused to cancel a job that still exists.
     """
     wanted = list(dict.fromkeys(job_ids))
     for job_id in wanted:
         assert re.fullmatch(r"\d+(_(\d+|\[[\d,-]+\]))?", job_id), job_id
-    for start in range(0, len(wanted), IDS_A_CALL):
+    for start in range(0, len(wanted), IDS_PER_CALL):
         try:
-            call(["scancel", *wanted[start : start + IDS_A_CALL]])
+            call(["scancel", *wanted[start : start + IDS_PER_CALL]])
         except SchedulerError as error:
             gone = ("invalid job id", "already completing", "already completed", "job/step already")
             if error.kind != "refused" or not any(words in str(error).lower() for words in gone):
                 raise
 
 
-# ---------------------------------------------------------------------------------------------- the cluster
-
-
 def version() -> str:
-    """Such as `22.05.8`.
+    """Return Slurm's version, such as `22.05.8`.
 
     Raises:
-        SchedulerError: Slurm's commands are not here.
+        SchedulerError: Slurm's commands are not on PATH.
     """
     return call(["sinfo", "--version"]).split()[-1]
 
 
 def settings() -> dict[str, str]:
-    """The controller's configuration, such as MaxArraySize, KillWait, AccountingStorageType.
+    """Return the controller's configuration, such as MaxArraySize, KillWait, AccountingStorageType.
 
     Raises:
         SchedulerError: the controller did not answer.

@@ -1,257 +1,222 @@
-"""A graph given to Slurm: every stage that is missing, each behind what it reads; then the command returns.
+"""Submit to Slurm: every missing stage, each with dependencies on what it reads; then the command returns.
 
-What is queued or running is not given again. A submission is written into the ledger before sbatch is called and after,
-its token is the job's comment: whoever dies in between, the next submit finds the job in the queue. A refusal half-way
-leaves whole runs, each behind its own inputs; the next submit adds the rest.
+A job that is queued or running is not submitted again. A submission is written into the ledger before and after the
+call of sbatch, and its token is the job's comment: if the submit dies in between, the next one finds the job in the
+queue. A refusal half-way leaves complete runs with their own inputs; the next submit adds the rest.
 """
 
 from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from hpc_ewc.artefacts.artefact import REPORT, Element
-from hpc_ewc.artefacts.completeness import Completeness, write_stage_files
+from hpc_ewc.artefacts.completeness import write_stage_files
 from hpc_ewc.errors import SubmitError
-from hpc_ewc.launch.ledger import reconcile
 from hpc_ewc.launch.ledger.job_history import Job, Ledger
-from hpc_ewc.launch.plan.graph import Graph, Node, elements
-from hpc_ewc.launch.profile.keys import Profile
+from hpc_ewc.launch.ledger.reconcile import ActiveJobs
+from hpc_ewc.launch.plan.graph import Node, elements
+from hpc_ewc.launch.plan.plan import Plan
 from hpc_ewc.launch.slurm import client
-from hpc_ewc.launch.slurm.script import Script, build_script, clean_environment
+from hpc_ewc.launch.slurm.script import Script, clean_environment
 from hpc_ewc.launch.submit.refusal import explain_refusal
-from hpc_ewc.launch.submit.slurm_plan import Bundle, Room, arrays, build_task, bundles, covers, dependency, shared_run
+from hpc_ewc.launch.submit.slurm_plan import (
+    ArrayTask,
+    QueueQuota,
+    array_tasks,
+    build_submission,
+    build_task,
+    common_run,
+    covers,
+    dependency,
+    submission_groups,
+)
+from hpc_ewc.node.slurm_command import SchedulerError, call
 from hpc_ewc.schemas import ArrayElement
 
 SBATCH_LIMIT_S = 120.0
 SAY_EVERY = 100
-FOUND_AGAIN_S = (1.0, 3.0, 10.0)
-"""When to look for a job whose sbatch gave no answer."""
+LOOKUP_DELAYS_S = (1.0, 3.0, 10.0)
+"""Pauses before each search for a job whose sbatch gave no answer."""
 
 
 @dataclass
-class Tally:
-    """What a submit did."""
+class SubmitSummary:
+    """The counts that a submit prints at its end."""
 
     submitted: int = 0
-    """Jobs, array elements and successors counted."""
+    """Jobs, including array elements and successors."""
     batches: int = 0
+    """Calls of sbatch."""
     kept: int = 0
     """Jobs that were queued or running already."""
-    left: list[str] = field(default_factory=list)
-    """Ids of nodes that found no room, or stand behind such."""
+    postponed: list[str] = field(default_factory=list)
+    """Ids of nodes that exceed the limit on submitted jobs, or depend on one that does."""
 
 
 class SlurmSubmit:
-    """Gives Slurm what is missing of a graph.
+    """Submits what is missing of a plan.
 
     Args:
-        graph: of the experiment.
-        found: by id, what is there of each node.
-        profile: the cluster.
-        ledger: where every submission is written down.
+        plan: the graph and what of it is complete.
+        ledger: records every submission.
         code: folder of the package for the jobs.
-        out: folder of the tables.
-        live: what is queued or running, of this experiment and of the user (reconcile.py).
-        say: for progress, where there is much to submit.
+        live: jobs of this experiment that are queued or running, and the number of the user's jobs.
+        say: prints progress of a long submit.
     """
 
-    def __init__(
-        self,
-        graph: Graph,
-        found: dict[str, Completeness],
-        profile: Profile,
-        ledger: Ledger,
-        code: Path,
-        out: Path,
-        live: reconcile.ActiveJobs,
-        say: Callable[[str], None],
-    ) -> None:
-        self.graph, self.found, self.profile, self.ledger = graph, found, profile, ledger
-        self.code, self.out, self.live, self.say = code, out, live, say
-        self.room = Room(profile, live)
+    def __init__(self, plan: Plan, ledger: Ledger, code: Path, live: ActiveJobs, say: Callable[[str], None]) -> None:
+        self.plan, self.ledger, self.code, self.live, self.say = plan, ledger, code, live, say
+        self.quota = QueueQuota(plan.profile, live)
+        self.summary = SubmitSummary()
         self.ids: dict[str, list[str]] = {}
-        """By node, the main ids that a dependant waits for."""
-        self.lost: set[str] = set()
-        self.fresh: set[str] = set()
-        """Nodes that this submit gave jobs."""
-        self.tally = Tally()
-        self.count = 0
+        """Main job ids that dependants wait for, by node id."""
+        self.resubmitted: set[str] = set()
+        """Ids of nodes that got jobs from this submit."""
         self.stamp = time.strftime("%Y%m%d-%H%M%S")
 
-    def run(self) -> Tally:
-        """Submit, run by run, so that a part is whole runs; the report last.
+    def run(self) -> SubmitSummary:
+        """Submit run after run, so that an interrupted submit leaves complete runs; the report last.
 
         Raises:
-            SubmitError: sbatch refused; what was submitted before stays.
+            SubmitError: sbatch refused; earlier submissions stay.
         """
-        for nodes in arrays(self.graph):
-            wanted = [node for node in nodes if not self.found[node.id].done]
-            if nodes[0].stage == REPORT:
-                for node in wanted:
+        for group in submission_groups(self.plan.graph):
+            missing = [node for node in group if not self.plan.found[node.id].done]
+            if group[0].stage == REPORT:
+                for node in missing:
                     self._submit_report(node)
-            elif any(above in self.lost for node in wanted for above in node.depends):
-                self._leave(*wanted)
+            elif any(name in self.summary.postponed for node in missing for name in node.depends):
+                self._postpone(missing)
             else:
-                self._submit(wanted)
-        return self.tally
+                self._submit_group(missing)
+        return self.summary
 
-    def _leave(self, *nodes: Node) -> None:
-        names = dict.fromkeys(node.id for node in nodes)
-        self.lost.update(names)
-        self.tally.left += names
+    def _postpone(self, nodes: Iterable[Node]) -> None:
+        self.summary.postponed += dict.fromkeys(node.id for node in nodes)
 
-    def _submit(self, nodes: Sequence[Node]) -> None:
-        """What is missing of the nodes of an array and not under way."""
-        waiting = [bundle for node in nodes for bundle in self._waiting(node)]
-        while waiting:
-            node = waiting[0].node
-            size = min(self.profile.slurm.max_array_size, self.room.free(node) // self._links(node))
+    def _submit_group(self, nodes: Sequence[Node]) -> None:
+        """Submit the jobs of these nodes that are neither done nor in the queue."""
+        tasks = [task for node in nodes for task in self._missing_tasks(node)]
+        while tasks:
+            node = tasks[0].node
+            size = min(self.plan.profile.slurm.max_array_size, self.quota.free(node) // self._chain_length(node))
             if size < 1:
-                self._leave(*(bundle.node for bundle in waiting))
+                self._postpone(task.node for task in tasks)
                 return
-            self._submit_chain(waiting[:size])
-            waiting = waiting[size:]
+            self._submit_chain(tasks[:size])
+            tasks = tasks[size:]
 
-    def _waiting(self, node: Node) -> list[Bundle]:
-        """The jobs to be given of one node, its folder ready for them."""
+    def _missing_tasks(self, node: Node) -> list[ArrayTask]:
+        """Return the jobs of one node to submit, after writing its stage files."""
         covered = {name for job in self._keep(node) for name in job.covers}
-        wanted = self._missing(node, covered)
-        if wanted:
+        if node.stage == "evaluate":
+            cells = [name for name in self.plan.found[node.id].missing or node.expected if name not in covered]
+            missing = elements(node, cells) if cells else []
+        else:
+            missing = [element for element in elements(node) if not set(covers(element)) <= covered]
+        if missing:
             write_stage_files(node)
-        return bundles(node, wanted, self.profile)
+        return array_tasks(node, missing, self.plan.profile)
 
     def _keep(self, node: Node) -> list[Job]:
-        """Its jobs that live and are still good; whoever reads it waits for them."""
-        alive = self._still_good(node)
-        self.tally.kept += len(alive)
+        """Return the live jobs of a node that stay in the queue, for which its dependants wait."""
+        alive = self.live.of(node.id)
+        if node.stage != REPORT and self.resubmitted & set(node.depends):
+            # They wait for a job that failed and was submitted anew. Slurm will end them (--kill-on-invalid-dep) when
+            # it next checks the queue; until then they look alive.
+            stale = [job for job in alive if job.job_id in self.live.waiting]
+            self._withdraw(node, stale)
+            alive = [job for job in alive if job not in stale]
+        self.summary.kept += len(alive)
         last = {job.covers: job for job in sorted(alive, key=lambda job: job.link)}  # of each chain
         self.ids[node.id] = list(dict.fromkeys(job.main_id for job in last.values()))
         return alive
 
-    def _still_good(self, node: Node) -> list[Job]:
-        """Its live jobs; those that wait behind a job that failed, whose place a new one takes, are taken back.
-
-        Slurm itself ends them (--kill-on-invalid-dep), at its next look at the queue; until then they look alive.
-        """
-        alive = self.live.of(node.id)
-        stale = [job for job in alive if job.job_id in self.live.waiting and self.fresh & set(node.depends)]
-        if node.stage == REPORT or not stale:
-            return alive
-        client.cancel([job.job_id for job in stale])
-        self.ledger.elements_ended((job, "stopped") for job in stale)
-        self.room.give_back(node, len(stale))
-        return [job for job in alive if job not in stale]
-
-    def _missing(self, node: Node, covered: set[str]) -> list[Element]:
-        if node.stage == "evaluate":
-            missing = [name for name in self.found[node.id].missing or node.expected if name not in covered]
-            return elements(node, missing) if missing else []
-        return [element for element in elements(node) if not set(covers(element)) <= covered]
+    def _withdraw(self, node: Node, jobs: Sequence[Job]) -> None:
+        """Cancel jobs that new ones replace."""
+        if jobs:
+            client.cancel([job.job_id for job in jobs])
+            self.ledger.elements_ended((job, "stopped") for job in jobs)
+            self.quota.add(node, -len(jobs))
 
     def _submit_report(self, node: Node) -> None:
-        """A report waits for all evaluations, however they end; one that waits for too few is taken back."""
+        """Submit the report, which waits for all evaluations to end, in place of one that waits for too few."""
         self._keep(node)
-        if self.tally.submitted == 0 and self.ids[node.id]:
+        if self.summary.submitted == 0 and self.ids[node.id]:
             return
-        if self.tally.left:  # the submit that adds the rest adds the report
-            self.tally.left.append(node.id)
+        if self.summary.postponed:  # the submit that adds the rest adds the report
+            self._postpone([node])
             return
-        for job in self.live.of(node.id):
-            client.cancel([job.job_id])
-            self.ledger.elements_ended([(job, "stopped")])
-        if self.room.free(node) < 1:
-            self._leave(node)
+        self._withdraw(node, self.live.of(node.id))
+        if self.quota.free(node) < 1:
+            self._postpone([node])
             return
-        self._submit_chain([Bundle(node, (Element("0"),))])
+        self._submit_chain([ArrayTask(node, (Element("0"),))])
 
     # ------------------------------------------------------------------------------------------ arrays and chains
 
-    def _links(self, node: Node) -> int:
-        slurm = self.profile.slurm
+    def _chain_length(self, node: Node) -> int:
+        slurm = self.plan.profile.slurm
         return 1 + slurm.successors if slurm.continuation == "chain" and node.stage != REPORT else 1
 
-    def _submit_chain(self, chunk: Sequence[Bundle]) -> None:
-        """One submission; where requeue is forbidden, its successors too, the last of which dependants wait for."""
-        node, run = chunk[0].node, shared_run(chunk)  # those that share an array wait for nothing
-        waits = dependency(node, self.graph, self.found, self.ids)
-        first, main = "", ""
-        for link in range(self._links(node)):
-            behind = ",".join(filter(None, [waits, f"afterany:{main}" if main else ""]))
-            token = self._token()
+    def _submit_chain(self, tasks: Sequence[ArrayTask]) -> None:
+        """Submit one array and, where requeue is forbidden, its successors; dependants wait for the last of them."""
+        node, run = tasks[0].node, common_run(tasks)  # nodes that share an array have no dependencies
+        inputs = dependency(node, self.plan, self.ids)
+        first, main_id = "", ""
+        entries: list[ArrayElement] = [{"name": task.name, "covers": task.covers} for task in tasks]
+        if run != node.run:
+            entries = [{**entry, "run": task.node.run} for entry, task in zip(entries, tasks, strict=True)]
+        for link in range(self._chain_length(node)):
+            waits = ",".join(filter(None, [inputs, f"afterany:{main_id}" if main_id else ""]))
+            token = f"{self.stamp}-{self.summary.batches + 1:04d}-{secrets.token_hex(3)}"  # no other experiment has it
             first = first or token
-            script = self._script(token, chunk, behind)
-            script.write(build_task(self.graph, chunk, self.profile, self.code, self.out, first, link))
-            named: list[ArrayElement] = [{"name": bundle.name, "covers": bundle.covers} for bundle in chunk]
-            if run != node.run:
-                named = [{**element, "run": bundle.node.run} for element, bundle in zip(named, chunk, strict=True)]
-            self.ledger.slurm_intent(token, node.stage, run, named, link)
-            main = self._sbatch(script, node)
-            self.ledger.slurm_submitted(token, main, behind)
-            self.room.take(node, len(chunk))
-            self.tally.submitted += len(chunk)
-            self.tally.batches += 1
-            if self.tally.batches % SAY_EVERY == 0:
-                self.say(f"{self.tally.batches} submissions, {self.tally.submitted} jobs")
-        for name in {bundle.node.id for bundle in chunk}:
-            self.fresh.add(name)
-            self.ids[name].append(main)
-
-    def _script(self, token: str, chunk: Sequence[Bundle], behind: str) -> Script:
-        node = chunk[0].node
-        return build_script(
-            root=self.graph.root,
-            stage=node.stage,
-            run=shared_run(chunk),
-            token=token,
-            resources=node.resources,
-            profile=self.profile,
-            code=self.code,
-            array=len(chunk) if len(chunk) > 1 else None,
-            dependency=behind,
-        )
-
-    def _token(self) -> str:
-        """A name that no other submission has, of whatever experiment: jobs are found again by it."""
-        self.count += 1
-        return f"{self.stamp}-{self.count:04d}-{secrets.token_hex(3)}"
+            script = build_submission(self.plan, tasks, token, self.code, waits)
+            script.write(build_task(self.plan, tasks, first, self.code, link))
+            self.ledger.slurm_intent(token, node.stage, run, entries, link)
+            main_id = self._sbatch(script, node)
+            self.ledger.slurm_submitted(token, main_id, waits)
+            self.quota.add(node, len(tasks))
+            self.summary.submitted += len(tasks)
+            self.summary.batches += 1
+            if self.summary.batches % SAY_EVERY == 0:
+                self.say(f"{self.summary.batches} submissions, {self.summary.submitted} jobs")
+        for name in {task.node.id for task in tasks}:
+            self.resubmitted.add(name)
+            self.ids[name].append(main_id)
 
     def _sbatch(self, script: Script, node: Node) -> str:
-        """Slurm's id of the submission.
+        """Call sbatch and return the main job id.
 
         Raises:
-            SubmitError: refused; it says by what, and what to change.
+            SubmitError: sbatch refused; the message says what to change.
         """
         path = script.folder / "submission.sh"
         try:
             with clean_environment():
-                said = client.call(["sbatch", "--parsable", str(path)], SBATCH_LIMIT_S, {"LC_ALL": "C.UTF-8"})
-        except client.SchedulerError as error:
-            if error.kind == "silent" and (main := self._find_again(script.token)):
-                return main  # it took the job, and its answer was lost
+                answer = call(["sbatch", "--parsable", str(path)], SBATCH_LIMIT_S, {"LC_ALL": "C.UTF-8"}).strip()
+        except SchedulerError as error:
+            if error.kind == "silent" and (main_id := _find_submission(script.token)):
+                return main_id  # Slurm took the job, and its answer was lost
             if error.kind != "silent":
-                self._forget(script)
-            raise explain_refusal(error, script.name, path, node, self.profile) from None
-        main = said.strip().partition(";")[0]
-        if not main.isdigit():
-            raise SubmitError(f"sbatch answered {said.strip()[:80]!r} to {path}, which is no job id")
-        return main
+                self.ledger.elements_ended((job, "lost") for job in self.ledger.read().submission(script.token))
+            raise explain_refusal(error, script.name, path, node, self.plan.profile) from None
+        main_id = answer.partition(";")[0]
+        if not main_id.isdigit():
+            raise SubmitError(f"sbatch answered {answer[:80]!r} to {path}, which is not a job id")
+        return main_id
 
-    def _forget(self, script: Script) -> None:
-        """A submission that Slurm refused has no jobs."""
-        self.ledger.elements_ended((job, "lost") for job in self.ledger.read().submission(script.token))
 
-    def _find_again(self, token: str) -> str:
-        for pause in FOUND_AGAIN_S:
-            time.sleep(pause)
-            try:
-                for job in client.queue(ended=True):
-                    if job.comment == token:
-                        return job.main_id
-                return ""
-            except client.SchedulerError:
-                continue
-        return ""
+def _find_submission(token: str) -> str:
+    """Return the main id of the job whose comment is the token; "" if the queue has none or does not answer."""
+    for pause in LOOKUP_DELAYS_S:
+        time.sleep(pause)
+        try:
+            return next((job.main_id for job in client.queue(ended=True) if job.comment == token), "")
+        except SchedulerError:
+            continue
+    return ""

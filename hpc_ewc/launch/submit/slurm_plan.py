@@ -1,4 +1,4 @@
-"""What is given to Slurm, in which order, behind what, and how much of it fits. Pure: nothing is submitted here."""
+"""The submissions of a graph: their order, dependencies and scripts, and how many fit. Nothing is submitted here."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpc_ewc.artefacts.artefact import REPORT, Element
-from hpc_ewc.artefacts.completeness import Completeness
 from hpc_ewc.launch.ledger.reconcile import ActiveJobs
 from hpc_ewc.launch.plan.graph import Graph, Node
+from hpc_ewc.launch.plan.plan import Plan
 from hpc_ewc.launch.profile.keys import Profile
 from hpc_ewc.launch.profile.resources import slots
+from hpc_ewc.launch.slurm.script import Script, build_script
 from hpc_ewc.node.commands import uses_torchrun
 from hpc_ewc.node.environment import worker_environment
 from hpc_ewc.node.slurm_attempt import StageTask
@@ -20,11 +21,11 @@ NO_LIMIT = 10**9
 
 
 @dataclass(frozen=True)
-class Bundle:
-    """The elements of one array index: one, or where whole nodes are billed as many as it has GPUs."""
+class ArrayTask:
+    """One job: a single element of a node, or one per GPU where the site bills whole nodes."""
 
     node: Node
-    """Whose they are: a job makes one artefact, and fails, is cancelled and is told of as that."""
+    """A job makes, fails and is cancelled as part of one artefact."""
     elements: tuple[Element, ...]
 
     @property
@@ -37,85 +38,119 @@ class Bundle:
 
 
 def covers(element: Element) -> tuple[str, ...]:
-    """What an element makes, by names that another deal of the same cells keeps."""
+    """Return the parts of an artefact that an element makes, by names that do not depend on the number of elements."""
     return element.expected or (element.arguments[-1] if element.arguments else element.name,)
 
 
+def array_tasks(node: Node, elements: Sequence[Element], profile: Profile) -> list[ArrayTask]:
+    """Return the jobs that make these elements of a node."""
+    per_job = slots(node.stage, node.resources, profile)
+    return [ArrayTask(node, tuple(elements[i : i + per_job])) for i in range(0, len(elements), per_job)]
+
+
 def depth_first(graph: Graph) -> list[str]:
-    """Each node right before what reads it, so that what comes first is whole runs; the report last."""
-    order: list[str] = []
+    """Return ids so that each node follows what it reads and every prefix is whole runs; the report is last."""
+    order: dict[str, None] = {}
 
     def visit(name: str) -> None:
-        if name not in order_set:
-            for above in graph.nodes[name].depends:
-                visit(above)
-            order_set.add(name)
-            order.append(name)
+        if name not in order:
+            for dependency in graph.nodes[name].depends:
+                visit(dependency)
+            order[name] = None
 
-    order_set: set[str] = set()
     for node in [*graph.of("evaluate"), *graph.nodes.values()]:
         visit(node.id)
-    return [name for name in order if name != REPORT] + [name for name in order if name == REPORT]
+    return sorted(order, key=lambda name: name == REPORT)
 
 
-def arrays(graph: Graph) -> list[list[Node]]:
-    """The nodes, in the order of `depth_first`, by what one submission holds.
+def submission_groups(graph: Graph) -> list[list[Node]]:
+    """Return the nodes in the order of `depth_first`, grouped by submission.
 
-    A node has one of its own, which can wait for its inputs. Evaluations that wait for nothing, of checkpoints that
-    were there before, share one: it is one id to follow, and `max_running` counts all its elements.
+    A node that waits for others has a submission of its own. Evaluations without dependencies, which are of
+    checkpoints that existed before, share one: there is one id to follow, and `max_running` limits all its elements.
     """
     free = [node for node in graph.of("evaluate") if not node.depends]
     order = [graph.nodes[name] for name in depth_first(graph)]
     return [free if node in free else [node] for node in order if node not in free[1:]]
 
 
-def dependency(node: Node, graph: Graph, found: dict[str, Completeness], ids: dict[str, list[str]]) -> str:
-    """Of sbatch: all that it reads ended well; for the report, all that it tells of ended."""
-    waited = [main for name in node.depends if not found[name].done for main in ids.get(name, [])]
-    unique = list(dict.fromkeys(waited))
+def common_run(tasks: Sequence[ArrayTask]) -> str:
+    """Return the run that all tasks of a submission belong to; "" if they belong to several."""
+    runs = {task.node.run for task in tasks}
+    return tasks[0].node.run if len(runs) == 1 else ""
+
+
+def dependency(node: Node, plan: Plan, ids: dict[str, list[str]]) -> str:
+    """Return the value of sbatch's `--dependency` for a node; "" if it waits for nothing.
+
+    Its inputs must succeed; a report only waits for the evaluations to end.
+
+    Args:
+        node: the node to submit.
+        plan: the plan that it is part of.
+        ids: main job ids, by id of the node that they make.
+    """
+    waiting = [job_id for name in node.depends if not plan.found[name].done for job_id in ids.get(name, [])]
     kind = "afterany" if node.stage == REPORT else "afterok"
-    return f"{kind}:{':'.join(unique)}" if unique else ""
+    return f"{kind}:{':'.join(dict.fromkeys(waiting))}" if waiting else ""
 
 
-def bundles(node: Node, wanted: Sequence[Element], profile: Profile) -> list[Bundle]:
-    """What one job each does."""
-    side = slots(node.stage, node.resources, profile)
-    return [Bundle(node, tuple(wanted[i : i + side])) for i in range(0, len(wanted), side)]
+def build_submission(plan: Plan, tasks: Sequence[ArrayTask], token: str, code: Path, dependency: str) -> Script:
+    """Return the batch script of one submission.
 
-
-def shared_run(chunk: Sequence[Bundle]) -> str:
-    """The run that a submission is of; "" where it is of several."""
-    runs = {bundle.node.run for bundle in chunk}
-    return chunk[0].node.run if len(runs) == 1 else ""
-
-
-def build_task(
-    graph: Graph, chunk: Sequence[Bundle], profile: Profile, code: Path, out: Path, token: str, link: int
-) -> StageTask:
-    """What the jobs of one submission run."""
-    node = chunk[0].node
-    resources, slurm, run = node.resources, profile.slurm, shared_run(chunk)
-    side = slots(node.stage, node.resources, profile)
-    ranks = resources.nproc_per_node if uses_torchrun(node.stage) else side
-    environment = worker_environment(
-        code, profile.env, max(1, resources.cpus_per_task // ranks), one_node=resources.nodes == 1
+    Args:
+        plan: the plan that the tasks are part of.
+        tasks: one job, or the elements of one array.
+        token: name of the submission in the ledger.
+        code: folder of the package for the jobs.
+        dependency: value of sbatch's `--dependency`.
+    """
+    node = tasks[0].node
+    return build_script(
+        root=plan.graph.root,
+        stage=node.stage,
+        run=common_run(tasks),
+        token=token,
+        resources=node.resources,
+        profile=plan.profile,
+        code=code,
+        array=len(tasks) if len(tasks) > 1 else None,
+        dependency=dependency,
     )
+
+
+def build_task(plan: Plan, tasks: Sequence[ArrayTask], token: str, code: Path, link: int) -> StageTask:
+    """Return the task that the jobs of one submission run.
+
+    Args:
+        plan: the plan that the tasks are part of.
+        tasks: one job, or the elements of one array.
+        token: name of the first submission of its chain in the ledger.
+        code: folder of the package for the jobs.
+        link: place in the chain of successors, from 0.
+    """
+    graph, profile = plan.graph, plan.profile
+    node, run = tasks[0].node, common_run(tasks)
+    resources, slurm = node.resources, profile.slurm
+    per_job = slots(node.stage, resources, profile)
+    ranks = resources.nproc_per_node if uses_torchrun(node.stage) else per_job
+    threads = max(1, resources.cpus_per_task // ranks)
     return StageTask(
         name="/".join(filter(None, (graph.root.name, node.stage, run))),
         stage=node.stage,
         folder=str(graph.root.root if node.stage == REPORT else node.folder.path),
-        folders=() if run == node.run else tuple(str(bundle.node.folder.path) for bundle in chunk),
+        folders=() if run == node.run else tuple(str(task.node.folder.path) for task in tasks),
         jobs=str(graph.root.jobs),
         token=token,
-        elements=tuple(bundle.elements for bundle in chunk),
+        elements=tuple(task.elements for task in tasks),
         python=profile.interpreter,
-        environment=environment,
+        environment=worker_environment(code, profile.env, threads, one_node=resources.nodes == 1),
         nodes=resources.nodes,
         nproc_per_node=resources.nproc_per_node,
-        slots=side,
+        slots=per_job,
         gpus_per_node=resources.gpus_per_node,
         cpus_per_task=resources.cpus_per_task,
-        out=str(out),
+        out=str(plan.out),
         runs=tuple(other.run for other in graph.of("evaluate")) if node.stage == REPORT else (),
         host_suffix=slurm.host_suffix,
         requeue=slurm.continuation == "requeue",
@@ -126,31 +161,29 @@ def build_task(
     )
 
 
-class Room:
-    """How many more jobs the site lets this user submit."""
+class QueueQuota:
+    """Counts how many more jobs the site lets this user submit."""
 
     def __init__(self, profile: Profile, live: ActiveJobs) -> None:
         self.profile = profile
-        self.taken = live.queued
-        self.taken_in = dict(live.queued_in)
+        self.used = live.queued
+        self.used_in = dict(live.queued_in)
 
     def free(self, node: Node) -> int:
-        """How many more jobs of this node fit, a place for the report kept."""
+        """Return how many more jobs of this node fit; one place is kept for the report."""
         slurm, partition = self.profile.slurm, self._partition(node)
         free = NO_LIMIT
         if slurm.max_submitted is not None:
-            free = slurm.max_submitted - self.taken - (node.stage != REPORT)
+            free = slurm.max_submitted - self.used - (node.stage != REPORT)
         if partition in slurm.max_submitted_in:
-            free = min(free, slurm.max_submitted_in[partition] - self.taken_in.get(partition, 0))
+            free = min(free, slurm.max_submitted_in[partition] - self.used_in.get(partition, 0))
         return free
 
-    def give_back(self, node: Node, jobs: int) -> None:
-        self.take(node, -jobs)
-
-    def take(self, node: Node, jobs: int) -> None:
+    def add(self, node: Node, jobs: int) -> None:
+        """Count jobs of a node that were submitted, or, if negative, that left the queue."""
         partition = self._partition(node)
-        self.taken += jobs
-        self.taken_in[partition] = self.taken_in.get(partition, 0) + jobs
+        self.used += jobs
+        self.used_in[partition] = self.used_in.get(partition, 0) + jobs
 
     def _partition(self, node: Node) -> str:
         return self.profile.slurm.of(node.stage).partition

@@ -21,10 +21,11 @@ from hpc_ewc.errors import SubmitError
 from hpc_ewc.launch.ledger.job_history import Ledger
 from hpc_ewc.launch.show.rows import Row
 from hpc_ewc.launch.slurm import client
-from hpc_ewc.launch.slurm.client import SlurmJob
+from hpc_ewc.launch.slurm.output import SlurmJob
 from hpc_ewc.launch.watch.reader import read_status
 from hpc_ewc.launch.watch.run_status import RunStatus, open_run
 from hpc_ewc.launch.watch.select_run import select_run
+from hpc_ewc.node.slurm_command import SchedulerError
 from hpc_ewc.process import send
 from hpc_ewc.rundir import RunDir
 
@@ -123,7 +124,7 @@ def wait_for_jobs(root: RunDir, running: Sequence[SlurmJob], limit_s: float = SA
         left = [job for job in left if read_outcome(rundir.exit_file(root.job(job.job_id), job.restarts)) is None]
         if left and time.monotonic() - queried_at > QUERY_INTERVAL_S:
             queried_at = time.monotonic()
-            with suppress(client.SchedulerError):  # exit files tell too, and the query is repeated
+            with suppress(SchedulerError):  # exit files tell too, and the query is repeated
                 known = client.look_up({job.main_id for job in left})
                 ended = {job.job_id for jobs in known.values() for job in jobs if job.ended}
                 left = [job for job in left if job.job_id not in ended]

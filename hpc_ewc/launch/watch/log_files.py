@@ -9,8 +9,7 @@ from pathlib import Path
 
 from hpc_ewc import rundir
 from hpc_ewc.launch.ledger.job_history import Job
-from hpc_ewc.launch.slurm.client import SlurmJob
-from hpc_ewc.launch.slurm.output import expand_hosts
+from hpc_ewc.launch.slurm.output import SlurmJob, expand_hosts
 from hpc_ewc.rundir import RunDir
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from hpc_ewc.errors import ConfigError
 from hpc_ewc.launch.ledger.job_history import History, Job
 from hpc_ewc.launch.show.rows import Row
-from hpc_ewc.launch.slurm.client import SlurmJob
+from hpc_ewc.launch.slurm.output import SlurmJob
 from hpc_ewc.process import Process
 from hpc_ewc.rundir import RunDir
 
