@@ -36,7 +36,7 @@ def run(settings: Settings) -> int:
     return logs(
         settings.folder,
         settings.run,
-        settings.stage,
+        stage=settings.stage,
         follow=settings.follow,
         rank=settings.rank,
         element=settings.element,

@@ -39,7 +39,7 @@ def test_help_imports_nothing_heavy(repository: Path) -> None:
 def test_submitit_is_imported_by_a_submit_that_has_something_to_do(tmp_path: Path, repository: Path) -> None:
     sweep = write_experiment(tmp_path)
     code = f"from hpc_ewc.cli import main\nassert main(['submit', {str(sweep)!r}, '--dry-run']) == 0"
-    assert not HEAVY & modules_after(code, repository)
+    assert not HEAVY - {"numpy"} & modules_after(code, repository), "numpy: safetensors reads the model's header"
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
