@@ -1,7 +1,7 @@
 """The programs that `hpc-ewc doctor` runs on nodes: facts about a node, and an all-reduce over all ranks.
 
     python   -m hpc_ewc.worker.probe node       --out FOLDER [--nonce FILE]
-    torchrun … -m hpc_ewc.worker.probe all-reduce --out FOLDER [--mib 256]
+    torchrun … -m hpc_ewc.worker.probe all-reduce --out FOLDER
 
 They write `node-<host>.json` and `all-reduce.json` into FOLDER. Errors go into the file: a node without torch is a
 finding, not a crash.
@@ -91,44 +91,37 @@ def _read(path: Path) -> str:
         return ""
 
 
-def all_reduce(out: Path, mib: int | None) -> None:
+def all_reduce(out: Path) -> None:
     """Sum one tensor over all ranks and write the speed; all ranks call it.
 
     `bus_gb_s` is 2 (n − 1)/n · bytes / seconds, the bus bandwidth of nccl-tests: what each link carried.
-
-    Args:
-        out: folder of all-reduce.json, which rank 0 writes.
-        mib: size of the tensor; None: 512 on GPUs, 64 otherwise.
     """
     import torch
     import torch.distributed as dist
 
     cuda = torch.cuda.is_available()
-    local_rank = int(os.environ["LOCAL_RANK"])
     if cuda:
-        torch.cuda.set_device(local_rank)
-    dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(seconds=CONNECT_TIMEOUT_S))
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    backend, mib = ("nccl", 512) if cuda else ("gloo", 64)
+    dist.init_process_group(backend, timeout=timedelta(seconds=CONNECT_TIMEOUT_S))
     try:
-        world_size, rank = dist.get_world_size(), dist.get_rank()
-        mib = mib or (512 if cuda else 64)
+        world_size = dist.get_world_size()
         tensor = torch.ones(mib * 2**18, device="cuda" if cuda else "cpu")
         for _ in range(WARM_UP):
             dist.all_reduce(tensor)
         correct = bool((tensor == float(world_size) ** WARM_UP).all())
         tensor.fill_(1.0)
-        if cuda:
-            torch.cuda.synchronize()
+        tensor[0].item()  # waits for the GPU, as below
         started = time.perf_counter()
         for _ in range(MEASURED):
             dist.all_reduce(tensor)
-        if cuda:
-            torch.cuda.synchronize()
+        tensor[0].item()
         seconds = (time.perf_counter() - started) / MEASURED
         hosts: list[Any] = [None] * world_size
         dist.all_gather_object(hosts, socket.gethostname())
-        if rank == 0:
+        if dist.get_rank() == 0:
             bus = 2 * (world_size - 1) / world_size * mib * 2**20 / seconds / 1e9
-            facts: dict[str, Any] = {"backend": "nccl" if cuda else "gloo", "world_size": world_size, "mib": mib}
+            facts: dict[str, Any] = {"backend": backend, "world_size": world_size, "mib": mib}
             facts |= {"hosts": sorted(set(hosts)), "seconds": seconds, "bus_gb_s": bus, "correct": correct}
             records.write_json(out / "all-reduce.json", facts)
     finally:
@@ -140,12 +133,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("what", choices=("node", "all-reduce"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--nonce", type=Path)
-    parser.add_argument("--mib", type=int, help="size of the tensor; default: 512 on GPUs, 64 otherwise")
     arguments = parser.parse_args(argv)
     if arguments.what == "node":
         probe_node(arguments.out, arguments.nonce)
     else:
-        all_reduce(arguments.out, arguments.mib)
+        all_reduce(arguments.out)
     return 0
 
 

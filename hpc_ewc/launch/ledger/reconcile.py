@@ -99,7 +99,7 @@ def _recover_ids(ledger: Ledger, queue: Sequence[SlurmJob]) -> None:
 
 def _record_report(root: RunDir, ledger: Ledger, job: Job) -> None:
     """Record which evaluations a finished report read, so that the next submit does not repeat it."""
-    facts = read_exit(rundir.exit_file(root.job(job.job_id), _last_restart(root, job)))
+    facts = read_exit(rundir.exit_file(root.job(job.job_id), last_restart(root, job)))
     if "reported" in facts and "out" in facts:
         ledger.reported(job.job_id, facts["reported"], facts["out"])
 
@@ -112,7 +112,7 @@ def final_outcome(root: RunDir, job: Job, slurm_job: SlurmJob | None) -> str:
         job: on Slurm.
         slurm_job: Slurm's entry for it; None if Slurm has forgotten it.
     """
-    restart = slurm_job.restarts if slurm_job else _last_restart(root, job)
+    restart = slurm_job.restarts if slurm_job else last_restart(root, job)
     outcome = read_outcome(rundir.exit_file(root.job(job.job_id), restart))
     if slurm_job and slurm_job.state == "COMPLETED":
         return "finished"
@@ -125,7 +125,8 @@ def final_outcome(root: RunDir, job: Job, slurm_job: SlurmJob | None) -> str:
     return "failed"
 
 
-def _last_restart(root: RunDir, job: Job) -> int:
+def last_restart(root: RunDir, job: Job) -> int:
+    """The number of a job's last attempt that has ended; 0 if none has."""
     names = [path.suffix[1:] for path in root.job(job.job_id).glob("exit.*")]
     return max((int(name) for name in names if name.isdigit()), default=0)
 

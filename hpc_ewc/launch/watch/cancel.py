@@ -64,8 +64,9 @@ def cancel(folder: Path, run: str | None, stage: str | None, *, yes: bool) -> in
     for job in live:
         if job.scheduler != "slurm" and root.job(job.job_id).is_dir():
             rundir.stop_file(root.job(job.job_id), 0).touch()
-    if run is None and stage is None:
-        _interrupt_submit(found)
+    submit = found.submitter if run is None and stage is None else None
+    if submit is not None and submit.is_here and submit.is_alive() and submit.pid != os.getpid():
+        send(submit.pid, signal.SIGTERM)  # as Ctrl-C would
     client.cancel(job_id_list(waiting))
     _stop_on_slurm(root, [job for job in on_slurm if not job.waits])
     sys.stderr.write(f"{root.name}: {effect}; to check: hpc-ewc status {folder}\n")
@@ -88,16 +89,6 @@ def _confirm(effect: str) -> None:
     sys.stderr.flush()
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise SubmitError("nothing was cancelled")
-
-
-def _interrupt_submit(found: RunStatus) -> None:
-    """Stop the running submit, if it is a process of this machine, as Ctrl-C would."""
-    submit = found.submitter
-    if submit is not None and submit.is_here and submit.is_alive() and submit.pid != os.getpid():
-        send(submit.pid, signal.SIGTERM)
-
-
-# ---------------------------------------------------------------------------------------------- Slurm
 
 
 def _stop_on_slurm(root: RunDir, running: Sequence[SlurmJob]) -> None:

@@ -38,16 +38,7 @@ def logs(
     rank: int | None,
     follow: bool,
 ) -> int:
-    """Print what a run printed, after its error if it failed.
-
-    Args:
-        folder: the run folder.
-        run: a unique prefix of its name.
-        stage: None: the most informative one, and the same for the next three.
-        element: of an array, by number or job id.
-        restart: the attempt.
-        rank: global.
-        follow: print what is added until the job has ended.
+    """Print what a run printed, after its error if it failed; arguments as of the command, None: the most informative.
 
     Raises:
         ConfigError: no such run, stage, element, restart or rank.
@@ -76,9 +67,6 @@ def logs(
     if follow:
         _follow(root, reader, job, rank)
     return 0
-
-
-# ---------------------------------------------------------------------------------------------- which job
 
 
 def _most_informative(rows: Sequence[Row], found: RunStatus) -> Row:
@@ -112,9 +100,6 @@ def _select_job(jobs: Sequence[Job], failed_id: str, found: RunStatus) -> Job:
     return candidates[-1 if best == 3 else 0]
 
 
-# ---------------------------------------------------------------------------------------------- print
-
-
 def _print_failure(row: Row, failure: Failure) -> None:
     where = f"rank {failure.get('rank')} on {failure.get('node')}, job {failure.get('job_id')}"
     where += f", restart {failure['restart']}" if failure.get("restart") else ""
@@ -140,21 +125,14 @@ def _print_files(root: RunDir, job: Job, files: Sequence[LogFile], rank: int | N
         raise ConfigError(f"--rank {rank}: {root.job(job.job_id)} has no such rank")
     shown = ranks if len(ranks) <= RANKS_SHOWN else [r for r in ranks if r == failure.get("rank")] or ranks[:1]
     shown = shown if rank is None else [rank]
-    printed = [_print_tail(file.path) for file in files if file.rank in shown]
-    if not any(printed) and rank is None:  # no rank started: print what the launcher or the batch script said
-        for file in files:
-            if file.rank is None:
-                _print_tail(file.path)
+    tails = {file.path: last_lines(file.path, LINES) for file in files if file.rank in shown}
+    if not any(tails.values()) and rank is None:  # no rank printed anything: what the launcher or batch script said
+        tails = {file.path: last_lines(file.path, LINES) for file in files if file.rank is None}
+    for path, text in tails.items():
+        sys.stdout.write(f"--- {path}\n{text}\n" if text else "")
     if rank is None and len(shown) < len(ranks):
         where = rundir.rank_logs(root.job(job.job_id))
         sys.stdout.write(f"--- {len(ranks) - len(shown)} more ranks (--rank 0 … {ranks[-1]}) in {where}\n")
-
-
-def _print_tail(path: Path) -> bool:
-    text = last_lines(path, LINES)
-    if text:
-        sys.stdout.write(f"--- {path}\n{text}\n")
-    return bool(text)
 
 
 def _follow(root: RunDir, reader: StatusReader, job: Job, rank: int | None) -> None:

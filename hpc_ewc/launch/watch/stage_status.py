@@ -9,20 +9,21 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from hpc_ewc import records
+from hpc_ewc import records, rundir
 from hpc_ewc.artefacts.artefact import REPORT
 from hpc_ewc.artefacts.failure import last_error
 from hpc_ewc.artefacts.job_logs import last_lines
+from hpc_ewc.artefacts.outcome import read_exit
 from hpc_ewc.errors import ArtefactError
 from hpc_ewc.launch.ledger.job_history import Job
-from hpc_ewc.launch.ledger.reconcile import INTERRUPTED
+from hpc_ewc.launch.ledger.reconcile import INTERRUPTED, last_restart
 from hpc_ewc.launch.show.rows import Progress, Row, read_progress
 from hpc_ewc.launch.slurm.reasons import describe_end, describe_reason
 from hpc_ewc.launch.watch.run_status import RunStatus
 from hpc_ewc.rundir import StageDir
-from hpc_ewc.schemas import GraphNode
+from hpc_ewc.schemas import AttemptExit, GraphNode
 
 FRESH_S = 180.0
 """If Slurm does not answer, a job whose progress file is younger than this counts as running."""
@@ -85,8 +86,16 @@ class StageStatus:
         return self._live_state() or self._ended_state()
 
     def _is_done(self) -> bool:
-        if self.id not in self.known_done and is_done(self.folder):
-            self.known_done.add(self.id)
+        """Whether the artefact is complete.
+
+        Raises:
+            ArtefactError: an output is gone, or a file was not written by hpc-ewc.
+        """
+        if self.id not in self.known_done:
+            with suppress(FileNotFoundError):
+                key = records.read_checked(self.folder.stage_json, "stage")["key"]
+                if records.read_done(self.folder.done, key) is not None:
+                    self.known_done.add(self.id)
         return self.id in self.known_done
 
     def _live_state(self) -> State | None:
@@ -122,7 +131,9 @@ class StageStatus:
         if failed_input:
             return State("blocked", failed_input)
         cancelled = self.id in self.status.history.cancelled
-        if self._was_stopped() or (cancelled and self.slurm):
+        outcomes = [self._exit(job).get("outcome") for job in self.jobs if job.is_open]
+        outcomes += [job.outcome for job in self.jobs[-1:]]
+        if "stopped" in outcomes or (cancelled and self.slurm):
             return State("stopped", f"cancelled; {RESUME}" if cancelled else RESUME)
         tried = [job for job in self.jobs if job.is_open and job.job_id]
         if tried:
@@ -178,30 +189,20 @@ class StageStatus:
         folder = self.status.root.job(job.job_id)  # made when the job starts
         return _is_young(folder) and not any(folder.glob("exit.*"))
 
-    def _was_stopped(self) -> bool:
-        """Whether a job's last attempt was asked to stop, and did."""
-        if self.jobs and self.jobs[-1].outcome == "stopped":
-            return True
-        return any(self._exit(job).get("outcome") == "stopped" for job in self.jobs if job.is_open)
-
-    def _exit(self, job: Job) -> dict[str, Any]:
-        """The exit file of a job's last attempt; {} if it left none."""
-        if not job.job_id:
-            return {}
-        names = {path: path.suffix[1:] for path in self.status.root.job(job.job_id).glob("exit.*")}
-        attempts = {int(name): path for path, name in names.items() if name.isdigit()}
-        known = self.known.get(job.job_id)
-        if not attempts or (known is not None and known.restarts > max(attempts)):
-            return {}
-        with suppress(FileNotFoundError, ArtefactError):
-            return records.read_json(attempts[max(attempts)])
-        return {}
+    def _exit(self, job: Job) -> AttemptExit:
+        """The exit file of a job's last attempt; empty if that has not ended."""
+        root, known = self.status.root, self.known.get(job.job_id)
+        restart = max(last_restart(root, job), known.restarts if known else 0)
+        return read_exit(rundir.exit_file(root.job(job.job_id), restart))
 
     def _progress(self) -> Progress | None:
         local = [job for job in self.jobs if job.is_alive()]
         fresh = [job for job in self.jobs if job.scheduler == "slurm" and job.job_id not in self.known]
         working = self.queued or local + [job for job in fresh if self._is_fresh(job)]
-        expected = expected_cells(self.folder) if self.stage == "evaluate" else 0
+        expected = 0
+        if self.stage == "evaluate":
+            with suppress(FileNotFoundError, ArtefactError):
+                expected = len(records.read_checked(self.folder.stage_json, "stage")["expected"])
         found = read_progress(self.folder, [job.job_id for job in working], expected)
         if found is None:
             return None
@@ -230,35 +231,11 @@ class StageStatus:
         return 0.0
 
 
-# ---------------------------------------------------------------------------------------------- files
-
-
 def _is_young(path: Path) -> bool:
     try:
         return time.time() - path.stat().st_mtime < FRESH_S
     except OSError:
         return False
-
-
-def is_done(folder: StageDir) -> bool:
-    """Whether a stage's artefact is complete.
-
-    Raises:
-        ArtefactError: an output is gone, or a file was not written by hpc-ewc.
-    """
-    try:
-        key = str(records.read_checked(folder.stage_json, "stage")["key"])
-    except FileNotFoundError:
-        return False
-    return records.read_done(folder.done, key) is not None
-
-
-def expected_cells(folder: StageDir) -> int:
-    """The number of records that an evaluation should make; 0 if unknown."""
-    try:
-        return len(records.read_checked(folder.stage_json, "stage")["expected"])
-    except (FileNotFoundError, ArtefactError):
-        return 0
 
 
 def last_speed(metrics: Path) -> dict[str, float]:
