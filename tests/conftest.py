@@ -56,6 +56,12 @@ def require(name: str, reason: str) -> None:
     pytest.skip(reason)
 
 
+def use_hub_cache(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Let huggingface_hub, which reads its environment at import, cache in `folder`, here and in processes started."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(folder))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder))
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     return REPOSITORY

@@ -34,18 +34,18 @@ def seal(path: str, subsets: Iterable[str], *, update: bool = False) -> str:
     """
     from huggingface_hub import HfApi
 
-    pinned = None if update else hub.pinned(path)
+    pinned = None if update else hub.pinned_commit(path)
     commit = pinned or str(HfApi().dataset_info(path).sha)
     total = 0
     with tempfile.TemporaryDirectory(prefix="hpc_ewc-rows-") as scratch:
         for subset in subsets:
-            folder = hub.rows(path, subset, commit)
+            folder = hub.rows_dir(path, subset, commit)
             if not (folder / "sealed.json").is_file():
                 found = datasets.load_dataset(path, subset or None, revision=commit, cache_dir=scratch)
                 _write(found, folder, {"source": path, "subset": subset, "commit": commit})
             total += sum(records.read_json(folder / "sealed.json")["rows"].values())
     if commit != pinned:  # last: until all rows are there, the ones of before are asked
-        records.write_json(hub.benchmark(path) / "pinned.json", {"schema": records.SCHEMA, "commit": commit})
+        records.write_json(hub.benchmark_dir(path) / "pinned.json", {"schema": records.SCHEMA, "commit": commit})
     return f"{total} rows, {commit[:7]}"
 
 

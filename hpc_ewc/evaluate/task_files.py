@@ -18,7 +18,7 @@ import yaml  # type: ignore[import-untyped]
 
 from hpc_ewc.errors import InputError
 from hpc_ewc.evaluate.native import ANSWERED, CLOZE, NATIVE, SUBJECTS
-from hpc_ewc.hub import sealed
+from hpc_ewc.hub import sealed_rows_dir
 from hpc_ewc.suites import FLORES_CODES, TASKS, Cell
 
 ROWS = "hpc_ewc.evaluate.rows"
@@ -147,7 +147,7 @@ def _hub(cell: Cell, subject: str = "") -> dict[str, Any]:
     source = TASKS[cell.task].sources[cell.language]
     subset = subject or source.subset
     rows: dict[str, Any] = {"dataset_path": source.path, "dataset_name": subset or None}
-    folder = sealed(source.path, subset)
+    folder = sealed_rows_dir(source.path, subset)
     if folder is not None:
         rows |= {"custom_dataset": Function(f"{SEALED}.sealed_rows"), "dataset_kwargs": {"folder": str(folder)}}
     return rows | ({"fewshot_split": source.fewshot_split} if source.fewshot_split else {})

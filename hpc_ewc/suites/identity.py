@@ -59,7 +59,7 @@ def _files_hash(files: Sequence[Path], base: Path | None = None) -> str:
 
 def hub_commit(dataset: str) -> str | None:
     """Commit of a hub data set on this machine: the one that `prefetch` pinned, else the hub's own cache's."""
-    return hub.pinned(dataset) or hub.commit_of("dataset", dataset)
+    return hub.pinned_commit(dataset) or hub.cached_commit("dataset", dataset)
 
 
 def cell_key(cell: Cell, *, checkpoint: str, fraction: float, data: str, config: EvaluateConfig, dtype: str) -> str:

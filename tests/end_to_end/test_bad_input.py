@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from hpc_ewc.cli import main
+from tests.conftest import use_hub_cache
 from tests.end_to_end.bad_input import Case, build_world
 from tests.end_to_end.bad_input_commands import COMMANDS, PROFILES
 from tests.end_to_end.bad_input_experiments import EXPERIMENTS
@@ -26,7 +27,7 @@ CASES = [*EXPERIMENTS, *PROFILES, *COMMANDS, *FILES, *CHECKPOINTS, *RECORDS, *MA
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HPC_EWC_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache" / "hf"))
+    use_hub_cache(monkeypatch, tmp_path / "cache" / "hf")
     monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
     monkeypatch.setattr("hpc_ewc.launch.submit.local.LocalRun.run", lambda self: pytest.fail("jobs were started"))
     build_world(tmp_path)

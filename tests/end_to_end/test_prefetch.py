@@ -19,6 +19,7 @@ import pytest
 from hpc_ewc import miniature, records
 from hpc_ewc.launch.fetch.prefetch import worker_python
 from hpc_ewc.launch.profile.reading import build_profile
+from tests.conftest import use_hub_cache
 from tests.end_to_end.fake_hub import FakeHub, Repo, serve
 
 EXPERIMENT = """
@@ -180,7 +181,7 @@ def test_an_interrupted_corpus_is_not_taken_for_the_whole_and_goes_on(login: Log
     assert "corpus org/corpus\n  fetch them with: hpc-ewc prefetch small.toml" in dry.stdout
     refused = login.run("submit", "small.toml")
     assert refused.returncode == 2
-    assert "org/corpus: 1 of 2 files are not in the cache yet, such as lt/part-1.jsonl; go on" in refused.stderr
+    assert "org/corpus: 1 of 2 files are not in the cache yet, such as lt/part-1.jsonl; continue" in refused.stderr
     whole = hub.sent["model.safetensors"], hub.sent["lt/part-0.jsonl"]
     hub.cut.clear()
     assert login.prefetch().returncode == 0
@@ -268,14 +269,14 @@ def test_as_a_job_it_asks_the_scheduler_without_a_token(login: Login) -> None:
 
 def test_in_a_container_the_heavy_part_runs_in_the_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HPC_EWC_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    use_hub_cache(monkeypatch, tmp_path / "hf")
     table = {"executor": "slurm", "python": "/host/python"}
     assert worker_python(build_profile(table, "p.toml"), "/t") == ["/host/python"]
     box = {"runtime": "singularity", "image": "/x.sif", "binds": ["/scratch"], "python": "python3"}
     command = worker_python(build_profile(table | {"container": box}, "p.toml"), "/t")
     assert (command[:2], command[-2:]) == (["singularity", "exec"], ["/x.sif", "python3"])
     shown = [place for flag, place in itertools.pairwise(command) if flag == "--bind"]
-    assert {"/t", f"{tmp_path}/cache", f"{tmp_path}/hf/hub", "/scratch"} <= set(shown)
+    assert {"/t", f"{tmp_path}/cache", f"{tmp_path}/hf", "/scratch"} <= set(shown)
 
 
 def test_a_dry_run_needs_no_torch(login: Login) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from hpc_ewc.cli import COMMANDS, main
 from hpc_ewc.worker import __main__ as worker
+from tests.conftest import use_hub_cache
 from tests.unit.launch_world import write_experiment
 
 HEAVY = {"torch", "transformers", "datasets", "lm_eval", "submitit", "numpy"}
@@ -20,7 +21,7 @@ HEAVY = {"torch", "transformers", "datasets", "lm_eval", "submitit", "numpy"}
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HPC_EWC_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    use_hub_cache(monkeypatch, tmp_path / "hf")
     monkeypatch.chdir(tmp_path)
 
 

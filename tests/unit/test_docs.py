@@ -29,7 +29,7 @@ from hpc_ewc.report import __main__ as report
 from hpc_ewc.report import build
 from hpc_ewc.report.build import Options
 from hpc_ewc.worker.__main__ import STAGES
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, use_hub_cache
 from tests.unit.docs_pages import PAGES, Block, Command, anchors, blocks, commands_of, links, spans
 from tests.unit.report_fixture import RunBuilder
 from tests.unit.run_folders import rank_log, start
@@ -110,7 +110,7 @@ def make_run_folder(root: Path) -> None:
 def at_home(place: Path, miniature_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(place)
     monkeypatch.setenv("HPC_EWC_CACHE", str(miniature_cache))
-    monkeypatch.setenv("HF_HOME", str(place / "hub"))
+    use_hub_cache(monkeypatch, place / "hub")
     assert miniature.is_pretrained(miniature.default_folder())
     return place
 

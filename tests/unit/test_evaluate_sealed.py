@@ -13,6 +13,7 @@ from hpc_ewc import hub, suites
 from hpc_ewc.evaluate.sealed import seal, sealed_rows
 from hpc_ewc.evaluate.task_files import hub_sources, write_task_files
 from hpc_ewc.suites import Cell
+from tests.conftest import use_hub_cache
 
 NAME = "allenai/ai2_arc"
 
@@ -43,7 +44,7 @@ class Hub:
 def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hub:
     fake = Hub()
     monkeypatch.setenv("HPC_EWC_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    use_hub_cache(monkeypatch, tmp_path / "hf")
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda: fake)
     monkeypatch.setattr(datasets, "load_dataset", fake.load_dataset)
     return fake
@@ -51,10 +52,10 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hub:
 
 def test_rows_come_back_with_their_features_from_a_folder_that_nobody_may_write(fake: Hub) -> None:
     assert seal(NAME, ["ARC-Easy"]) == f"3 rows, {'a' * 7}"
-    folder = hub.sealed(NAME, "ARC-Easy")
+    folder = hub.sealed_rows_dir(NAME, "ARC-Easy")
     assert folder is not None
     folder.chmod(0o555)
-    before = sorted(hub.benchmark(NAME).rglob("*"))
+    before = sorted(hub.benchmark_dir(NAME).rglob("*"))
     try:
         rows = sealed_rows(str(folder), version=1.0)["test"]
         mapped = rows.map(lambda row: {"long": row["question"] * 2})  # as process_docs of a task
@@ -63,7 +64,7 @@ def test_rows_come_back_with_their_features_from_a_folder_that_nobody_may_write(
         assert rows.cache_files == mapped.cache_files == []
     finally:
         folder.chmod(0o755)
-    assert sorted(hub.benchmark(NAME).rglob("*")) == before
+    assert sorted(hub.benchmark_dir(NAME).rglob("*")) == before
 
 
 def test_a_commit_stays_until_another_is_asked_for_and_is_there_whole(fake: Hub) -> None:
@@ -75,12 +76,12 @@ def test_a_commit_stays_until_another_is_asked_for_and_is_there_whole(fake: Hub)
     fake.refused.add("y")
     with pytest.raises(ConnectionError):
         seal(NAME, ["x", "y"], update=True)
-    assert hub.pinned(NAME) == "a" * 40, "half of the new rows are not asked"
+    assert hub.pinned_commit(NAME) == "a" * 40, "half of the new rows are not asked"
     fake.refused.clear()
     fake.asked.clear()
     seal(NAME, ["x", "y"], update=True)
     assert fake.asked == [("y", "b")]
-    assert hub.pinned(NAME) == "b" * 40
+    assert hub.pinned_commit(NAME) == "b" * 40
 
 
 def test_task_files_read_what_is_sealed_and_else_the_cache_of_datasets(fake: Hub, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from hpc_ewc.cli import evaluate
 from hpc_ewc.errors import ConfigError, HpcEwcError, InputError
 from hpc_ewc.launch.inputs.checkpoints import find_checkpoints
 from hpc_ewc.model_folder import check_model
+from tests.conftest import use_hub_cache
 from tests.unit.launch_world import safetensors, write_model
 
 FACTS = {"run": "strength=1-abc", "step": 20, "fraction": 1.0, "train_key": "k1", "model_hash": "m", "base_hash": "b"}
@@ -29,7 +30,7 @@ def checkpoint(folder: Path, *, facts: dict[str, Any] | None = None) -> Path:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HPC_EWC_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    use_hub_cache(monkeypatch, tmp_path / "hf")
 
 
 def test_folders_globs_and_hub_ids_are_checkpoints_each_once(tmp_path: Path) -> None:

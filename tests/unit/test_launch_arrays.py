@@ -15,6 +15,7 @@ from hpc_ewc.launch.inputs.checkpoints import find_checkpoints
 from hpc_ewc.launch.ledger.job_history import Ledger
 from hpc_ewc.node.task import SlurmTask
 from hpc_ewc.rundir import RunDir
+from tests.conftest import use_hub_cache
 from tests.unit import fake_slurm
 from tests.unit.launch_world import write_model
 
@@ -37,7 +38,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = fake_slurm.install(tmp_path / "bin")
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     monkeypatch.setenv("HPC_EWC_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    use_hub_cache(monkeypatch, tmp_path / "hf")
     monkeypatch.chdir(tmp_path)
     for name in ("a", "b", "c"):
         write_model(tmp_path / "models" / name)

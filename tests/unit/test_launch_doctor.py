@@ -52,6 +52,7 @@ from hpc_ewc.launch.slurm import client
 from hpc_ewc.launch.slurm.output import SlurmJob
 from hpc_ewc.node.slurm_command import SchedulerError
 from hpc_ewc.rundir import RunDir
+from tests.conftest import use_hub_cache
 
 NODE: dict[str, Any] = {
     "host": "n1",
@@ -193,7 +194,7 @@ def test_folders_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    use_hub_cache(monkeypatch, tmp_path)
     monkeypatch.setenv("HPC_EWC_CACHE", str(tmp_path / "cache"))
     assert only(check_inputs(None, None)).state == "skipped"
     table = {"model": {"path": "some/model"}, "data": {"source": "miniature"}}

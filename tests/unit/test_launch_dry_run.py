@@ -17,7 +17,7 @@ from hpc_ewc.launch.forecast.shapes import KNOWN
 from hpc_ewc.launch.profile.reading import build_profile
 from hpc_ewc.rundir import RunDir
 from hpc_ewc.sweep import expand
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, use_hub_cache
 
 PAPER = REPOSITORY / "sweeps" / "paper.toml"
 ONE_NODE = 'executor = "slurm"\ngpu = "H100"\n'
@@ -43,10 +43,9 @@ ewc.strength = [0, 1.0]
 
 @pytest.fixture(autouse=True)
 def nothing_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    use_hub_cache(monkeypatch, tmp_path / "hub")
     monkeypatch.setenv("HPC_EWC_CACHE", str(tmp_path / "cache"))
-    for name in ("HF_HUB_CACHE", "HF_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.chdir(tmp_path)
 
 
@@ -77,7 +76,7 @@ def row(out: str, label: str) -> list[float]:
 def test_the_paper_is_shown_whole_without_its_gated_model(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     out = look(PAPER, ONE_NODE, capsys)
     assert [len(re.findall(rf"^{stage} .* missing", out, re.M)) for stage in ("train", "evaluate")] == [6, 7]
-    assert f"not in the cache {tmp_path}/hub/hub: " in out
+    assert f"not in the cache {tmp_path}/hub: " in out
     assert "; gated benchmarks neurotechnology/lt_arc, neurotechnology/lt_mmlu; " in out
     for name in ("google/gemma-2-2b-it", "uonlp/CulturaX", "cais/mmlu", "neurotechnology/lt_arc"):
         assert name in out.split("forecast")[0]
@@ -158,17 +157,17 @@ def test_a_model_of_unknown_shape_needs_its_configuration(capsys: pytest.Capture
 
 
 def test_a_half_fetched_model_has_its_configuration_already(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    from hpc_ewc import hub
-
-    snapshot = hub.repository("model", "org/unknown") / "snapshots" / "c0ffee"
-    snapshot.mkdir(parents=True)
-    (hub.repository("model", "org/unknown") / "refs").mkdir()
-    (hub.repository("model", "org/unknown") / "refs" / "main").write_text("c0ffee")
+    commit, repository = "c0ffee00" * 5, tmp_path / "hub" / "models--org--unknown"
+    snapshot = repository / "snapshots" / commit
+    for folder in (snapshot, repository / "refs", repository / "trees"):
+        folder.mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
     shape: dict[str, Any] = {name: getattr(KNOWN["google/gemma-3-270m"], name) for name in ("vocab_size", "head_dim")}
     shape |= {"hidden_size": 640, "intermediate_size": 2048, "num_hidden_layers": 18, "num_attention_heads": 4}
     shape |= {"num_key_value_heads": 1, "model_type": "gemma3_text"}
     (snapshot / "config.json").write_text(json.dumps(shape))
-    hub.save_listing("model", "org/unknown", "c0ffee", {"config.json": 1, "model.safetensors": 5})
+    files = {name: {"size": 5, "blob_id": "x"} for name in ("config.json", "model.safetensors")}
+    (repository / "trees" / f"{commit}.json").write_text(json.dumps({"format_version": 1, "files": files}))
     out = look(small(), "", capsys)
     assert "model org/unknown" in out.split("forecast")[0]
     assert "model org/unknown: 0.268 billion parameters, by its config.json" in out

@@ -20,13 +20,14 @@ from hpc_ewc.stage import Stage
 from hpc_ewc.sweep import expand
 from hpc_ewc.worker import evaluate as evaluate_worker
 from hpc_ewc.worker import tokens as tokens_worker
+from tests.conftest import use_hub_cache
 from tests.unit.launch_world import write_experiment
 
 
 @pytest.fixture(autouse=True)
 def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HPC_EWC_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    use_hub_cache(monkeypatch, tmp_path / "hf")
 
 
 def graph_of(sweep: Path, root: Path | None = None) -> Graph:

@@ -10,6 +10,7 @@ import pytest
 from hpc_ewc.cli import submit
 from hpc_ewc.launch.forecast.limits import Limit, exceeds, limit_of
 from hpc_ewc.launch.profile.keys import SlurmConfig
+from tests.conftest import use_hub_cache
 
 EXPERIMENT = """
 [model]
@@ -70,7 +71,7 @@ def test_the_dry_run_warns_of_each_training_that_does_not_fit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("HPC_EWC_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    use_hub_cache(monkeypatch, tmp_path / "hub")
     monkeypatch.chdir(tmp_path)
     # 3.6e8 tokens · 16.1 GFLOP at 2 · 400 TFLOP/s: 2 hours
     slurm = 'executor = "slurm"\n' + TWO_GPUS

@@ -29,6 +29,7 @@ from hpc_ewc.node.environment import worker_environment
 from hpc_ewc.node.local_attempt import LocalTask
 from hpc_ewc.process import this_process
 from hpc_ewc.rundir import RunDir
+from tests.conftest import use_hub_cache
 from tests.unit.launch_world import fake_command, order, read_events, write_experiment
 
 REPORT = "import sys; print('the table of', sys.argv[1].rsplit('/', 1)[1]); open(sys.argv[2] + '/table.md', 'w')"
@@ -44,7 +45,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     report: Callable[..., Any] = lambda python, root, out: (python, "-c", REPORT, str(root), str(out))  # noqa: E731
     monkeypatch.setattr(local, "report_command", report)
     monkeypatch.setenv("HPC_EWC_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    use_hub_cache(monkeypatch, tmp_path / "hf")
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     monkeypatch.chdir(tmp_path)
     return orders

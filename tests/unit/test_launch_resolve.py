@@ -16,13 +16,14 @@ from hpc_ewc.launch.inputs.hashes import HashCache
 from hpc_ewc.launch.inputs.miniature import prepare_miniature, uses_miniature
 from hpc_ewc.launch.inputs.resolver import Resolver
 from hpc_ewc.launch.inputs.source_files import expand_files, hub_snapshot, snapshot_files
+from tests.conftest import use_hub_cache
 from tests.unit.launch_world import write_experiment, write_model
 
 
 @pytest.fixture(autouse=True)
 def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HPC_EWC_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    use_hub_cache(monkeypatch, tmp_path / "hub")
 
 
 def hub(tmp_path: Path, kind: str, name: str, files: list[str], commit: str = "c0ffee") -> Path:
@@ -178,12 +179,13 @@ def test_a_hub_model_is_named_by_its_commit(tmp_path: Path) -> None:
 
 
 def test_a_revision_is_taken_at_its_word(tmp_path: Path) -> None:
-    hub(tmp_path, "model", "org/tiny", ["config.json"], commit="a1")
-    assert hub_snapshot("model", "org/tiny", "a1", "x", "fix").name == "a1"
+    commit, other = "a1" * 20, "b2" * 20
+    hub(tmp_path, "model", "org/tiny", ["config.json"], commit=commit)
+    assert hub_snapshot("model", "org/tiny", commit, "x", "fix").name == commit
     with pytest.raises(
-        InputError, match=re.escape("at b2, and not a folder here; fetch it with: hpc-ewc prefetch x.toml")
+        InputError, match=re.escape(f"at {other}, and not a folder here; fetch it with: hpc-ewc prefetch x.toml")
     ):
-        hub_snapshot("model", "org/tiny", "b2", "model.path", "hpc-ewc prefetch x.toml")
+        hub_snapshot("model", "org/tiny", other, "model.path", "hpc-ewc prefetch x.toml")
 
 
 def test_what_is_not_in_the_cache_is_told_with_the_command_that_fetches_it(tmp_path: Path) -> None:

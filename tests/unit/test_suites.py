@@ -12,6 +12,7 @@ from hpc_ewc.config import EvaluateConfig
 from hpc_ewc.errors import ArtefactError, ConfigError
 from hpc_ewc.rundir import StageDir
 from hpc_ewc.suites import Cell, cell_key, data_hash, expand_suites
+from tests.conftest import use_hub_cache
 
 SEVEN = ["arc_easy", "belebele", "gsm8k", "hellaswag", "mmlu", "truthfulqa_mc2", "winogrande"]
 
@@ -170,7 +171,7 @@ def test_data_in_place_of_other_data_is_other_data(tmp_path: Path) -> None:
 
 
 def test_hub_data_is_known_by_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    use_hub_cache(monkeypatch, tmp_path)
     cell = Cell("gsm8k", "lt")
     assert data_hash(cell, questions=None, heldout=None) == "neurotechnology/lt_gsm8k@unknown"
     ref = tmp_path / "datasets--neurotechnology--lt_gsm8k" / "refs" / "main"

@@ -136,7 +136,7 @@ def check_inputs(sweep: Path | None, experiment: Experiment | None) -> Iterator[
         return
     cells = [cell for cell in benchmark_cells(points) if cell.task in suites.TASKS]
     paths = {suites.TASKS[cell.task].sources[cell.language].path for cell in cells}
-    missing = sorted(path for path in paths if hub.pinned(path) is None)
+    missing = sorted(path for path in paths if hub.pinned_commit(path) is None)
     if missing:
         yield fail("inputs", f"rows of {', '.join(missing)} are not in the cache", f"hpc-ewc prefetch {sweep}")
     else:

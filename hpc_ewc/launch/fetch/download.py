@@ -1,8 +1,7 @@
-"""Repositories of the Hugging Face hub, fetched onto this machine: what of them, how much, once. Imports no torch.
+"""Repositories of the Hugging Face hub: which files an experiment needs, how large they are, and their download.
 
-huggingface_hub does the fetching: each file appears whole, by rename, so whatever was interrupted goes on with the
-first file that is not there. What is there is not asked for again; a commit that was fetched stays the one that is
-used until `--update` looks for a newer one.
+huggingface_hub downloads: each file appears complete, by rename, so an interrupted download continues with the first
+file that is missing. A commit that was fetched once stays in use until `--update` looks for a newer one.
 """
 
 from __future__ import annotations
@@ -11,31 +10,32 @@ import glob
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from hpc_ewc import hub, records
+from hpc_ewc import hub
 from hpc_ewc.errors import InputError
 from hpc_ewc.launch.inputs.source_files import choose_files, model_files
 
 WORKERS = 4
-"""Files at once: login nodes are shared."""
+"""Files downloaded at once: login nodes are shared."""
 SPARE = 1.05
-"""Of the bytes asked for: the file system needs some for itself."""
+"""Free bytes required for each byte to fetch: the file system needs some for itself."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which files of a repository."""
+    """Which files of a repository one key of the experiment needs."""
 
     purpose: str
-    """Who asks, such as `data.source (lt)`."""
+    """The key, such as `data.source (lt)`."""
     choose: Callable[[Iterable[str]], list[str]]
-    known: Callable[[Iterable[str]], str] = field(default=lambda names: "")
-    """What there is instead, where nothing is chosen."""
+    nothing: str
+    """The error if no file is chosen; `{}` stands for the top of the repository."""
 
 
 @dataclass
 class Repository:
-    """What an experiment needs of one repository, and what it found there."""
+    """A repository that an experiment needs, and what `look_up` found there."""
 
     kind: str
     name: str
@@ -44,158 +44,135 @@ class Repository:
     commit: str = ""
     files: dict[str, int] = field(default_factory=dict)
     """The files needed, with their sizes."""
-    trouble: str = ""
-    """Why it cannot be had, and what to do."""
+    error: str = ""
+    """Why it cannot be fetched, and what to do."""
     unreachable: bool = False
-    """Nothing answered."""
+    """No hub answered."""
 
     @property
-    def absent(self) -> list[str]:
-        return hub.absent(self.kind, self.name, self.commit, self.files)
+    def missing(self) -> list[str]:
+        """The needed files that are not in the cache."""
+        return hub.missing_files(hub.cached_snapshot(self.kind, self.name, self.commit), self.files)
 
     @property
-    def bytes_absent(self) -> int:
-        return sum(self.files[name] for name in self.absent)
+    def missing_bytes(self) -> int:
+        return sum(self.files[name] for name in self.missing)
 
     @property
     def label(self) -> str:
         return f"{self.name}@{self.revision}" if self.revision else self.name
 
     def fail(self, error: BaseException) -> None:
-        self.trouble = hub.explain(error, self.kind, self.name)
-        self.unreachable = hub.is_out_of_reach(error)
+        self.error = hub.explain(error, self.kind, self.name)
+        self.unreachable = hub.is_unreachable(error)
 
 
-def wanted_model(name: str, revision: str | None, purpose: str = "model.path") -> Repository:
-    """Weights, configuration and tokenizer of a model."""
-    known = "its files are {}; a model needs config.json and *.safetensors"
-    return Repository("model", name, revision, [Selection(purpose, _whole_model, _listed(known))])
+def model_repository(name: str, revision: str | None, purpose: str = "model.path") -> Repository:
+    """Weights, configuration, tokenizer and chat template of a model."""
+
+    def choose(names: Iterable[str]) -> list[str]:
+        chosen = model_files(names)
+        return chosen if "config.json" in chosen and any(name.endswith(".safetensors") for name in chosen) else []
+
+    nothing = "its files are {}; a model needs config.json and *.safetensors"
+    return Repository("model", name, revision, [Selection(purpose, choose, nothing)])
 
 
-def _whole_model(names: Iterable[str]) -> list[str]:
-    chosen = model_files(names)
-    return chosen if "config.json" in chosen and any(name.endswith(".safetensors") for name in chosen) else []
-
-
-def wanted_files(table: str, name: str, subset: str, split: str) -> Repository:
-    """The files of one subset and split of a data set: all of them, since `fraction` counts the documents of all."""
-    label = f"{table}.source ({subset}, {split})" if subset else f"{table}.source ({split})"
-    known = f"no file of subset {subset!r}, split {split!r}; there are {{}}"
-    choose = lambda names: choose_files(names, subset, split)  # noqa: E731
-    return Repository("dataset", name, None, [Selection(label, choose, _listed(known))])
-
-
-def _listed(text: str) -> Callable[[Iterable[str]], str]:
-    """`text` with the folders and files at the top of a repository."""
-
-    def known(names: Iterable[str]) -> str:
-        tops = sorted({name.partition("/")[0] for name in names if not name.startswith(".")})
-        return text.format(", ".join(tops[:12]) + (" …" if len(tops) > 12 else ""))
-
-    return known
+def dataset_repository(table: str, name: str, subset: str, split: str) -> Repository:
+    """All files of one subset and split of a data set, since `fraction` counts the documents of all of them."""
+    purpose = f"{table}.source ({', '.join(filter(None, (subset, split)))})"
+    nothing = f"no file of subset {subset!r}, split {split!r}; there are {{}}"
+    return Repository(
+        "dataset", name, None, [Selection(purpose, lambda names: choose_files(names, subset, split), nothing)]
+    )
 
 
 def merge(repositories: Iterable[Repository]) -> list[Repository]:
-    """Each repository once, with all that is asked of it."""
+    """Each repository once, with all of its selections."""
     merged: dict[tuple[str, str, str | None], Repository] = {}
     for repository in repositories:
-        at = repository.kind, repository.name, repository.revision
-        if at not in merged:
-            merged[at] = repository
-            continue
-        purposes = {selection.purpose for selection in merged[at].selections}
-        merged[at].selections += [s for s in repository.selections if s.purpose not in purposes]
+        first = merged.setdefault((repository.kind, repository.name, repository.revision), repository)
+        purposes = {selection.purpose for selection in first.selections}
+        first.selections += [each for each in repository.selections if each.purpose not in purposes]
     return list(merged.values())
 
 
-# ---------------------------------------------------------------------------------------------- look
+def look_up(repository: Repository, *, update: bool) -> None:
+    """Fill in commit and files, from the cache or else from the hub; `error` if neither has them.
 
-
-def look(repository: Repository, *, update: bool) -> None:
-    """Fill in commit and files, from what was written down here or from the hub; `trouble` where that cannot be."""
+    One request asks for the commit and all sizes; `snapshot_download(dry_run=True)` would send one for each file.
+    """
     kind, name, revision = repository.kind, repository.name, repository.revision
-    commit = hub.commit_of(kind, name, revision)
-    listed = {} if update or commit is None else hub.listing(kind, name, commit)
-    if not listed:
+    commit = None if update else hub.cached_commit(kind, name, revision)
+    listing = hub.cached_listing(kind, name, commit) if commit else {}
+    if not listing:
+        from huggingface_hub import HfApi
+
         try:
-            commit, listed = _ask(kind, name, commit if commit and not update else revision)
+            info = HfApi().repo_info(name, repo_type=kind, revision=commit or revision, files_metadata=True)
         except Exception as error:  # huggingface_hub, its HTTP client and the sockets below raise a dozen kinds
             repository.fail(error)
             return
-    assert commit is not None
-    repository.commit = commit
+        commit = info.sha
+        listing = {file.rfilename: file.size or 0 for file in getattr(info, "siblings", None) or ()}
+    repository.commit = str(commit)
     for selection in repository.selections:
-        chosen = selection.choose(listed)
+        chosen = selection.choose(listing)
+        repository.files |= {name: listing[name] for name in chosen}
         if not chosen:
-            repository.trouble = f"{selection.purpose}: {selection.known(listed)}"
-        repository.files |= {name: listed[name] for name in chosen}
-
-
-def _ask(kind: str, name: str, revision: str | None) -> tuple[str, dict[str, int]]:
-    """Commit and files of a repository on the hub; written down here."""
-    from huggingface_hub import HfApi
-
-    info = HfApi().repo_info(name, repo_type=kind, revision=revision, files_metadata=True)
-    files = {sibling.rfilename: int(sibling.size or 0) for sibling in getattr(info, "siblings", None) or ()}
-    hub.save_listing(kind, name, str(info.sha), files)
-    return str(info.sha), files
+            top = sorted({name.partition("/")[0] for name in listing if not name.startswith(".")})
+            known = ", ".join(top[:12]) + (" …" if len(top) > 12 else "")
+            repository.error = f"{selection.purpose}: {selection.nothing.format(known)}"
 
 
 def check_space(repositories: Iterable[Repository], more: int = 0) -> int:
-    """The bytes to be fetched.
-
-    Args:
-        repositories: looked at.
-        more: bytes that will be needed beside them.
+    """The bytes to fetch: the missing files of `repositories`, and `more`.
 
     Raises:
-        InputError: the file system of the cache has less.
+        InputError: the file system of the cache has not enough free space.
     """
-    needed = sum(repository.bytes_absent for repository in repositories) + more
-    place = hub.cache()
-    while not place.is_dir():
-        place = place.parent
-    free = shutil.disk_usage(place).free
+    needed = sum(repository.missing_bytes for repository in repositories) + more
+    folder = hub.cache()
+    while not folder.is_dir():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
     if needed * SPARE > free:
         raise InputError(
-            f"{hub.cache()}: {size(needed)} to fetch, {size(free)} free; set HF_HOME (for jobs too) to a folder on a "
-            "larger file system, or make room"
+            f"{hub.cache()}: {format_size(needed)} to fetch, {format_size(free)} free; set HF_HOME (for jobs too) to a "
+            "folder on a larger file system, or make room"
         )
     return needed
 
 
-# ---------------------------------------------------------------------------------------------- fetch
-
-
 def fetch(repository: Repository) -> None:
-    """Fetch the files that are not there; `trouble` where that cannot be."""
+    """Download the missing files; sets `error` if that fails.
+
+    Given a branch, huggingface_hub first points it to the newest commit and writes the list of its files; until all of
+    them are there, `submit` says which are missing.
+    """
     from huggingface_hub import snapshot_download
 
-    _point(repository)
+    known = hub.cached_commit(repository.kind, repository.name, repository.revision) == repository.commit
     try:
         folder = snapshot_download(
             repository.name,
             repo_type=repository.kind,
-            revision=repository.commit,
+            revision=repository.commit if known else repository.revision,
             allow_patterns=[glob.escape(name) for name in repository.files],
             max_workers=WORKERS,
         )
-    except Exception as error:
+    except Exception as error:  # as in look_up
         repository.fail(error)
         return
-    absent = repository.absent
-    if absent:
-        repository.trouble = f"{len(absent)} of {len(repository.files)} files are not whole in {folder}: {absent[0]}"
+    repository.commit = Path(folder).name
+    if missing := repository.missing:
+        repository.error = (
+            f"{len(missing)} of {len(repository.files)} files are missing or have another size than on the hub, such "
+            f"as {missing[0]}; check them with `hf cache verify`, delete the wrong ones in {folder} and try again"
+        )
 
 
-def _point(repository: Repository) -> None:
-    """The branch that was asked for is this commit from now on: until it is whole, a submit says what is absent."""
-    revision = repository.revision or "main"
-    if revision != repository.commit:
-        records.write_text(hub.repository(repository.kind, repository.name) / "refs" / revision, repository.commit)
-
-
-def size(number: float) -> str:
+def format_size(number: float) -> str:
     """`5.2 GB`; powers of ten, as disks are sold."""
     for unit in ("B", "kB", "MB", "GB"):
         if number < 999.5:

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpc_ewc import miniature, records
+from hpc_ewc import hub, miniature, records
 from hpc_ewc.config import ModelConfig
 from hpc_ewc.errors import ArtefactError, ConfigError, InputError
 from hpc_ewc.launch.inputs.miniature import MINIATURE
-from hpc_ewc.launch.inputs.source_files import is_hub_id, local_path
+from hpc_ewc.launch.inputs.source_files import local_path
 from hpc_ewc.model_folder import check_model
 from hpc_ewc.sweep import plain_word
 
@@ -53,7 +53,9 @@ class CheckpointArg:
 
     @property
     def model(self) -> ModelConfig:
-        path, _, revision = self.name.partition("@") if is_hub_id(self.name.partition("@")[0]) else (self.name, "", "")
+        path, _, revision = (
+            self.name.partition("@") if hub.is_hub_id(self.name.partition("@")[0]) else (self.name, "", "")
+        )
         return ModelConfig(path=path, revision=revision or None)
 
     @property
@@ -93,7 +95,7 @@ def _expand(name: str) -> list[str]:
     if path.exists():
         return [str(path)]
     matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 - an absolute pattern
-    return matches or [name if is_hub_id(name.partition("@")[0]) else str(path)]
+    return matches or [name if hub.is_hub_id(name.partition("@")[0]) else str(path)]
 
 
 def _look_at(name: str) -> CheckpointArg:

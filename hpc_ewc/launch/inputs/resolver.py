@@ -1,7 +1,7 @@
-"""The inputs of an experiment: where they lie on this machine, and what they are wherever they lie.
+"""The inputs of an experiment: their paths on this machine, and their identities, which depend on content alone.
 
-A hub repository is named by the commit in this machine's cache, a local file by its size and sha256, the miniature by
-the version of its recipe. Nothing is downloaded here and nothing heavy imported.
+A hub repository is identified by the commit in this machine's cache, a local file by its size and sha256, the miniature
+by the version of its recipe. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from hpc_ewc.launch.inputs.source_files import (
     expand_files,
     fetch_command,
     hub_snapshot,
-    is_hub_id,
     kind_of,
     local_path,
     model_files,
@@ -39,7 +38,7 @@ from hpc_ewc.sweep import Identities
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the stages of one point of the grid read, as absolute paths, and what that is."""
+    """What the stages of one point of the grid read: absolute paths and identities."""
 
     identities: Identities
     model: str
@@ -51,13 +50,13 @@ class Inputs:
     questions: str | None
     """Folder of benchmark rows; None: the hub's."""
     question_id: str
-    """What that folder holds."""
+    """Identity of the content of that folder."""
     heldout: dict[str, str]
-    """Files of held-out text by language, beside the corpus' own."""
+    """Files of held-out text by language, besides those of the corpus."""
     heldout_ids: dict[str, str]
-    """What each of these files holds."""
-    judge: dict[str, Any] | None = None
-    """Who judges answers, as stage.json says it: folder, id, tokens, questions."""
+    """Identity of the content of each."""
+    judge: dict[str, Any] | None
+    """The model that judges answers, as in stage.json: folder, id, tokens, questions."""
 
 
 class Resolver:
@@ -76,37 +75,26 @@ class Resolver:
         """The inputs of one point.
 
         Raises:
-            ConfigError: a path that is no file or folder, or of a kind that cannot be read.
-            InputError: a hub repository that this machine's cache does not hold; the command that fetches it is named.
-                A model that is not whole, or of a family that cannot be trained.
+            ConfigError: a path that is no file or folder, or a file that cannot be read by its suffix.
+            InputError: a hub repository is not in this machine's cache (the message names the command that fetches
+                it), or a model is incomplete or of a family that cannot be trained.
         """
         model, model_id, tokenizer_id = self.model(experiment.model)
         if experiment.model.path != MINIATURE:
             self.check_trainable(Path(model))
-        questions, question_id = self._questions(experiment)
         corpus, corpus_id = self.corpus(experiment.data)
         fisher, fisher_id = self.fisher(experiment.fisher)
         if experiment.data.source != MINIATURE and experiment.data.on_bad_document == "error":
             self.check_first(corpus, f"{self.where}: data", experiment.data.text_column)
         if experiment.fisher.source != MINIATURE:
             self.check_first(fisher, f"{self.where}: fisher", None)
-        heldout = self._heldout(experiment.evaluate, experiment.model)
-        heldout_ids = {language: self._heldout_id(path) for language, path in heldout.items()}
+        identities = Identities(model_id, tokenizer_id, corpus_id, fisher_id)
+        base = self.resolve_base(None, experiment)
         self.hashes.save()
-        return Inputs(
-            identities=Identities(model_id, tokenizer_id, corpus_id, fisher_id),
-            model=model,
-            corpus=corpus,
-            fisher=fisher,
-            questions=questions,
-            question_id=question_id,
-            heldout=heldout,
-            heldout_ids=heldout_ids,
-            judge=self._judge(experiment.evaluate),
-        )
+        return dataclasses.replace(base, identities=identities, model=model, corpus=corpus, fisher=fisher)
 
     def resolve_base(self, model: ModelConfig | None, experiment: Experiment) -> Inputs:
-        """What evaluating needs without any training: the base model, if there is one; questions; held-out text."""
+        """The inputs of an evaluation without training: base model (if any), questions, held-out text, judge."""
         questions, question_id = self._questions(experiment)
         heldout = self._heldout(experiment.evaluate, experiment.model)
         inputs = Inputs(
@@ -123,7 +111,7 @@ class Resolver:
         return inputs if model is None else dataclasses.replace(inputs, **self.resolve_model(model))
 
     def resolve_model(self, config: ModelConfig) -> dict[str, Any]:
-        """`model` and `identities` of Inputs, of a model that is evaluated as it is."""
+        """`model` and `identities` of the Inputs of a model that is evaluated without training."""
         model, identity, _ = self.model(config)
         self.hashes.save()
         return {"model": model, "identities": Identities(identity, "", "", "")}
@@ -137,10 +125,10 @@ class Resolver:
         folder = local_path(config.path)
         if folder.is_dir():
             return str(folder), self._folder_id(folder, records.MODEL_FILES), self._folder_id(folder, TOKENIZER_FILES)
-        if not is_hub_id(config.path):
+        if not hub.is_hub_id(config.path):
             raise ConfigError(f"{self.where}: model.path = {config.path!r}: no such folder, and not a hub id")
         snapshot = hub_snapshot("model", config.path, config.revision, f"{self.where}: model.path", self.prefetch)
-        self._check_whole("model", config.path, snapshot, model_files)
+        self._check_complete("model", config.path, snapshot, model_files)
         identity = f"{config.path}@{snapshot.name}"
         return str(snapshot), identity, self._folder_id(snapshot, TOKENIZER_FILES)
 
@@ -167,17 +155,17 @@ class Resolver:
     def _files(
         self, table: str, source: str, files: tuple[str, ...], subset: str, split: str
     ) -> tuple[tuple[str, ...], str]:
-        """The files of [data] or [fisher], in order, and what they hold."""
+        """The files of [data] or [fisher], in order, and the identity of their content."""
         if source == "files":
             found = expand_files(files, f"{self.where}: {table}.files")
             self.hashes.announce(found, f"{table}.files")
             return tuple(map(str, found)), self._files_id(found)
-        if not is_hub_id(source):
+        if not hub.is_hub_id(source):
             raise ConfigError(
                 f'{self.where}: {table}.source = {source!r}: allowed are a hub id (owner/name), "files", "miniature"'
             )
         snapshot = hub_snapshot("dataset", source, None, f"{self.where}: {table}.source", self.prefetch)
-        self._check_whole("dataset", source, snapshot, lambda names: choose_files(names, subset, split))
+        self._check_complete("dataset", source, snapshot, lambda names: choose_files(names, subset, split))
         found = snapshot_files(snapshot, subset, split)
         if not found:
             raise InputError(
@@ -187,7 +175,7 @@ class Resolver:
         return tuple(map(str, found)), f"{source}@{snapshot.name}"
 
     def _questions(self, experiment: Experiment) -> tuple[str | None, str]:
-        """Folder of benchmark rows and what it holds; no folder: the hub's."""
+        """Folder of benchmark rows (None: the hub's) and the identity of its content."""
         config = experiment.evaluate
         if config.questions is None and experiment.model.path == MINIATURE:
             return str(miniature.default_folder() / "questions"), miniature_id()
@@ -236,18 +224,19 @@ class Resolver:
 
     @property
     def prefetch(self) -> str:
-        """The command that fetches what this experiment names."""
+        """The command that fetches the inputs of this experiment."""
         return fetch_command(self.where)
 
-    def _check_whole(self, kind: str, name: str, snapshot: Path, choose: Callable[[Iterable[str]], list[str]]) -> None:
-        """Raise InputError where `prefetch` wrote down more files than are there."""
-        files = hub.listing(kind, name, snapshot.name)
-        chosen = {file: files[file] for file in choose(files)}
-        absent = hub.absent(kind, name, snapshot.name, chosen)
-        if absent:
+    def _check_complete(
+        self, kind: str, name: str, snapshot: Path, choose: Callable[[Iterable[str]], list[str]]
+    ) -> None:
+        """Raise InputError if files of the repository that are used here were not fetched yet."""
+        listing = hub.cached_listing(kind, name, snapshot.name)
+        chosen = {file: listing[file] for file in choose(listing)}
+        if missing := hub.missing_files(snapshot, chosen):
             raise InputError(
-                f"{self.where}: {name}: {len(absent)} of {len(chosen)} files are not in the cache yet, such as "
-                f"{absent[0]}; go on with: {self.prefetch}"
+                f"{self.where}: {name}: {len(missing)} of {len(chosen)} files are not in the cache yet, such as "
+                f"{missing[0]}; continue with: {self.prefetch}"
             )
 
     # ------------------------------------------------------------------------------------------ identities

@@ -1,7 +1,4 @@
-"""Files that an experiment names: paths and globs, and what of a hub repository's files is used.
-
-The cache's folders are read as they are documented by huggingface_hub, which is not imported.
-"""
+"""Files that an experiment names: paths and globs, and the files of a hub repository that are used."""
 
 from __future__ import annotations
 
@@ -18,6 +15,8 @@ from hpc_ewc.errors import ConfigError, InputError
 TEXT_SUFFIXES = (".jsonl", ".parquet", ".txt")
 COMPRESSIONS = (".gz", ".zst")
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "*.model", "vocab*", "merges*")
+CHAT_TEMPLATE = "chat_template.jinja"
+"""Fetched with a model; it changes no token of a corpus, so the identity of a tokenizer leaves it out."""
 
 
 def local_path(name: str) -> Path:
@@ -29,7 +28,7 @@ def expand_files(names: Iterable[str], label: str) -> list[Path]:
     """The files that paths and globs name, in order, each once.
 
     Raises:
-        ConfigError: one that names none, or a file of a kind that cannot be read.
+        ConfigError: a name matches no file, or a file that cannot be read by its suffix.
     """
     found: dict[Path, None] = {}
     for name in names:
@@ -47,25 +46,18 @@ def expand_files(names: Iterable[str], label: str) -> list[Path]:
 
 
 def kind_of(path: Path) -> str:
-    """The suffix that says how a file is read, a compression left out."""
+    """The suffix that says how a file is read, without that of a compression."""
     return Path(path.stem).suffix if path.suffix in COMPRESSIONS else path.suffix
 
 
-# ---------------------------------------------------------------------------------------------- the hub's cache
-
-
-def is_hub_id(name: str) -> bool:
-    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) is not None
-
-
 def hub_snapshot(kind: str, name: str, revision: str | None, label: str, fix: str) -> Path:
-    """The folder of a hub repository in this machine's cache, named by its commit.
+    """The folder of a hub repository in this machine's cache, named after its commit.
 
     Raises:
-        InputError: it is not there; the command that fetches it is named.
+        InputError: it was not fetched; the message names the command that does.
     """
-    snapshot = hub.repository(kind, name) / "snapshots" / (hub.commit_of(kind, name, revision) or "main")
-    if not snapshot.is_dir():
+    snapshot = hub.cached_snapshot(kind, name, revision)
+    if snapshot is None:
         version = f" at {revision}" if revision else ""
         raise InputError(
             f"{label} = {name!r}: not in the cache {hub.cache()}{version}, and not a folder here; fetch it with: "
@@ -75,34 +67,37 @@ def hub_snapshot(kind: str, name: str, revision: str | None, label: str, fix: st
 
 
 def fetch_command(where: str) -> str:
-    """The command that fetches what an experiment file names; of a single model, the hub's own."""
+    """The command that fetches what an experiment file names; for a single model, huggingface_hub's own."""
     return f"hpc-ewc prefetch {where}" if where.endswith(".toml") else "hf download NAME"
 
 
 def model_files(names: Iterable[str]) -> list[str]:
-    """What of a model's repository is used: weights, configuration, tokenizer; not its copies in other formats."""
-    patterns = (*records.MODEL_FILES, *TOKENIZER_FILES)
-    return sorted({name for name in names for pattern in patterns if "/" not in name and fnmatchcase(name, pattern)})
+    """The files of a model's repository that are used: weights, configuration, tokenizer, chat template.
+
+    Not its weights in other formats, and nothing in folders.
+    """
+    patterns = (*records.MODEL_FILES, *TOKENIZER_FILES, CHAT_TEMPLATE)
+    return sorted(name for name in names if "/" not in name and any(fnmatchcase(name, each) for each in patterns))
 
 
 def snapshot_files(snapshot: Path, subset: str, split: str) -> list[Path]:
-    """The files of a subset and split: subset as a folder or first part of the name, split likewise.
-
-    Where no file is marked with the split, all of the subset are taken if it is "train" (a corpus without splits).
-    """
+    """The files of a subset and split that the cache has, in order; see `choose_files`."""
     names = [str(path.relative_to(snapshot)) for path in snapshot.rglob("*") if path.is_file()]
     return [snapshot / name for name in choose_files(names, subset, split)]
 
 
 def choose_files(names: Iterable[str], subset: str, split: str) -> list[str]:
-    """The same of the files of a repository by their names alone, in order."""
+    """The text files of a subset and split, in order: both are folders of the path or begin the file's name.
+
+    If no file is marked with the split, all of the subset are taken for "train": a corpus without splits.
+    """
     files = [path for path in map(Path, names) if kind_of(path) in TEXT_SUFFIXES]
     if subset:
-        files = [path for path in files if _marked(path, subset)]
-    of_split = [path for path in files if _marked(path, split)]
+        files = [path for path in files if _is_marked(path, subset)]
+    of_split = [path for path in files if _is_marked(path, split)]
     return [str(path) for path in sorted(of_split if of_split or split != "train" else files)]
 
 
-def _marked(path: Path, word: str) -> bool:
+def _is_marked(path: Path, word: str) -> bool:
     """Whether a folder of the path is `word`, or the file's name begins with it: validation-00000-of-00001.parquet."""
     return word in path.parts[:-1] or re.match(re.escape(word) + r"(?![A-Za-z0-9])", path.name) is not None

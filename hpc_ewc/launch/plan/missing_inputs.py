@@ -29,8 +29,8 @@ class LenientResolver(Resolver):
             return super()._model(config)
         except InputError:
             self.missing[config.path] = "model"
-            commit = hub.commit_of("model", config.path, config.revision) or "main"
-            folder = hub.repository("model", config.path) / "snapshots" / commit
+            snapshot = hub.cached_snapshot("model", config.path, config.revision)
+            folder = snapshot or hub.cache() / NOT_FETCHED / config.path
             self.missing_models.add(folder)
             return str(folder), f"{config.path}@{NOT_FETCHED}", f"{config.path}@{NOT_FETCHED}"
 
