@@ -91,7 +91,9 @@ def node_caches(folder: Path, stage: str, environment: Mapping[str, str]) -> dic
 
 def link_datasets(environment: Mapping[str, str], target: Path) -> Path:
     """Fill `target` with links to the prepared data sets, so that their locks and derived files stay on this node."""
-    home = Path(environment.get("HF_HOME") or "~/.cache/huggingface").expanduser()
+    home = Path(
+        environment.get("HF_HOME") or f"{environment.get('XDG_CACHE_HOME') or '~/.cache'}/huggingface"
+    ).expanduser()
     source = Path(environment.get("HF_DATASETS_CACHE") or home / "datasets").expanduser()
     if source.is_dir() and not target.exists():
         leave_out = shutil.ignore_patterns("*.lock", "*.incomplete*", "cache-*.arrow")

@@ -81,7 +81,9 @@ def hub(miniature_cache: Path) -> Iterator[FakeHub]:
     texts = [{"text": f"Laba diena numeris {i}."} for i in range(20)]
     questions = [{"question": f"What is {i}?", "choices": ["a", "b", "c", "d"], "answer": i % 4} for i in range(4)]
     with serve() as fake:
-        fake.repos["models", "org/tiny-gemma"] = Repo({**model, "original/consolidated.pth": b"x" * 1000})
+        fake.repos["models", "org/tiny-gemma"] = Repo(
+            {**model, "chat_template.jinja": b"{{ messages }}", "original/consolidated.pth": b"x" * 1000}
+        )
         corpus = {f"lt/part-{i}.jsonl": lines(texts[10 * i : 10 * i + 10]) for i in range(2)}
         fake.repos["datasets", "org/corpus"] = Repo({**corpus, "en/part-0.jsonl": lines(texts), "README.md": b"#"})
         fake.repos["datasets", "org/questions"] = Repo(
@@ -136,6 +138,7 @@ def test_everything_is_fetched_once_loads_offline_and_is_scored_without_a_networ
     assert "huggingface.co/datasets/truthfulqa/truthful_qa, then set HF_TOKEN" in refused.stderr
     fetched = dict(hub.sent)
     assert "original/consolidated.pth" not in fetched  # another format of the same weights
+    assert "chat_template.jinja" in fetched
     assert not any(name.startswith("en/") or "test-0.jsonl" in name or "Challenge" in name for name in fetched)
     assert {name for name in fetched if name.startswith("lt/")} == {"lt/part-0.jsonl", "lt/part-1.jsonl"}
 
@@ -169,8 +172,51 @@ def test_everything_is_fetched_once_loads_offline_and_is_scored_without_a_networ
     assert record["data_hash"] == f"allenai/ai2_arc@{'c0ffee00' * 5}"
 
 
+CACHES = {
+    "the home": ({}, ".cache/huggingface/hub"),
+    "XDG_CACHE_HOME": ({"XDG_CACHE_HOME": "{here}/xdg"}, "xdg/huggingface/hub"),
+    "HF_HOME": ({"HF_HOME": "{here}/hf", "XDG_CACHE_HOME": "{here}/xdg"}, "hf/hub"),
+    "~ in HF_HOME": ({"HF_HOME": "~/hf"}, "hf/hub"),
+    "a variable in HF_HOME": ({"HF_HOME": "$SCRATCH/hf", "SCRATCH": "{here}/s"}, "s/hf/hub"),
+    "HUGGINGFACE_HUB_CACHE": ({"HUGGINGFACE_HUB_CACHE": "{here}/old", "HF_HOME": "{here}/hf"}, "old"),
+    "HF_HUB_CACHE": ({"HF_HUB_CACHE": "~/new", "HUGGINGFACE_HUB_CACHE": "{here}/old"}, "new"),
+}
+FETCH = """
+from pathlib import Path
+from hpc_ewc import hub
+from hpc_ewc.config import ModelConfig
+from hpc_ewc.launch.fetch.download import fetch, look_up, model_repository
+from hpc_ewc.launch.inputs.resolver import Resolver
+repository = model_repository("org/tiny-gemma", None)
+look_up(repository, update=False)
+assert not repository.error and repository.missing == list(repository.files)
+fetch(repository)
+assert not repository.error and not repository.missing, repository.error
+folder, identity, _ = Resolver("x.toml").model(ModelConfig(path="org/tiny-gemma"))
+assert identity == f"org/tiny-gemma@{repository.commit}" and (Path(folder) / "chat_template.jinja").is_file()
+print(hub.cache(), folder)
+"""
+
+
+@pytest.mark.parametrize("rule", CACHES)
+def test_the_cache_is_where_huggingface_hub_has_it(login: Login, rule: str) -> None:
+    settings, place = CACHES[rule]
+    del login.env["HF_HOME"]
+    login.env |= {name: value.format(here=login.folder) for name, value in settings.items()}
+    login.env |= {"HOME": str(login.folder)}
+    done = subprocess.run(
+        [sys.executable, "-c", FETCH], cwd=login.folder, env=login.env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    cache, snapshot = done.stdout.split()
+    assert Path(cache) == login.folder / place
+    assert Path(snapshot).is_relative_to(cache)
+
+
 @pytest.mark.slow
 def test_an_interrupted_corpus_is_not_taken_for_the_whole_and_goes_on(login: Login, hub: FakeHub) -> None:
+    del login.env["HF_HOME"]
+    login.env["XDG_CACHE_HOME"] = str(login.folder / "xdg")
     login.sweep.write_text(login.sweep.read_text().replace('["arc_easy.en", "ppl_truthfulqa.en"]', '["ppl_heldout"]'))
     hub.cut.add("lt/part-1.jsonl")
     cut = login.prefetch()
@@ -247,7 +293,7 @@ def test_as_a_job_it_asks_the_scheduler_without_a_token(login: Login) -> None:
     profile.write_text(cluster + '[slurm.stage.tokens]\naccount = "me"\nqos = "long"\n')
     path = {"PATH": f"{sbatch.parent}:{os.environ['PATH']}"}
     done = login.prefetch("--profile", "p.toml", "--as-job", "serial", HF_TOKEN="hf_secret", **path)
-    assert (done.returncode, "job 4711 in serial; what it says goes to" in done.stderr) == (0, True), done.stderr
+    assert (done.returncode, "job 4711 in serial; its output goes to" in done.stderr) == (0, True), done.stderr
     text = seen.read_text()
     for word in (
         "--partition=serial",

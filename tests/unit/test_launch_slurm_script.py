@@ -149,6 +149,17 @@ def test_a_job_inherits_a_list_and_no_token() -> None:
     assert set(inherited_environment(shell)) == kept
 
 
+def test_a_job_finds_the_hub_s_cache_without_the_variables_of_the_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_SCRATCH", "/scratch/me")
+    shell = {
+        "HF_HOME": "$MY_SCRATCH/hf",
+        "HUGGINGFACE_HUB_CACHE": "/old",
+        "XDG_CACHE_HOME": "/x",
+        "HF_HUB_CACHE": "~/n",
+    }
+    assert inherited_environment(shell) == shell | {"HF_HOME": "/scratch/me/hf"}
+
+
 @pytest.mark.parametrize("name", ["50%", 'a"b', "a'b", "a\\b", "a\nb"])
 def test_a_run_folder_that_slurm_would_read_otherwise_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="has a meaning for Slurm; choose another by --runs"):

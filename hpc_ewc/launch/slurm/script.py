@@ -46,6 +46,7 @@ INHERITED = (
     "XDG_CACHE_HOME",
     "HF_HOME",
     "HF_HUB_CACHE",
+    "HUGGINGFACE_HUB_CACHE",
     "HF_DATASETS_CACHE",
     "HPC_EWC_CACHE",
 )
@@ -194,8 +195,13 @@ def check_paths(root: RunDir) -> None:
 
 
 def inherited_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Of an environment, what sbatch is given, and so all that a job inherits."""
-    return {name: value for name, value in environment.items() if name in INHERITED or INHERITED_PATTERN.match(name)}
+    """The part of an environment that sbatch is given, and so all that a job inherits.
+
+    Variables inside the places of caches (`HF_HOME=$SCRATCH/hf`) are expanded, since jobs do not inherit them.
+    """
+    found = {name: value for name, value in environment.items() if name in INHERITED or INHERITED_PATTERN.match(name)}
+    places = [name for name in found if name.startswith(("HF_", "HUGGINGFACE_", "XDG_"))]
+    return found | {name: os.path.expandvars(found[name]) for name in places}
 
 
 @contextmanager
