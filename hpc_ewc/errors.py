@@ -1,9 +1,9 @@
 """The exceptions of hpc_ewc.
 
     HpcEwcError
-    ├── ConfigError      an experiment, a profile or a command line says something that cannot be done
-    ├── InputError       a corpus, a tokenizer, a model or a question set is not what it should be
-    ├── ArtefactError    a file this project wrote is half-written, changed, or somebody else's
+    ├── ConfigError      an invalid experiment, profile or command line
+    ├── InputError       an invalid corpus, tokenizer, model or question set
+    ├── ArtefactError    a file that is corrupt, or was not written by hpc-ewc
     ├── SubmitError      the scheduler, or this machine, refused a job
     └── StageError       a stage ran and failed
 
@@ -18,19 +18,19 @@ from collections.abc import Iterable
 
 
 class HpcEwcError(Exception):
-    """The root: whatever this package raises for a user to read."""
+    """Base class of all errors that this package raises for a user to read."""
 
 
 class ConfigError(HpcEwcError):
-    """An experiment, a profile or a command line says something that cannot be done."""
+    """An experiment, a profile or a command line is invalid."""
 
 
 class InputError(HpcEwcError):
-    """A corpus, a tokenizer, a model or a question set is not what it should be."""
+    """A corpus, a tokenizer, a model or a question set is invalid."""
 
 
 class ArtefactError(HpcEwcError):
-    """A file this project wrote is half-written, changed, or somebody else's."""
+    """A file is corrupt, or was not written by hpc-ewc."""
 
 
 class SubmitError(HpcEwcError):

@@ -1,8 +1,8 @@
-"""What is written, and how: every file appears whole or not at all.
+"""Read and write the files of a run folder: each appears complete or not at all.
 
-A file is written beside its place under a name of this process, flushed to the disk and renamed, so two writers
-(a job that was requeued while its lost twin still runs) can at worst replace one whole file by another.
-A file that is truncated, changed or not ours is an `ArtefactError` that names it, never a result.
+A file is written under a temporary name in the same folder, flushed to the disk and renamed, so two writers (a job
+that was requeued while its lost twin still runs) can at worst replace one complete file by another. A file that is
+truncated, changed or foreign raises an `ArtefactError` that names it; it is never taken for a result.
 """
 
 from __future__ import annotations
@@ -20,15 +20,17 @@ from typing import Any, Literal, overload
 from hpc_ewc.errors import ArtefactError
 from hpc_ewc.schemas import Done, Failure, StageFacts
 
+FOREIGN = "corrupt or not written by hpc-ewc"
+
 SCHEMA = 1
-"""Of every JSON file here; a change of meaning raises it and is named in CHANGELOG.md."""
+"""Version of all JSON files; raised when a file changes its meaning, and named in CHANGELOG.md."""
 
 
 # ---------------------------------------------------------------------------------------------- writing
 
 
 def write_bytes(path: Path, data: bytes, *, mode: int | None = None) -> None:
-    """Put `data` at `path`, whole or not at all: written beside, flushed, renamed, the folder flushed."""
+    """Write `data` to `path`, completely or not at all: a temporary file is flushed and renamed, the folder flushed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
     try:
@@ -45,19 +47,19 @@ def write_bytes(path: Path, data: bytes, *, mode: int | None = None) -> None:
 
 
 def write_text(path: Path, text: str, *, mode: int | None = None) -> None:
-    """`write_bytes` of UTF-8."""
+    """Write text as UTF-8, completely or not at all."""
     write_bytes(path, text.encode(), mode=mode)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """`write_bytes` of readable JSON. NaN and infinity have no place in JSON and raise ValueError."""
+    """Write readable JSON, completely or not at all; ValueError for NaN and infinity, which JSON does not have."""
     write_text(path, json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
 
 
 def append_line(path: Path, value: Mapping[str, Any]) -> None:
-    """Add one JSON line, in one write, flushed to the disk. One process at a time writes such a file.
+    """Append one JSON line, in one write, flushed to the disk. Only one process at a time may write to such a file.
 
-    A torn last line, left by a writer that was killed, is cut off first, so that it never ends up in the middle.
+    An incomplete last line, left by a writer that was killed, is cut off first, so that it never ends up in the middle.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     line = (json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n").encode()
@@ -86,11 +88,11 @@ def flush_folder(folder: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+    """Return the object in a JSON file.
 
     Raises:
-        FileNotFoundError: there is none.
-        ArtefactError: it is cut off, not JSON, or not an object.
+        FileNotFoundError: no such file.
+        ArtefactError: it is truncated, not JSON, or not an object.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -99,16 +101,16 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ArtefactError(f"{path}: cannot be read: {error}") from None
     except (ValueError, RecursionError) as error:
-        raise ArtefactError(f"{path}: half-written or not ours: {error}; remove it to have it made again") from None
+        raise ArtefactError(f"{path}: {FOREIGN}: {error}; delete it and resubmit") from None
     if not isinstance(value, dict):
-        raise ArtefactError(f"{path}: not ours: holds {type(value).__name__}, not an object; remove it")
+        raise ArtefactError(f"{path}: {FOREIGN}: {type(value).__name__}, not an object; delete it and resubmit")
     return value
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON-lines file; a torn last line (its writer was killed) is skipped.
+    """Yield the objects of a JSON-lines file; an incomplete last line (its writer was killed) is skipped.
 
-    Split on the line feed alone: U+2028 may stand inside a JSON string.
+    Lines are split at the line feed only: U+2028 may occur in a JSON string.
 
     Raises:
         ArtefactError: a line that is not the last is not a JSON object.
@@ -131,7 +133,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def sha256_file(path: Path) -> str:
-    """Hex sha256 of a file's bytes."""
+    """Return the hex SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -159,7 +161,7 @@ REQUIRED: dict[str, dict[str, type | tuple[type, ...]]] = {
         "results": list,
     },
 }
-"""Keys a file of each kind must have, beside `schema`. docs/schemas/ has an example of each."""
+"""Keys that a file of each kind must have, besides `schema`. docs/schemas/ has an example of each."""
 
 
 @overload
@@ -173,61 +175,63 @@ def read_checked(path: Path, kind: Literal["progress", "record"]) -> dict[str, A
 @overload
 def read_checked(path: Path, kind: str) -> Any: ...
 def read_checked(path: Path, kind: str) -> Any:
-    """`read_json`, and every required key of that kind of file is there with its type and our schema.
+    """Return the object in a JSON file, with the schema and the required keys of its kind checked.
 
     Raises:
-        FileNotFoundError: there is none.
-        ArtefactError: half-written, foreign, or of another schema.
+        FileNotFoundError: no such file.
+        ArtefactError: corrupt, not written by hpc-ewc, or of another schema.
     """
     value = read_json(path)
     if value.get("schema") != SCHEMA:
         raise ArtefactError(
-            f"{path}: schema {value.get('schema')!r}, this version reads {SCHEMA}; not ours, or too new"
+            f"{path}: schema {value.get('schema')!r}, this version reads {SCHEMA}; not written by hpc-ewc, or by a "
+            "newer version"
         )
     for key, types in REQUIRED[kind].items():
         if key not in value or not isinstance(value[key], types) or not _is_plain(value[key]):
-            raise ArtefactError(f"{path}: '{key}' is missing or of the wrong type; half-written or not ours: remove it")
+            raise ArtefactError(f"{path}: {FOREIGN}: '{key}' is missing or has the wrong type; delete it and resubmit")
     return value
 
 
 def _is_plain(value: Any) -> bool:
-    """Not a boolean, which Python takes for a number, and not a number that is none in JSON's or in C's eyes."""
+    """Return False for a boolean (a number to Python), a non-finite float and an integer of more than 64 bits."""
     if isinstance(value, float):
         return math.isfinite(value)
     return not isinstance(value, bool) and not (isinstance(value, int) and value.bit_length() > 63)
 
 
 def read_done(path: Path, key: str) -> Done | None:
-    """A stage's `done.json` if its outputs are there, else None.
+    """Return a stage's `done.json` if its outputs exist, else None.
 
-    Sizes are compared, not hashes: this is asked of every stage at every submit. Readers of an output that can be
-    damaged silently (checkpoints, Fisher) verify its hash when they read it.
+    Compares sizes, not hashes, because every submit calls it for every stage. Readers of an output that can be damaged
+    silently (checkpoints, Fisher) verify its hash when they read it.
 
     Raises:
-        ArtefactError: `done.json` is half-written, or another key's.
+        ArtefactError: `done.json` is corrupt or has another key, or an output is missing or of another size.
     """
     try:
         done = read_checked(path, "done")
     except FileNotFoundError:
         return None
     if done["key"] != key:
-        raise ArtefactError(f"{path}: is of key {done['key']}, expected {key}; remove the folder {path.parent}")
+        raise ArtefactError(f"{path}: has key {done['key']}, not {key}; delete the folder {path.parent} and resubmit")
     for name, facts in done["outputs"].items():
         if not (isinstance(facts, list) and len(facts) == 2):
             raise ArtefactError(
-                f"{path}: 'outputs' has no size and sha256 of {name}; half-written or not ours: remove it"
+                f"{path}: {FOREIGN}: 'outputs' has no size and sha256 of {name}; delete it and resubmit"
             )
         size = facts[0]
         output = path.parent / name
         if not output.exists():
-            raise ArtefactError(f"{output}: named by {path} and missing; remove {path} to have it made again")
+            raise ArtefactError(f"{output}: listed in {path} but missing; delete {path} and resubmit")
         if output.stat().st_size != size:
-            raise ArtefactError(f"{output}: {output.stat().st_size} bytes, {path.name} says {size}; remove both")
+            found = output.stat().st_size
+            raise ArtefactError(f"{output}: {found} bytes, but {path.name} says {size}; delete both and resubmit")
     return done
 
 
 def write_samples(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """One JSON line a document and filter, zstd-compressed."""
+    """Write one JSON line per document and filter, zstd-compressed."""
     import zstandard
 
     lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
@@ -235,28 +239,28 @@ def write_samples(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read_samples(path: Path) -> list[dict[str, Any]]:
-    """The rows of a samples file.
+    """Return the rows of a samples file.
 
     Raises:
-        ArtefactError: missing, cut off, or not ours.
+        ArtefactError: missing, truncated, or not written by hpc-ewc.
     """
     import zstandard
 
     decompressor = zstandard.ZstdDecompressor().decompressobj()
     try:
         lines = decompressor.decompress(path.read_bytes())
-        if not decompressor.eof:  # a stream that is cut off gives what it has, without a word
-            raise ValueError("cut off")
+        if not decompressor.eof:  # a truncated stream decompresses without an error
+            raise ValueError("truncated")
         rows = _parsed(b"[" + lines.rstrip().replace(b"}\n", b"},") + b"]")
     except (OSError, ValueError, zstandard.ZstdError) as error:
-        raise ArtefactError(f"{path}: samples cannot be read: {error}; remove it and its record") from None
+        raise ArtefactError(f"{path}: samples cannot be read: {error}; delete it and its record and resubmit") from None
     if set(map(type, rows)) - {dict}:
-        raise ArtefactError(f"{path}: samples that are not objects; not ours")
+        raise ArtefactError(f"{path}: samples are not objects; not written by hpc-ewc")
     return list(rows)
 
 
 def _parsed(text: bytes) -> Any:
-    """By orjson where it is installed, in a third of the time; what it refuses, such as NaN, json reads or explains."""
+    """Parse with orjson if installed, in a third of the time; json reads or explains what orjson refuses (NaN)."""
     with suppress(ModuleNotFoundError, ValueError):
         import orjson
 
@@ -265,12 +269,12 @@ def _parsed(text: bytes) -> Any:
 
 
 def canonical_json(value: Any) -> str:
-    """JSON that is the same for equal values: sorted keys, no spaces, floats by `repr`."""
+    """Return JSON that is equal for equal values: sorted keys, no spaces, floats by `repr`."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def key_of(value: Any) -> str:
-    """First 12 hex digits of the sha256 of `canonical_json`: the name of an artefact."""
+    """Return the first 12 hex digits of the SHA-256 of `canonical_json`: the name of an artefact."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:12]
 
 
@@ -285,9 +289,9 @@ MODEL_FILES = (
 
 
 def model_hash(folder: Path) -> str:
-    """Hex sha256 over the names and contents of a Hugging Face folder's weights, config and tokenizer.
+    """Return the hex SHA-256 of the names and contents of a Hugging Face folder's weights, config and tokenizer.
 
-    Two folders with the same hash score the same. `hpc_ewc.json`, which carries this hash, is not part of it.
+    Two folders with the same hash give the same scores. `hpc_ewc.json`, which carries this hash, is not part of it.
     """
     files = sorted({path.name: path for pattern in MODEL_FILES for path in folder.glob(pattern)}.items())
     return hashlib.sha256(canonical_json({name: sha256_file(path) for name, path in files}).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Where everything is: the only module that joins names into paths.
+"""Paths in a run folder: the only module that joins names into paths.
 
 runs/NAME/  experiment.toml  jobs.jsonl  submit.lock
   tokens/<key>/    plan.json  parts/<i>.{bin,index,json}  heldout.jsonl
@@ -8,8 +8,8 @@ runs/NAME/  experiment.toml  jobs.jsonl  submit.lock
   every folder above: stage.json  config.toml  manifest.json  progress/<element>.json  done.json | failed.json
   report/          tables and figures, unless --out names another folder
   jobs/<job_id>/   submitit's files; ranks/ (torchrun --log-dir); stop.<restart>  port.<restart>  exit.<restart>
-  jobs/<token>/    of Slurm: submission.sh  task.pkl  attempts.<index>.json, and what its batch script printed
-  code/<hash>/     the package as it was when the jobs were submitted
+  jobs/<token>/    on Slurm: submission.sh  task.pkl  attempts.<index>.json, and the output of the batch script
+  code/<hash>/     copy of the package at submission
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from pathlib import Path
 
 
 def cache_dir() -> Path:
-    """`$HPC_EWC_CACHE`, else `~/.cache/hpc_ewc`: what many experiments share on this machine."""
+    """Return the cache that all experiments on this machine share: `$HPC_EWC_CACHE`, else `~/.cache/hpc_ewc`."""
     return Path(os.environ.get("HPC_EWC_CACHE") or "~/.cache/hpc_ewc").expanduser().absolute()
 
 
 def step_name(step: int) -> str:
-    """8 digits, so that names sort as numbers."""
+    """Return the step as 8 digits, so that names sort like numbers."""
     return f"{step:08d}"
 
 
@@ -158,7 +158,7 @@ class RunDir:
         return self.stage("evaluate", run)
 
     def code(self, digest: str) -> Path:
-        """The package as it was at a submission, for the jobs of that submission."""
+        """Return the folder of the package copied at a submission, which its jobs import."""
         return self.root / "code" / digest
 
     def job(self, job_id: str) -> Path:
@@ -166,45 +166,45 @@ class RunDir:
 
 
 def exit_file(job: Path, restart: int) -> Path:
-    """What the launcher of one attempt saw its worker end with."""
+    """Return the file in which the launcher records how the worker of an attempt ended."""
     return job / f"exit.{restart}"
 
 
 def stop_file(job: Path, restart: int) -> Path:
-    """The flag that asks one attempt of a job to save and leave; one an attempt, so it is never stale."""
+    """Return the flag file that asks one attempt of a job to save and stop; per attempt, so it is never stale."""
     return job / f"stop.{restart}"
 
 
 def port_file(job: Path, restart: int) -> Path:
-    """Where node 0 of one attempt publishes the rendezvous port."""
+    """Return the file in which node 0 of an attempt publishes the rendezvous port."""
     return job / f"port.{restart}"
 
 
 def attempts_file(submission: Path, index: int) -> Path:
-    """How far each attempt of one array element began, in the folder of its submission."""
+    """Return the file that records where each attempt of an array element began, in the folder of its submission."""
     return submission / f"attempts.{index}.json"
 
 
 def script_file(submission: Path) -> Path:
-    """The batch script, as it was given to sbatch."""
+    """Return the batch script given to sbatch."""
     return submission / "submission.sh"
 
 
 def task_file(submission: Path) -> Path:
-    """The pickle that every element of a submission runs; links to it are made when they start."""
+    """Return the pickle that every element of a submission runs; elements link to it when they start."""
     return submission / "task.pkl"
 
 
 def torchrun_log(logs: Path) -> Path:
-    """What torchrun itself says on one node of an attempt."""
+    """Return the log of torchrun itself on one node of an attempt."""
     return logs / "torchrun.log"
 
 
 def rank_logs(job: Path) -> Path:
-    """Where torchrun puts what its ranks print."""
+    """Return the folder in which torchrun puts the output of its ranks."""
     return job / "ranks"
 
 
 def node_logs(job: Path, restart: int, node: int) -> Path:
-    """The same of one node in one attempt, on Slurm."""
+    """Return the folder of rank output of one node in one attempt, on Slurm."""
     return rank_logs(job) / f"restart_{restart}" / f"node_{node}"

@@ -1,7 +1,7 @@
-"""One artefact being made, seen from inside its job: what to make, whether to stop, how far, done or failed.
+"""The stage that a worker runs: its inputs, requests to stop, progress, and its end, done or failed.
 
-`done.json` is written last, by rename: a stage is done when it is there and not before. `failed.json` says why not.
-Launcher and worker agree through files and signals alone, so any line of a job can be run again by hand.
+`done.json` is written last, by rename: a stage is done if and only if it exists. `failed.json` says why it is not.
+Launcher and worker communicate only through files and signals, so every command of a job can be repeated by hand.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ from hpc_ewc.rundir import StageDir
 STOP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 PROGRESS_EVERY_S = 1.0
 _heard: list[int] = []
-"""Signals that came before a stage was there to take them."""
+"""Signals that arrived before the stage was opened."""
 
 
 def listen_early() -> None:
-    """Take signals from now on for the stage that is yet to be opened; the first thing a worker does.
+    """Record signals for the stage that will be opened later; a worker calls it first.
 
-    USR1 kills a process without a handler, and the imports of a worker take seconds.
+    USR1 kills a process that has no handler, and a worker's imports take seconds.
     """
     for number in STOP_SIGNALS:
         signal.signal(number, lambda number, frame: _heard.append(number))
 
 
 class Stage:
-    """The stage whose folder is `folder`, as `submit` wrote it (stage.json, config.toml).
+    """A stage, read from the folder that `submit` prepared (stage.json, config.toml).
 
     Args:
         folder: of the artefact, such as runs/paper/train/strength=1e+06-3f2a9c1b77de.
-        element: name of this array element, where several jobs make one artefact together.
-        kind: what it must be of, such as "train"; None: of any.
+        element: name of this array element, if several jobs make the artefact together.
+        kind: the stage it must be, such as "train"; None: any.
 
     Raises:
-        ArtefactError: stage.json is missing, half-written, foreign or of another kind.
+        ArtefactError: stage.json is missing, corrupt, not written by hpc-ewc, or of another stage.
     """
 
     def __init__(self, folder: Path | str, element: str = "0", kind: str | None = None) -> None:
@@ -59,8 +59,8 @@ class Stage:
         self.element = element
         self.name: str = facts["stage"]
         if kind is not None and kind != self.name:
-            own = f"`python -m hpc_ewc.worker {self.name}` makes it"
-            raise ArtefactError(f"{self.dir.path}: of {self.name}, not of {kind}: {own}")
+            own = f"run `python -m hpc_ewc.worker {self.name}`"
+            raise ArtefactError(f"{self.dir.path}: a {self.name} stage, not {kind}: {own}")
         self.run: str = facts["run"]
         self.key: str = facts["key"]
         self.inputs: dict[str, Any] = facts["inputs"]
@@ -78,7 +78,7 @@ class Stage:
     # ------------------------------------------------------------------------------------------ stop
 
     def listen(self) -> None:
-        """Take USR1, USR2, TERM and INT as a wish to stop, and one that `listen_early` has heard as well."""
+        """Treat USR1, USR2, TERM and INT as a request to stop, including those that `listen_early` recorded."""
         for number in STOP_SIGNALS:
             signal.signal(number, self._on_signal)
         self._signalled = self._signalled or bool(_heard)
@@ -88,9 +88,9 @@ class Stage:
         self._signalled = True
 
     def stop_requested(self) -> bool:
-        """This process was asked to stop: by a signal, by the job's stop file, or because its parent is gone.
+        """Return whether this process should stop: a signal, the job's stop file, or the end of its parent.
 
-        Ranks may see it at different steps: they agree on it by an all-reduce (MAX) before any of them leaves.
+        Ranks may see the request at different steps: they agree by an all-reduce (MAX) before any of them leaves.
         """
         if self._signalled or os.getppid() != self._parent:
             return True
@@ -99,13 +99,13 @@ class Stage:
     # ------------------------------------------------------------------------------------------ progress
 
     def progress(self, done: float, total: float, unit: str, **fields: Any) -> None:
-        """Say how far this element is. Rank 0 replaces progress/<element>.json at most once a second, and at the end.
+        """Report how far this element is: rank 0 writes progress/<element>.json at most once a second, and at the end.
 
         Args:
-            done: of `total`, in `unit`s; both count the whole artefact, work of earlier attempts included.
-            total: 0 where it is not known yet.
-            unit: such as "step", "document", "cell".
-            fields: such as rate, eta_s, loss; finite numbers or text. A non-finite number is left out.
+            done: amount done, out of `total`, in `unit`s; both include the work of earlier attempts.
+            total: 0 if not known yet.
+            unit: for instance "step", "document", "cell".
+            fields: rate, eta_s, loss and so on: finite numbers or text. A non-finite number is left out.
         """
         now = time.time()
         if self.rank != 0 or (now - self._written_at < PROGRESS_EVERY_S and done < total):
@@ -119,15 +119,15 @@ class Stage:
     # ------------------------------------------------------------------------------------------ end
 
     def is_done(self) -> bool:
-        """`done.json` is there, of this key, and its outputs are whole in size."""
+        """Return whether `done.json` exists with this key, and its outputs have their sizes."""
         return records.read_done(self.dir.done, self.key) is not None
 
     def finish(self, outputs: Sequence[Path], **summary: Any) -> None:
-        """Write `done.json`, last of all, unless it is there. Call it on one rank.
+        """Write `done.json`, as the last file, unless it exists. Call it on one rank.
 
         Args:
-            outputs: files under the stage's folder; their sizes and sha256 are recorded.
-            summary: what status and report want to know without opening the outputs.
+            outputs: files in the stage's folder; their sizes and SHA-256 are recorded.
+            summary: facts that `status` and the report show without opening the outputs.
         """
         if self.dir.done.exists():
             return
@@ -138,7 +138,7 @@ class Stage:
         self.dir.failed.unlink(missing_ok=True)
 
     def fail(self, error: BaseException, samples: Sequence[int] | None = None) -> None:
-        """Write `failed.json`; the first rank that fails is kept, since the others follow from it."""
+        """Write `failed.json`, unless another rank of this attempt has: later failures follow from the first."""
         if self.dir.failed.exists() and self._is_of_this_attempt():
             return
         facts = {
@@ -161,7 +161,7 @@ class Stage:
         return False
 
     def forget_failure(self) -> None:
-        """Remove what an earlier attempt of this element left in `failed.json`. Rank 0 calls it at the start."""
+        """Remove the `failed.json` of an earlier attempt of this element. Rank 0 calls it at the start."""
         with suppress(ArtefactError, FileNotFoundError):
             failed = records.read_checked(self.dir.failed, "failed")
             if failed.get("element", self.element) != self.element or self._is_of_this_attempt():
@@ -170,7 +170,7 @@ class Stage:
 
     @contextmanager
     def attempt(self) -> Iterator[None]:
-        """Whatever is raised inside is written to `failed.json` and raised on; `samples` of the error goes with it."""
+        """Write an exception raised inside, and its `samples` attribute, to `failed.json`, and re-raise it."""
         if self.rank == 0:
             self.forget_failure()
         try:
@@ -178,14 +178,14 @@ class Stage:
         except Exception as error:
             try:
                 self.fail(error, getattr(error, "samples", None))
-            except OSError as unwritten:  # a full disk, say: the error itself must still be the one that is seen
+            except OSError as unwritten:  # a full disk, for instance: the original error must still be raised
                 sys.stderr.write(f"{self.dir.failed}: cannot be written: {unwritten}\n")
             raise
 
     # ------------------------------------------------------------------------------------------ manifest
 
     def write_manifest(self, facts: Mapping[str, Any]) -> None:
-        """Write `manifest.json`: what a stranger needs to trust or repeat this artefact."""
+        """Write `manifest.json`: the facts needed to trust or repeat this artefact."""
         records.write_json(
             self.dir.manifest_json, {"schema": records.SCHEMA, "stage": self.name, "run": self.run, **facts}
         )

@@ -1,8 +1,8 @@
-"""From a grid to runs, and from a configuration to the names of its artefacts.
+"""Expand a grid into runs, and name the artefacts of a configuration.
 
-An artefact is named by a hash of just what makes it: the fields that identify its stage, the content of its inputs,
-and a format number. So a λ-sweep shares one tokenisation and one Fisher, and a corpus edited in place is another.
-Keys are computed by `submit` alone; jobs follow `inputs` in their stage.json.
+An artefact is named by a hash of exactly what determines it: the identifying fields of its stage, the contents of its
+inputs, and a format number. A λ sweep therefore shares one tokenisation and one Fisher, and a corpus that was edited in
+place is another corpus. Only `submit` computes keys; jobs read `inputs` from their stage.json.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from hpc_ewc.config import Experiment, replace_at
 from hpc_ewc.records import key_of
 
 FORMAT = {"tokens": 1, "fisher": 1, "train": 2}
-"""Raised when a stage comes to write other bytes for the same configuration: older artefacts are then made again."""
+"""Increased when a stage writes other bytes for the same configuration: older artefacts are then made again."""
 
 BASE_RUN = "base"
-"""Run name of the untrained model."""
+"""Run name of the base model."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """One point of the grid: its coordinates by dotted key, and the experiment there (no grid left)."""
+    """One point of the grid: its coordinates by dotted key, and the experiment with these values (and no grid)."""
 
     coordinates: dict[str, Any]
     experiment: Experiment
@@ -34,12 +34,12 @@ class Point:
 
 @dataclass(frozen=True)
 class Identities:
-    """What the inputs of an experiment are, wherever they lie: hub commits, or hashes of file contents."""
+    """Identities of an experiment's inputs, independent of their location: hub commits, or hashes of file contents."""
 
     model: str
     """Weights, config and tokenizer."""
     tokenizer: str
-    """The tokenizer alone: all that the tokens depend on."""
+    """Only the tokenizer, since the tokens depend on nothing else of the model."""
     corpus: str
     """The documents of [data]."""
     questions: str
@@ -47,7 +47,7 @@ class Identities:
 
 
 def expand(experiment: Experiment) -> list[Point]:
-    """The points of the grid, in the order of the file; one point with no coordinates where there is no grid."""
+    """Return the points of the grid, in the order of the file; without a grid, one point with no coordinates."""
     names = list(experiment.grid)
     products = itertools.product(*experiment.grid.values())
     coordinates = [dict(zip(names, values, strict=True)) for values in products]
@@ -55,23 +55,23 @@ def expand(experiment: Experiment) -> list[Point]:
 
 
 def tokens_key(experiment: Experiment, inputs: Identities) -> str:
-    """Name of the token shards: tokenizer and [data]."""
+    """Return the name of the token shards: a hash of the tokenizer and [data]."""
     data = _identifying(experiment.data, without=("files",))
     return key_of({"format": FORMAT["tokens"], "tokenizer": inputs.tokenizer, "data": data, "corpus": inputs.corpus})
 
 
 def fisher_key(experiment: Experiment, inputs: Identities) -> str:
-    """Name of the Fisher and the anchor: [model] and [fisher]."""
+    """Return the name of the Fisher and the anchor: a hash of [model] and [fisher]."""
     fisher = _identifying(experiment.fisher, without=("files",))
     parts = {"model": _model(experiment, inputs), "fisher": fisher, "questions": inputs.questions}
     return key_of({"format": FORMAT["fisher"], **parts})
 
 
 def train_key(experiment: Experiment, inputs: Identities) -> str:
-    """Name of one training: [model], [data], [fisher], [ewc] and [train].
+    """Return the name of one training: a hash of [model], [data], [fisher], [ewc] and [train].
 
-    Also at λ = 0, which reads neither [fisher] nor the penalty's mode: in a grid over these it is trained once for each
-    of them, so that each group of the report has a λ = 0 of its own.
+    This holds at λ = 0 too, although that run uses neither [fisher] nor the penalty's mode: a grid over these trains
+    λ = 0 once for each value, so that each group of the report has its own λ = 0.
     """
     parts = {
         "model": _model(experiment, inputs),
@@ -84,10 +84,10 @@ def train_key(experiment: Experiment, inputs: Identities) -> str:
 
 
 def run_name(coordinates: Mapping[str, Any], key: str) -> str:
-    """Hydra's style over the grid's leaves, then the key: `strength=1e+06,seed=0-3f2a9c1b77de`.
+    """Return the name of a run: grid values in Hydra's style, then the key: `strength=1e+06,seed=0-3f2a9c1b77de`.
 
-    A leaf's table is named only where two leaves share their last word. Letters that a shell, a file system or
-    Slurm could mistake become `_`; the key keeps such names apart.
+    A key's table is named only if two keys share their last word. Characters that a shell, a file system or Slurm could
+    misread become `_`; the key keeps such names distinct.
     """
     last = [name.split(".")[-1] for name in coordinates]
     parts = []
@@ -98,7 +98,7 @@ def run_name(coordinates: Mapping[str, Any], key: str) -> str:
 
 
 def plain_word(value: Any) -> str:
-    """A value as part of a name: letters that a shell, a file system or Slurm could mistake become `_`."""
+    """Return a value as part of a name; characters that a shell, a file system or Slurm could misread become `_`."""
     if isinstance(value, (list, tuple)):
         return "+".join(map(plain_word, value))
     text = f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
@@ -110,6 +110,6 @@ def _model(experiment: Experiment, inputs: Identities) -> dict[str, Any]:
 
 
 def _identifying(part: Any, without: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The fields of one table that change a result, by name; those in `without` enter by content instead."""
+    """Return the fields of one table that change a result, by name; those in `without` enter by content instead."""
     fields = (f for f in dataclasses.fields(part) if f.metadata["identifies"] and f.name not in without)
     return {field.name: getattr(part, field.name) for field in fields}

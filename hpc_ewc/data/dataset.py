@@ -148,7 +148,7 @@ def read_tokens(folder: Path | str) -> TokenDataset:
     """The samples of a finished tokens folder.
 
     Raises:
-        ArtefactError: not finished, or a file is missing, cut off or not ours.
+        ArtefactError: not finished, or a file is missing, truncated or not written by hpc-ewc.
     """
     stage = StageDir(Path(folder).absolute())
     try:

@@ -101,7 +101,7 @@ def open_bytes(path: str) -> Iterator[BinaryIO]:
     """The uncompressed bytes of a file.
 
     Raises:
-        InputError: it is not there, may not be read, or its compressed stream is damaged or cut off.
+        InputError: it is not there, may not be read, or its compressed stream is damaged or truncated.
     """
     import zstandard
 
@@ -114,7 +114,7 @@ def open_bytes(path: str) -> Iterator[BinaryIO]:
             else:
                 yield raw
     except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
-        raise InputError(f"{path}: the compressed file is damaged or cut off: {error}") from None
+        raise InputError(f"{path}: the compressed file is damaged or truncated: {error}") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
 

@@ -125,7 +125,7 @@ def read_part(folder: Path, name: str) -> dict[str, Any]:
     path = folder / f"{name}.json"
     facts = records.read_json(path)
     if facts.get("schema") != SCHEMA or not all(isinstance(facts.get(key), int) for key in ("tokens", "documents")):
-        raise ArtefactError(f"{path}: half-written or not ours; remove it to have it made again")
+        raise ArtefactError(f"{path}: corrupt or not written by hpc-ewc; delete it and resubmit")
     check_sizes(folder, name, facts["tokens"], facts["documents"])
     return facts
 
@@ -137,7 +137,7 @@ def check_sizes(folder: Path, name: str, tokens: int, documents: int) -> None:
         if found != size:
             what = "missing" if found is None else f"{found} bytes"
             raise ArtefactError(
-                f"{path}: {what}, it must have {size} bytes: cut off or not ours; "
+                f"{path}: {what}, it must have {size} bytes: truncated or not written by hpc-ewc; "
                 f"remove done.json of this tokens folder and {name}.json, and submit again"
             )
 

@@ -284,7 +284,9 @@ def load_plan(path: Path, files: Sequence[str] | None = None) -> Plan:
             frozenset(facts["heldout"]),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise ArtefactError(f"{path}: half-written or not ours: {error}; remove the folder {path.parent}") from None
+        raise ArtefactError(
+            f"{path}: corrupt or not written by hpc-ewc: {error}; delete the folder {path.parent} and resubmit"
+        ) from None
     if files is None:
         return plan
     if plan.files != tuple(files):

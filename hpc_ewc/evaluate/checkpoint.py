@@ -63,7 +63,7 @@ def open_export(folder: Path) -> Checkpoint:
     facts = records.read_json(folder / "hpc_ewc.json")
     missing = [name for name in ("run", "step", "train_key", "model_hash", "base_hash") if name not in facts]
     if missing:
-        raise ArtefactError(f"{folder / 'hpc_ewc.json'}: lacks {', '.join(missing)}; not ours, or half-written")
+        raise ArtefactError(f"{folder / 'hpc_ewc.json'}: lacks {', '.join(missing)}; corrupt or not written by hpc-ewc")
     found = records.model_hash(folder)
     if found != facts["model_hash"]:
         raise ArtefactError(

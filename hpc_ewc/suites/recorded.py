@@ -22,7 +22,7 @@ def recorded(stage: StageDir, train: StageDir | None = None) -> dict[str, dict[s
         train: the training whose exports it evaluates; None: it evaluates a model that does not change.
 
     Raises:
-        ArtefactError: a record is half-written or not ours.
+        ArtefactError: a record is corrupt or not written by hpc-ewc.
     """
     weights = exported_weights(train)
     found = {}

@@ -60,7 +60,7 @@ FILES = [
     Case(
         "corpus",
         "half compressed",
-        "the compressed file is damaged or cut off",
+        "the compressed file is damaged or truncated",
         both(put("c.jsonl.gz", gzip.compress(b'{"text": "Laba"}\n' * 99)[:25]), swap("corpus.jsonl", "c.jsonl.gz")),
         error="InputError",
     ),
@@ -107,7 +107,7 @@ FILES = [
     Case(
         "model",
         "half a config.json",
-        "{here}/model/config.json: half-written or not ours",
+        "{here}/model/config.json: corrupt or not written by hpc-ewc",
         put("model/config.json", "{"),
         error="InputError",
     ),
@@ -217,7 +217,7 @@ CHECKPOINTS = [
     Case(
         "checkpoint",
         "an export that says nothing",
-        "hpc_ewc.json: lacks step, fraction, train_key, model_hash, base_hash; not ours",
+        "hpc_ewc.json: lacks step, fraction, train_key, model_hash, base_hash; corrupt or not written by",
         put("model/hpc_ewc.json", '{"run": "x"}'),
         "evaluate model",
         error="InputError",
@@ -225,7 +225,7 @@ CHECKPOINTS = [
     Case(
         "checkpoint",
         "an export that leaves its folder",
-        "run = '../../x': not a name that submit gives; not ours",
+        "run = '../../x': not a name that submit gives; not written by hpc-ewc",
         put("model/hpc_ewc.json", export(run="../../x")),
         "evaluate model",
         error="InputError",
@@ -233,7 +233,7 @@ CHECKPOINTS = [
     Case(
         "checkpoint",
         "an export of no time",
-        "lacks fraction; not ours",
+        "lacks fraction; corrupt or not written by hpc-ewc",
         put("model/hpc_ewc.json", export(fraction="half")),
         "evaluate model",
         error="InputError",

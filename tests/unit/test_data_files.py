@@ -146,14 +146,14 @@ def test_a_compressed_file_that_is_cut_off_is_never_skipped(tmp_path: Path, name
     rows = [{"text": os.urandom(3000).hex()} for _ in range(20)]
     path = write_jsonl(tmp_path / name, rows)
     path.write_bytes(path.read_bytes()[:-2000])
-    with pytest.raises(InputError, match=r"a\.jsonl.*: the compressed file is damaged or cut off"):
+    with pytest.raises(InputError, match=r"a\.jsonl.*: the compressed file is damaged or truncated"):
         read_all(path, on_bad_document="skip")
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst"])
 def test_a_file_that_is_not_compressed_as_named_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b'{"text": "plain"}\n')
-    with pytest.raises(InputError, match="damaged or cut off"):
+    with pytest.raises(InputError, match="damaged or truncated"):
         read_all(tmp_path / name)
 
 

@@ -172,5 +172,5 @@ def test_a_foreign_plan_is_refused(tmp_path: Path) -> None:
     facts = json.loads(path.read_text())
     for broken in ({}, facts | {"schema": 99}, facts | {"parts": [[[1]]]}):
         path.write_text(json.dumps(broken))
-        with pytest.raises(ArtefactError, match=r"plan\.json: half-written or not ours"):
+        with pytest.raises(ArtefactError, match=r"plan\.json: corrupt or not written by hpc-ewc"):
             load_plan(path, files)

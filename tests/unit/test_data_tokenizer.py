@@ -131,7 +131,7 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no config\.json with 'vocab_size'"):
         load_tokenizer(folder)
     (folder / "config.json").write_text("{")
-    with pytest.raises(InputError, match=r"config\.json: half-written or not ours"):
+    with pytest.raises(InputError, match=r"config\.json: corrupt or not written by hpc-ewc"):
         load_tokenizer(folder)
     (folder / "tokenizer.json").write_text(json.dumps({"version": "1.0"}))
     with pytest.raises(InputError, match=r"tokenizer\.json: not a tokenizer"):

@@ -90,7 +90,7 @@ def test_an_export_whose_files_changed_is_refused(whole: Path, tmp_path: Path) -
 
 def test_an_export_without_its_facts_is_refused(whole: Path, tmp_path: Path) -> None:
     export(whole, tmp_path, train_key=None)
-    with pytest.raises(ArtefactError, match=r"hpc_ewc.json: lacks train_key; not ours, or half-written"):
+    with pytest.raises(ArtefactError, match=r"hpc_ewc.json: lacks train_key; corrupt or not written by hpc-ewc"):
         find_export(StageDir(tmp_path), 1.0)
 
 

@@ -110,7 +110,7 @@ def spoil(folder: Path, what: str) -> None:
         ("no tokenizer", r"no tokenizer\.json or tokenizer\.model; copy the base model's tokenizer into it"),
         ("other tokenizer", r"its tokenizer has 9 tokens, the model embeds 4: the files of two different models"),
         ("config", r"config\.json"),
-        ("facts", r"hpc_ewc\.json: lacks step, fraction, train_key, model_hash, base_hash; not ours, or half-written"),
+        ("facts", r"hpc_ewc\.json: lacks step, fraction, train_key, model_hash, base_hash; corrupt or not written by"),
     ],
 )
 def test_half_a_checkpoint_is_told_before_a_job_starts(tmp_path: Path, what: str, message: str) -> None:

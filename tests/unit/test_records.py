@@ -81,10 +81,10 @@ def test_done_is_believed_only_with_its_key_and_whole_outputs(tmp_path: Path) ->
     done = {"schema": 1, "key": "k", "finished_at": 1.0, "outputs": {"out.bin": [4, "sha"]}, "summary": {}}
     records.write_json(path, done)
     assert records.read_done(path, "k") == done
-    with pytest.raises(ArtefactError, match="is of key k, expected other"):
+    with pytest.raises(ArtefactError, match="has key k, not other"):
         records.read_done(path, "other")
     (tmp_path / "out.bin").write_bytes(b"12")
-    with pytest.raises(ArtefactError, match="2 bytes, done.json says 4"):
+    with pytest.raises(ArtefactError, match="2 bytes, but done.json says 4"):
         records.read_done(path, "k")
     (tmp_path / "out.bin").unlink()
     with pytest.raises(ArtefactError, match="out.bin: named by .* and missing"):

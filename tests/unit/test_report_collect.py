@@ -72,11 +72,11 @@ def test_damaged_foreign_older_and_double_records_are_listed_and_not_taken(run: 
     found = collect([run.dir.root])
     listed = {problem.where.removeprefix("paper/evaluate/base/00000000/"): problem.what for problem in found.problems}
     assert set(listed) == {"mmlu.en.json", "arc_easy.en.json", "notes.json", "mmlu.lt.json", "other.en.json"}
-    assert "half-written" in listed["mmlu.en.json"]
+    assert "corrupt or not written" in listed["mmlu.en.json"]
     assert "schema 0" in listed["arc_easy.en.json"]
     assert "not an object" in listed["notes.json"]
     assert "without a finite value" in listed["mmlu.lt.json"]
-    assert "renamed or not ours" in listed["other.en.json"]
+    assert "renamed or not written by hpc-ewc" in listed["other.en.json"]
     taken = {record["cell"] for record in found.records if record["run"] == "base"}
     assert not taken & {"mmlu.en", "arc_easy.en", "mmlu.lt"}
 

@@ -114,11 +114,11 @@ def _check_facts(facts: dict[str, Any], path: Path) -> None:
     facts.setdefault("coordinates", {})
     wrong = [key for key, kind in FACTS.items() if not isinstance(facts.get(key), kind)]
     if wrong:
-        raise ArtefactError(f"{path}: lacks {', '.join(wrong)}; not ours, or half-written")
+        raise ArtefactError(f"{path}: lacks {', '.join(wrong)}; corrupt or not written by hpc-ewc")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+=,-]*", facts["run"]):  # it becomes the name of a folder
-        raise ArtefactError(f"{path}: run = {facts['run']!r}: not a name that submit gives; not ours")
+        raise ArtefactError(f"{path}: run = {facts['run']!r}: not a name that submit gives; not written by hpc-ewc")
     if not 0 <= facts["fraction"] <= 1:
-        raise ArtefactError(f"{path}: fraction = {facts['fraction']!r}: allowed is 0 to 1; not ours")
+        raise ArtefactError(f"{path}: fraction = {facts['fraction']!r}: allowed is 0 to 1; not written by hpc-ewc")
 
 
 def _check_distinct(given: Sequence[CheckpointArg]) -> None:

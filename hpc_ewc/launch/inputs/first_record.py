@@ -51,7 +51,7 @@ def _first_line(path: Path, label: str) -> bytes:
                 if line.strip():
                     return line
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"{label}.files: {path}: the compressed file is damaged or cut off: {error}") from None
+        raise InputError(f"{label}.files: {path}: the compressed file is damaged or truncated: {error}") from None
     except OSError as error:
         raise InputError(f"{label}.files: {path}: cannot be read: {error.strerror or error}") from None
     return b""

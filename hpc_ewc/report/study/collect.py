@@ -203,14 +203,16 @@ def read_record(path: Path) -> dict[str, Any]:
     cell = path.name.removesuffix(".json")
     named = ".".join(part for part in (record["task"], record["language"], record["variant"]) if part)
     if named != cell:
-        raise ArtefactError(f"{path}: says it is of cell '{named}'; renamed or not ours")
+        raise ArtefactError(f"{path}: says it is of cell '{named}'; renamed or not written by hpc-ewc")
     for result in record["results"]:
         if not _is_result(result):
             raise ArtefactError(f"{path}: a result without a finite value: {str(result)[:120]}")
     for name in (*SETTINGS, "chance", "truncated"):
         value, numeric = record.get(name), name in ("chance", "truncated")
         if not (value is None or _finite(value) or (isinstance(value, (str, bool)) and not numeric)):
-            raise ArtefactError(f"{path}: '{name}' is {str(value)[:60]!r}; half-written or not ours: remove it")
+            raise ArtefactError(
+                f"{path}: '{name}' is {str(value)[:60]!r}; corrupt or not written by hpc-ewc; delete it and resubmit"
+            )
     stage = StageDir(path.parent.parent)
     samples = stage.samples(record["step"], cell)
     samples = samples if samples.parent == path.parent else path.with_name(samples.name)
