@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hatchling.builders.wheel import WheelBuilder
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -55,3 +56,9 @@ def test_ci_s_versions_are_exact_and_within_the_bounds(project: dict[str, Any], 
     for line in (*project["dependencies"], *extras["dev"], *extras["docs"]):
         wanted = Requirement(line)
         assert wanted.specifier.contains(pinned[canonicalize_name(wanted.name)]), line
+
+
+def test_the_wheel_is_typed_and_has_the_package_alone(repository: Path) -> None:
+    files = {file.distribution_path for file in WheelBuilder(str(repository)).recurse_included_files()}
+    assert "hpc_ewc/py.typed" in files
+    assert {name.split("/")[0] for name in files} == {"hpc_ewc"}
