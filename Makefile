@@ -30,6 +30,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: $(VENV)/.installed
+	$(BIN)/python -m examples.miniature
 	$(BIN)/hpc-ewc submit sweeps/miniature.toml --profile slurm/local.toml
 
 # Two nodes of half the machine each: one training at a time, which needs 11 GB.

@@ -74,9 +74,9 @@ def main() -> None:
 
 def read_texts(files: list[Path]) -> list[str]:
     if not files:
-        from hpc_ewc import miniature
+        from miniature_files import make_miniature
 
-        files = sorted((miniature.build() / "text").glob("train.*.jsonl"))
+        files = sorted((make_miniature(with_model=False) / "text").glob("train.*.jsonl"))
     return [json.loads(line)["text"] for path in files for line in path.read_bytes().split(b"\n") if line]
 
 

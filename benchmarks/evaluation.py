@@ -2,7 +2,7 @@
 
     python benchmarks/evaluation.py [--out benchmarks/results/evaluation.json]
 
-Uses the miniature's base model (pretrained into $HPC_EWC_CACHE if it is not there) on the CPU, one thread.
+Uses the miniature's base model (`python -m examples.miniature`, run if it is not there) on the CPU, one thread.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from hpc_ewc import miniature, records, suites
+from miniature_files import make_miniature
+
+from hpc_ewc import records, suites
 from hpc_ewc.config import build_experiment, render_toml
 from hpc_ewc.evaluate import environment
 from hpc_ewc.rundir import RunDir, StageDir
@@ -85,8 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "evaluation.json")
     out: Path = parser.parse_args().out
-    world = miniature.build()
-    miniature.pretrain(world)
+    world = make_miniature()
     with tempfile.TemporaryDirectory() as folder:
         parts = json.loads(python(PARTS, world / "model", world / "questions", Path(folder) / "mmlu"))
         found = {
@@ -131,8 +132,9 @@ def grid(world: Path, folder: Path) -> dict[str, Any]:
 
 def prepare(root: Path, world: Path, run: str) -> StageDir:
     """A run's folder, as `submit` writes it."""
-    table = {"model": {"path": "miniature", "dtype": "float32"}, "data": {"source": "miniature"}}
-    experiment = build_experiment(table | {"evaluate": {"suites": list(CELLS), "shots": {}}}, "benchmark")
+    table = {"model": {"path": str(world / "model"), "dtype": "float32"}, "data": {"source": "files"}}
+    asked = {"suites": list(CELLS), "shots": {}, "questions": str(world / "questions"), "cloze": True}
+    experiment = build_experiment(table | {"evaluate": asked | {"max_gen_toks": 32}}, "benchmark")
     stage = RunDir(root).evaluate(run)
     stage.path.mkdir(parents=True)
     stage.config_toml.write_text(render_toml(experiment))
@@ -149,7 +151,7 @@ def lm_eval_run(world: Path, folder: Path, cell: str) -> None:
 
     (known,) = suites.expand_suites(
         build_experiment(
-            {"model": {"path": "miniature"}, "data": {"source": "miniature"}, "evaluate": {"suites": [cell]}},
+            {"model": {"path": "m"}, "data": {"source": "files"}, "evaluate": {"suites": [cell]}},
             "benchmark",
         ).evaluate,
         "lt",

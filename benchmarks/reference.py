@@ -4,7 +4,7 @@
 
 The paper's (paper_way.py): squares of minibatch-mean gradients in fp16, the penalty a term of the loss, θ* and F whole
 on every rank. Ours: squares per example in fp32, the penalty's gradient in closed form, θ* and F in shards. Model and
-data are the miniature (pretrained in a minute the first time, into its cache); times and memory, of which it has too
+data are the miniature (pretrained in a minute the first time); times and memory, of which it has too
 little, are of the random Gemma 2 of 15M parameters of the other scripts (two_engines.py), on 1 and 2 ranks.
 
     fisher   against an fp64 loop over examples, by size of the minibatch; in fp32 too, where it alone is to blame, and
@@ -23,9 +23,11 @@ from argparse import Namespace
 from typing import Any
 
 from environment import PeakMemory
+from miniature_files import FOLDER, make_miniature
 from running import alone, ratio, rounded, save, say, start, take_turns
 
 EXAMPLES = 96
+FISHER_FILES = {"paper": "mmlu/validation/*.jsonl", "text": "fisher_text.jsonl"}
 LARGER = 78.0
 """√(2.6e9 / 4.2e5): how much smaller an entry of a gradient is when the same trace is spread over Gemma 2 2B."""
 PAPERS_WAYS = (
@@ -61,30 +63,26 @@ def load_miniature() -> tuple[Any, Any]:
     """Model in fp32 and tokenizer."""
     from transformers import Gemma2ForCausalLM
 
-    from hpc_ewc import miniature
     from hpc_ewc.data.tokenizer import load_tokenizer
 
-    folder = miniature.pretrain()
+    folder = make_miniature() / "model"
     model = Gemma2ForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype="float32")
     return model.eval(), load_tokenizer(folder)
 
 
 def questions(tokenizer: Any, prompt: str) -> dict[str, Any]:
     """EXAMPLES examples as one batch: the answers' letters ("paper"), or all tokens of English texts ("text")."""
-    from hpc_ewc import miniature
     from hpc_ewc.config import FisherConfig
     from hpc_ewc.data.questions import question_batches
 
     tokens = "answer" if prompt == "paper" else "all"
-    config = FisherConfig(source="miniature", prompt=prompt, tokens=tokens, batch_size=EXAMPLES, max_examples=EXAMPLES)
-    files = miniature.fisher_files(prompt)
+    config = FisherConfig(source="files", prompt=prompt, tokens=tokens, batch_size=EXAMPLES, max_examples=EXAMPLES)
+    files = sorted((FOLDER / "questions" / "en").glob(FISHER_FILES[prompt]))
     return dict(next(iter(question_batches(config, files, tokenizer, rank=0, world_size=1))))
 
 
 def texts(name: str) -> list[str]:
-    from hpc_ewc import miniature
-
-    lines = (miniature.default_folder() / "text" / f"{name}.jsonl").read_text().splitlines()
+    lines = (FOLDER / "text" / f"{name}.jsonl").read_text().splitlines()
     return [json.loads(line)["text"] for line in lines]
 
 

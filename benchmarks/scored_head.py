@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -63,8 +64,9 @@ def make_scorer() -> Any:
     """Of the project, on a random model; without its probe."""
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from examples.miniature.base_model import train_tokenizer
     from hpc_ewc.evaluate.scoring import Scorer
-    from hpc_ewc.miniature.base_model import train_tokenizer
 
     torch.manual_seed(0)
     config = Gemma2Config(**SHAPE, tie_word_embeddings=True, max_position_embeddings=2048)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -83,19 +82,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     sys.path[:0] = [str(REPOSITORY), str(Path(__file__).parent)]
-    from hpc_ewc import miniature
+    from miniature_files import make_miniature
+
     from tests.slurm.sandbox import Sandbox
     from tests.slurm.world import make_world
 
-    given = os.environ.get("HPC_EWC_TEST_CACHE")
-    cache = Path(given) if given else REPOSITORY / ".cache"
-    folder = miniature.build(cache / "miniature" / miniature.version())
-    if not miniature.is_pretrained(folder):
-        subprocess.run(
-            [sys.executable, "-m", "hpc_ewc.miniature", "pretrain", "--folder", str(folder)],
-            check=True,
-            env=os.environ | {"HPC_EWC_CACHE": str(cache), "PYTHONPATH": str(REPOSITORY)},
-        )
+    miniature = make_miniature()
     measured: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory(prefix="hpc-ewc-bench-") as name:
         place = Path(name)
@@ -105,10 +97,10 @@ def main() -> None:
             print(f"not measured: {tried.stderr.strip()}")
             return
         try:
-            prepared = make_world(place / "prepared", None, cache)  # tokens and Fisher
+            prepared = make_world(place / "prepared", None, miniature)  # tokens and Fisher
             assert prepared.submit().returncode == 0
             for i in range(arguments.repeats):
-                measured.append(watch(make_world(place / f"run{i}", sandbox, cache, given=prepared.root.root)))
+                measured.append(watch(make_world(place / f"run{i}", sandbox, miniature, given=prepared.root.root)))
         finally:
             sandbox.do("down")
     torch_s = [import_torch_s() for _ in range(3)]

@@ -119,16 +119,22 @@ def chromium() -> str:
 
 
 @pytest.fixture(scope="session")
-def miniature_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache folder with the miniature built and pretrained: HPC_EWC_TEST_CACHE where it is set, else a new one."""
-    from hpc_ewc import miniature
+def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files of the miniature with its base model, kept in HPC_EWC_TEST_CACHE where it is set."""
+    from examples.miniature import files
 
     given = os.environ.get("HPC_EWC_TEST_CACHE")
     cache = Path(given).absolute() if given else tmp_path_factory.mktemp("cache")
     cache.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(cache / "lock"):  # of several processes of pytest-xdist one makes it, the others wait
-        folder = miniature.build(cache / "miniature" / miniature.version())
-        if not miniature.is_pretrained(folder):
-            command = [sys.executable, "-m", "hpc_ewc.miniature", "pretrain", "--folder", str(folder)]
-            subprocess.run(command, check=True, cwd=cache, env=os.environ | {"HPC_EWC_CACHE": str(cache)})
-    return cache
+        folder = files.build(cache / "miniature" / files.version())
+        if not files.is_pretrained(folder):
+            command = [sys.executable, "-m", "examples.miniature", "--folder", str(folder)]
+            subprocess.run(command, check=True, cwd=REPOSITORY)
+    return folder
+
+
+def link_miniature(folder: Path, miniature: Path) -> None:
+    """Link `folder/data/miniature`, where the experiments of this repository look for the miniature."""
+    (folder / "data").mkdir(parents=True)
+    (folder / "data" / "miniature").symlink_to(miniature)

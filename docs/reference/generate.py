@@ -61,8 +61,8 @@ def commands() -> str:
         settings = importlib.import_module(f"hpc_ewc.cli.{name}").Settings
         blocks += command(f"hpc-ewc {name}", inspect.cleandoc(settings.__doc__ or ""), read_settings(settings))
     blocks += ["`python -m hpc_ewc.report` is the same as `hpc-ewc report`, with `compare` as `hpc-ewc compare`."]
-    miniature = importlib.import_module("hpc_ewc.miniature.__main__")
-    blocks += parsed("python -m hpc_ewc.miniature", "Make the miniature's files.", lambda: miniature.main([]))
+    miniature = importlib.import_module("examples.miniature.__main__")
+    blocks += parsed("python -m examples.miniature", "Make the miniature's files.", lambda: miniature.main([]))
     with sandbox() as main:
         blocks += sandbox_commands(main)
     blocks += [

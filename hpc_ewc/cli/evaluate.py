@@ -52,6 +52,10 @@ class Settings(SubmitOptions):
     """Further arguments of vllm, such as gpu_memory_utilization=0.8,enforce_eager=True."""
     questions: OptionalPath = None
     """Folder of rows to use instead of the hub's data sets: <language>/<task>/<split>.jsonl."""
+    cloze: bool = False
+    """MMLU and Belebele of --questions ask for the answer's words, not its letter."""
+    max_gen_toks: OptionalNumber = None
+    """Most tokens of a generated answer; absent: lm-eval's own."""
     judge: Annotated[str | None, tyro.conf.arg(metavar="MODEL")] = None
     """Model whose perplexity judges the checkpoints' answers (judged_answers); absent: no such cell."""
     judge_questions: FilesByLanguage = None
@@ -89,6 +93,8 @@ def evaluate_keys(settings: Settings) -> dict[str, Any]:
         "backend_args": settings.backend_args,
         "shots": _shots(settings.shots),
         "limit": settings.limit,
+        "cloze": settings.cloze or None,
+        "max_gen_toks": settings.max_gen_toks,
         "judge": settings.judge,
         "questions": settings.questions and str(local_path(str(settings.questions))),
     }

@@ -25,7 +25,7 @@ class ModelConfig:
     """[model]: what is trained."""
 
     path: str = option()
-    """Hub id, folder of a Hugging Face checkpoint, or "miniature"."""
+    """Hub id, or folder of a Hugging Face checkpoint."""
     revision: str | None = option(None)
     """Commit of the hub repository; absent: the one in the cache."""
     dtype: str = option("bfloat16", choices=("bfloat16", "float32"))
@@ -41,7 +41,7 @@ class DataConfig:
     """[data]: the text of the new language."""
 
     source: str = option()
-    """Hub id, "files", or "miniature"."""
+    """Hub id, or "files"."""
     subset: str = option("lt")
     """Configuration name of a hub data set; "" for none."""
     files: tuple[str, ...] = option(())
@@ -69,7 +69,7 @@ class FisherConfig:
     """[fisher]: what the importance of each parameter is measured on."""
 
     source: str = option("cais/mmlu")
-    """Hub id, "files", or "miniature"."""
+    """Hub id, or "files"."""
     subset: str = option("all")
     """Configuration name of a hub data set; "" for none."""
     files: tuple[str, ...] = option(())
@@ -177,9 +177,9 @@ class EvaluateConfig:
     questions: str | None = option(None)
     """Folder of rows to use instead of the hub's data sets: <language>/<task>/<split>.jsonl (docs/evaluation.md)."""
     cloze: bool | None = option(None)
-    """MMLU and Belebele of `questions` ask for the answer's words, not its letter. Absent: only the miniature's do."""
+    """MMLU and Belebele of `questions` ask for the answer's words, not its letter; absent: the letter."""
     max_gen_toks: int | None = option(None, low=1)
-    """Most tokens of a generated answer; absent: lm-eval's own, for the miniature 32."""
+    """Most tokens of a generated answer; absent: lm-eval's own."""
     judge: str | None = option(None)
     """Model by whose perplexity answers are judged (`judged_answers`); hub id or folder. Absent: no such cell."""
     judge_questions: dict[str, str] = option({})

@@ -90,7 +90,5 @@ def find_inputs(stage: Stage) -> Any:
     config, folder, judge = stage.config.evaluate, inputs.get("questions"), inputs.get("judge")
     if not folder:
         return Inputs(None, heldout, config.include, judge, config.max_gen_toks)
-    small = config.questions is None  # the miniature's own: its model is too small for letters and for long answers
-    cloze = small if config.cloze is None else config.cloze
-    length = config.max_gen_toks or (32 if small else None)
-    return Inputs(LocalQuestions(Path(folder), cloze), heldout, config.include, judge, length)
+    questions = LocalQuestions(Path(folder), bool(config.cloze))
+    return Inputs(questions, heldout, config.include, judge, config.max_gen_toks)

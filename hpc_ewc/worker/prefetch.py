@@ -151,9 +151,7 @@ def _check_cell(cell: Cell, experiment: Experiment, facts: dict[str, Any]) -> st
     from hpc_ewc.evaluate.task_files import LocalQuestions, write_task_files
 
     config, questions = experiment.evaluate, facts["questions"]
-    small = config.questions is None  # the miniature's own, as in worker/evaluate.py
-    cloze = small if config.cloze is None else config.cloze
-    local = LocalQuestions(Path(questions), cloze) if questions else None
+    local = LocalQuestions(Path(questions), bool(config.cloze)) if questions else None
     heldout = facts["heldout"].get(cell.text)
     with tempfile.TemporaryDirectory(prefix="hpc_ewc-tasks-") as folder:
         if cell.kind != "lm-eval":

@@ -193,7 +193,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_optimizer_and_names_the_samp
 
 
 def test_tokens_of_another_tokenizer_are_refused(inputs: dict[str, Any], tmp_path: Path) -> None:
-    from hpc_ewc.miniature.base_model import train_tokenizer
+    from examples.miniature.base_model import train_tokenizer
 
     build_model(tmp_path / "model")
     train_tokenizer(["zebras quarrel with xylophones"] * 20, 330).save_pretrained(tmp_path / "model")

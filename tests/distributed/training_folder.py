@@ -45,7 +45,7 @@ def documents(count: int = 60, seed: int = 0) -> list[str]:
 
 def build_model(folder: Path, kind: str = "gemma2", dtype: torch.dtype = torch.float32, **settings: Any) -> nn.Module:
     """Write a tiny Gemma and its tokenizer to `folder`; the model."""
-    from hpc_ewc.miniature.base_model import train_tokenizer
+    from examples.miniature.base_model import train_tokenizer
 
     tokenizer = train_tokenizer(documents(), 330)
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}

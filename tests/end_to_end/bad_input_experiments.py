@@ -36,7 +36,7 @@ EXPERIMENTS = [
     ),
     Case("experiment", "unknown table", "x.toml: unknown table 'modell'; did you mean 'model'?", add("[modell]")),
     Case("experiment", "no table", "x.toml: 'ewc' must be a table [ewc], not 3", put("x.toml", "ewc = 3\n" + SWEEP)),
-    Case("experiment", "required key", "x.toml: 'model.path' is required; Hub id, folder", swap('path = "model"', "")),
+    Case("experiment", "required key", "x.toml: 'model.path' is required; Hub id", swap('path = "model"', "")),
     Case(
         "experiment",
         "unknown key",

@@ -9,6 +9,8 @@ import struct
 from tests.end_to_end.bad_input import Case, both, put, remove, swap
 from tests.unit.launch_world import safetensors
 
+BUILT_IN = "no longer built in; run `python -m examples.miniature` and copy the paths from sweeps/miniature.toml"
+
 FILES = [
     Case(
         "corpus",
@@ -67,7 +69,7 @@ FILES = [
     Case(
         "corpus",
         "no hub id",
-        'data.source = \'CulturaX\': allowed are a hub id (owner/name), "files", "miniature"',
+        "data.source = 'CulturaX': allowed are a hub id (owner/name), \"files\"",
         swap('source = "files"\nfiles = ["corpus.jsonl"]', 'source = "CulturaX"'),
     ),
     Case(
@@ -240,8 +242,27 @@ CHECKPOINTS = [
     ),
     Case(
         "checkpoint",
-        "ours and the miniature's",
-        "miniature: of the miniature, which is asked its own questions; evaluate it apart",
+        "the miniature by its old name",
+        f"miniature: {BUILT_IN}",
         command="evaluate model miniature",
+        error="InputError",
+    ),
+    Case(
+        "experiment",
+        "the miniature's old name as model",
+        f"model.path = 'miniature': {BUILT_IN}",
+        swap('path = "model"', 'path = "miniature"'),
+    ),
+    Case(
+        "experiment",
+        "the miniature's old name as corpus",
+        f"data.source = 'miniature': {BUILT_IN}",
+        swap('source = "files"\nfiles = ["corpus.jsonl"]', 'source = "miniature"'),
+    ),
+    Case(
+        "experiment",
+        "the miniature's old name as the Fisher's source",
+        f"fisher.source = 'miniature': {BUILT_IN}",
+        swap('source = "files"\nfiles = ["questions.jsonl"]', 'source = "miniature"'),
     ),
 ]

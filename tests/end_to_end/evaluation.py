@@ -23,6 +23,10 @@ from hpc_ewc.worker import evaluate as worker
 
 FOUR = ("arc_easy.en", "gsm8k.en", "mmlu.lt", "ppl_heldout.en")
 SHOTS = {"gsm8k": 2, "arc_easy": 1}
+MINIATURE: tuple[str, ...] = ("--base", "data/miniature/model", "--questions", "data/miniature/questions")
+MINIATURE += ("--cloze", "--max-gen-toks", "32")
+MINIATURE += ("--heldout", ",".join(f"{name}=data/miniature/text/heldout.{name}.jsonl" for name in ("en", "lt")))
+"""Arguments of `hpc-ewc evaluate` for checkpoints of the miniature, in a folder with `data/miniature`."""
 
 
 def noised(model: Path, folder: Path, sigma: float, *, fraction: float = 1.0, step: int = 10) -> Path:
@@ -60,8 +64,9 @@ def prepare(
     **evaluate: Any,
 ) -> StageDir:
     """The folder of an evaluated run, as `submit` writes it."""
-    settings = {"suites": list(cells), "shots": SHOTS, "batch_size": 8, **evaluate}
-    table = {"model": {"path": "miniature", "dtype": "float32"}, "data": {"source": "miniature"}}
+    settings = {"suites": list(cells), "shots": SHOTS, "batch_size": 8, "cloze": True, "max_gen_toks": 32, **evaluate}
+    settings["questions"] = str(world / "questions")
+    table = {"model": {"path": str(world / "model"), "dtype": "float32"}, "data": {"source": "files"}}
     experiment = build_experiment(table | {"evaluate": settings | ({"limit": limit} if limit else {})}, "test.toml")
     texts = {language: world / "text" / f"heldout.{language}.jsonl" for language in ("en", "lt")}
     inputs: dict[str, Any] = {"questions": str(world / "questions")}

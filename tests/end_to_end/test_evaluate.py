@@ -15,7 +15,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from safetensors.torch import load_file, save_file
 
-from hpc_ewc import miniature, records, suites
+from hpc_ewc import records, suites
 from hpc_ewc.config import build_experiment
 from hpc_ewc.errors import InputError, StageError
 from hpc_ewc.evaluate import element
@@ -39,9 +39,8 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def world(miniature_cache: Path) -> Path:
-    """The miniature, with its base model."""
-    return miniature_cache / "miniature" / miniature.version()
+def world(miniature: Path) -> Path:
+    return miniature
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +74,7 @@ def test_a_record_says_all_that_a_reader_needs(base: StageDir, damaged: StageDir
         "step": 10,
         "fraction": 1.0,
         "coordinates": {"ewc.strength": 1e6},
-        "model": "miniature",
+        "model": str(world / "model"),
         "base_hash": records.model_hash(world / "model"),
         "task": "mmlu",
         "language": "lt",

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from hpc_ewc import miniature, records
+from hpc_ewc import records
 from hpc_ewc.report import load_records
 from hpc_ewc.rundir import RunDir
-from tests.end_to_end.evaluation import FOUR, noised, primary, stamps
+from tests.conftest import link_miniature
+from tests.end_to_end.evaluation import FOUR, MINIATURE, noised, primary, stamps
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 ASKED = ("--suites", "arc_easy.en,ppl_heldout.lt", "--shots", "arc_easy=1", "--limit", "6", "--dtype", "float32")
@@ -29,13 +30,14 @@ WHOLE = ((0.0, 0.05, 0.1, 0.2, 0.4, 0.8), "en,lt,fluency", 18)
 class World:
     """A folder with checkpoints, as a user has it."""
 
-    def __init__(self, folder: Path, repository: Path, cache: Path) -> None:
+    def __init__(self, folder: Path, repository: Path, miniature: Path) -> None:
         self.folder, self.root = folder, RunDir(folder / "runs" / "checkpoints")
-        self.base = cache / "miniature" / miniature.version() / "model"
-        self.environment = os.environ | {"PYTHONPATH": str(repository), "HPC_EWC_CACHE": str(cache)}
+        self.base = miniature / "model"
+        self.environment = os.environ | {"PYTHONPATH": str(repository), "HPC_EWC_CACHE": str(folder / "cache")}
+        link_miniature(folder, miniature)
 
     def start(self, given: Sequence[str], *asked: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "hpc_ewc", "evaluate", *given, "--base", "miniature", *asked]
+        command = [sys.executable, "-m", "hpc_ewc", "evaluate", *given, *MINIATURE, *asked]
         pipe = subprocess.PIPE
         return subprocess.Popen(command, cwd=self.folder, env=self.environment, stdout=pipe, stderr=pipe, text=True)
 
@@ -61,10 +63,10 @@ class World:
     "size", [QUICK, pytest.param(WHOLE, marks=pytest.mark.slow)], ids=["two checkpoints", "seven checkpoints"]
 )
 def test_an_array_that_was_killed_half_way_goes_on_and_computes_no_cell_twice(
-    miniature_cache: Path, repository: Path, tmp_path: Path, size: tuple[Sequence[float], str, int]
+    miniature: Path, repository: Path, tmp_path: Path, size: tuple[Sequence[float], str, int]
 ) -> None:
     sigmas, suites, cells = size
-    world = World(tmp_path, repository, miniature_cache)
+    world = World(tmp_path, repository, miniature)
     for sigma in sigmas:
         noised(world.base, tmp_path / "train" / f"sigma={sigma}", sigma)
     profile = tmp_path / "here.toml"
@@ -96,9 +98,9 @@ def test_an_array_that_was_killed_half_way_goes_on_and_computes_no_cell_twice(
 
 @pytest.mark.slow  # seven processes that import everything
 def test_a_glob_of_checkpoints_is_asked_and_compared_with_its_base(
-    miniature_cache: Path, repository: Path, tmp_path: Path
+    miniature: Path, repository: Path, tmp_path: Path
 ) -> None:
-    world = World(tmp_path, repository, miniature_cache)
+    world = World(tmp_path, repository, miniature)
     noised(world.base, tmp_path / "train" / "r-1", 0.4)
     foreign = tmp_path / "foreign"
     shutil.copytree(noised(world.base, tmp_path / "scratch", 0.2) / "exports" / "00000010", foreign)

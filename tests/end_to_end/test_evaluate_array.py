@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from hpc_ewc import miniature, records
+from hpc_ewc import records
 from hpc_ewc.evaluate import environment
 from hpc_ewc.evaluate.task_files import LocalQuestions, write_task_files
 from hpc_ewc.rundir import StageDir
@@ -28,9 +28,8 @@ EVERYTHING = ("en", "lt", "fluency")
 
 
 @pytest.fixture(scope="module")
-def world(miniature_cache: Path) -> Path:
-    """The miniature, with its base model."""
-    return miniature_cache / "miniature" / miniature.version()
+def world(miniature: Path) -> Path:
+    return miniature
 
 
 def test_every_number_equals_lm_evals_own_command_line(world: Path, tmp_path: Path) -> None:

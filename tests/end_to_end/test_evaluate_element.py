@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from hpc_ewc import miniature, records
+from hpc_ewc import records
 from hpc_ewc.evaluate import checkpoint, element, judge, scoring
 from hpc_ewc.stage import Stage
 from tests.end_to_end.evaluation import prepare, primary, run
@@ -29,9 +29,8 @@ doc_to_target: a
 
 
 @pytest.fixture
-def world(miniature_cache: Path) -> Path:
-    """The miniature, with its base model."""
-    return miniature_cache / "miniature" / miniature.version()
+def world(miniature: Path) -> Path:
+    return miniature
 
 
 def test_an_element_loads_its_model_once_for_questions_answers_and_texts_and_says_how_long_it_will_take(
@@ -69,7 +68,7 @@ def test_an_element_loads_its_model_once_for_questions_answers_and_texts_and_say
     (tmp_path / "tasks" / "my_quiz.yaml").write_text(QUIZ.replace("FILE", str(tmp_path / "quiz.jsonl")))
     cells = ("arc_easy.en", "my_quiz.lt", "gsm8k.en", "judged_answers.en", "ppl_heldout.en", "winogrande.lt")
     cells += ("belebele.lt",)
-    more: dict[str, Any] = {"include": [str(tmp_path / "tasks")], "judge": "miniature", "judge_tokens": 8}
+    more: dict[str, Any] = {"include": [str(tmp_path / "tasks")], "judge": "a/judge", "judge_tokens": 8}
     stage = prepare(tmp_path / "paper", world, cells, limit=2, **more)
     facts = records.read_json(stage.stage_json)
     facts["inputs"]["judge"] = {"folder": str(world / "model"), "id": "j", "tokens": 8, "questions": {}}

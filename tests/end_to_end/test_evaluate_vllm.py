@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hpc_ewc import miniature, records
+from hpc_ewc import records
 from hpc_ewc.evaluate import element
 from tests.end_to_end.evaluation import prepare, primary, run
 
@@ -96,9 +96,9 @@ def vllm(monkeypatch: pytest.MonkeyPatch) -> type[Engine]:
 
 
 def test_vllm_gets_its_arguments_and_bos_once_and_gives_the_same_numbers(
-    miniature_cache: Path, tmp_path: Path, vllm: type[Engine]
+    miniature: Path, tmp_path: Path, vllm: type[Engine]
 ) -> None:
-    world = miniature_cache / "miniature" / miniature.version()
+    world = miniature
     settings: dict[str, Any] = {"limit": 4, "max_length": 64, "shots": {"gsm8k": 2}}
     plain = prepare(tmp_path / "hf", world, CELLS, **settings)
     run(plain)

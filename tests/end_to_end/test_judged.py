@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hpc_ewc import miniature, records, suites
+from hpc_ewc import records, suites
 from hpc_ewc.config import build_experiment
 from hpc_ewc.errors import ConfigError, StageError
 from hpc_ewc.evaluate.fluency import Document
@@ -23,8 +23,8 @@ from tests.end_to_end.evaluation import noised, prepare, run
 
 
 @pytest.fixture(scope="module")
-def world(miniature_cache: Path) -> Path:
-    return miniature_cache / "miniature" / miniature.version()
+def world(miniature: Path) -> Path:
+    return miniature
 
 
 def with_judge(stage: StageDir, folder: Path, **more: Any) -> StageDir:
@@ -46,7 +46,7 @@ def by_hand(model: Any, tokenizer: Any, question: str, answer: str) -> tuple[flo
 def test_the_judge_s_perplexity_is_its_own_and_follows_what_is_said(world: Path, tmp_path: Path) -> None:
     cells = ["judged_answers.en"]
     judge = world / "model"
-    good = with_judge(prepare(tmp_path / "paper", world, cells, judge="miniature", judge_tokens=12), judge)
+    good = with_judge(prepare(tmp_path / "paper", world, cells, judge="a/judge", judge_tokens=12), judge)
     run(good)
     record = records.read_checked(good.cell(0, cells[0]), "record")
     assert record["status"] == "ok", record["error"]
@@ -68,7 +68,7 @@ def test_the_judge_s_perplexity_is_its_own_and_follows_what_is_said(world: Path,
     assert values["perplexity"] == pytest.approx(torch.tensor(nats / tokens).exp().item(), rel=1e-4)
 
     train = noised(world / "model", tmp_path / "train" / "r", 1.0)
-    bad = prepare(tmp_path / "paper", world, cells, run="r", train=train, judge="miniature", judge_tokens=12)
+    bad = prepare(tmp_path / "paper", world, cells, run="r", train=train, judge="a/judge", judge_tokens=12)
     run(with_judge(bad, judge))
     (worse,) = (r for r in records.read_json(bad.cell(10, cells[0]))["results"] if r["metric"] == "perplexity")
     assert worse["value"] > 2 * values["perplexity"]
@@ -98,7 +98,7 @@ def test_who_judges_and_what_is_asked_are_part_of_a_cell(tmp_path: Path) -> None
 
 
 def evaluate_config(**settings: Any) -> Any:
-    table = {"model": {"path": "miniature"}, "data": {"source": "miniature"}, "evaluate": settings}
+    table = {"model": {"path": "m"}, "data": {"source": "files"}, "evaluate": settings}
     return build_experiment(table, "x.toml").evaluate
 
 

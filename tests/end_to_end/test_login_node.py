@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import link_miniature
+
 LOGIN_PACKAGES = ("huggingface_hub", "numpy", "rich", "safetensors", "submitit", "tyro")
 
 
@@ -65,7 +67,10 @@ def test_help(login_environment: dict[str, str], tmp_path: Path) -> None:
     assert "submit" in done.stdout
 
 
-def test_dry_run_and_status(login_environment: dict[str, str], tmp_path: Path, repository: Path) -> None:
+def test_dry_run_and_status(
+    login_environment: dict[str, str], tmp_path: Path, repository: Path, miniature: Path
+) -> None:
+    link_miniature(tmp_path, miniature)
     sweep = str(repository / "sweeps" / "miniature.toml")
     done = run(login_environment, tmp_path, "hpc_ewc", "submit", sweep, "--dry-run")
     assert done.returncode == 0, done.stderr

@@ -11,14 +11,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hpc_ewc import miniature
-from hpc_ewc.miniature import base_model
-from hpc_ewc.miniature.text import TRUTHFULQA_PREAMBLE
+from examples.miniature import base_model, files
+from examples.miniature.text import TRUTHFULQA_PREAMBLE
 
 
 @pytest.fixture(scope="module")
-def folder(miniature_cache: Path) -> Path:
-    return miniature_cache / "miniature" / miniature.version()
+def folder(miniature: Path) -> Path:
+    return miniature
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +72,7 @@ def test_model_is_a_whole_gemma2(model: Any) -> None:
 
 def test_folder_says_it_is_pretrained_and_holds_nothing_else(folder: Path) -> None:
     names = {path.name for path in (folder / "model").iterdir()}
-    assert miniature.is_pretrained(folder) and names == set(miniature.MODEL_FILES)
+    assert files.is_pretrained(folder) and names == set(files.MODEL_FILES)
 
 
 def test_tokenizer_writes_bos_once_and_gives_any_text_back(tokenizer: Any, folder: Path) -> None:
@@ -116,7 +115,7 @@ def test_nothing_is_made_again_where_the_model_is_whole(folder: Path, monkeypatc
         raise AssertionError("pretrained again")
 
     monkeypatch.setattr(base_model, "train_tokenizer", never)
-    assert miniature.pretrain(folder) == folder / "model"
+    assert base_model.make(folder) == folder / "model"
 
 
 def test_a_model_folder_with_a_file_missing_is_made_again(
@@ -129,9 +128,9 @@ def test_a_model_folder_with_a_file_missing_is_made_again(
     for language in ("en", "lt"):
         head = (folder / "text" / f"train.{language}.jsonl").read_text(encoding="utf-8").split("\n")[:100]
         (text / f"train.{language}.jsonl").write_text("\n".join(head) + "\n", encoding="utf-8")
-    model = miniature.pretrain(tmp_path)
+    model = base_model.make(tmp_path)
     (model / "config.json").unlink()
-    assert not miniature.is_pretrained(tmp_path)
-    miniature.pretrain(tmp_path)
-    assert miniature.is_pretrained(tmp_path)
+    assert not files.is_pretrained(tmp_path)
+    base_model.make(tmp_path)
+    assert files.is_pretrained(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "questions", "text"]

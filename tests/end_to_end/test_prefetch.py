@@ -16,7 +16,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from hpc_ewc import miniature, records
+from hpc_ewc import records
 from hpc_ewc.launch.fetch.prefetch import worker_python
 from hpc_ewc.launch.profile.reading import build_profile
 from tests.conftest import use_hub_cache
@@ -74,10 +74,9 @@ def local_rows(world: Path, name: str) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def hub(miniature_cache: Path) -> Iterator[FakeHub]:
+def hub(miniature: Path) -> Iterator[FakeHub]:
     """The miniature under other names, as if it lay on the hub."""
-    world = miniature_cache / "miniature" / miniature.version()
-    model = {path.name: path.read_bytes() for path in sorted((world / "model").iterdir()) if path.is_file()}
+    model = {path.name: path.read_bytes() for path in sorted((miniature / "model").iterdir()) if path.is_file()}
     texts = [{"text": f"Laba diena numeris {i}."} for i in range(20)]
     questions = [{"question": f"What is {i}?", "choices": ["a", "b", "c", "d"], "answer": i % 4} for i in range(4)]
     with serve() as fake:
@@ -89,12 +88,12 @@ def hub(miniature_cache: Path) -> Iterator[FakeHub]:
         fake.repos["datasets", "org/questions"] = Repo(
             {"all/validation-0.jsonl": lines(questions), "all/test-0.jsonl": b""}
         )
-        splits = {split: parquet(local_rows(world, f"arc_easy/{split}.jsonl")[:12]) for split in ("train", "test")}
+        splits = {split: parquet(local_rows(miniature, f"arc_easy/{split}.jsonl")[:12]) for split in ("train", "test")}
         splits["validation"] = splits["train"]
         arc = {f"ARC-Easy/{split}-00000-of-00001.parquet": data for split, data in splits.items()}
         arc["ARC-Challenge/test-00000-of-00001.parquet"] = splits["test"]
         fake.repos["datasets", "allenai/ai2_arc"] = Repo({**arc, "README.md": CARD.encode()})
-        rows = parquet(local_rows(world, "truthfulqa/validation.jsonl")[:8])
+        rows = parquet(local_rows(miniature, "truthfulqa/validation.jsonl")[:8])
         card = CARD.replace("ARC-Easy", "multiple_choice").encode()
         truthful = {"multiple_choice/validation-00000-of-00001.parquet": rows}
         for split in ("train", "test"):

@@ -17,6 +17,7 @@ import pytest
 from hpc_ewc import records
 from hpc_ewc.launch.ledger.job_history import Ledger
 from hpc_ewc.rundir import RunDir
+from tests.conftest import link_miniature
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -24,12 +25,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 class World:
     """A folder with nano.toml, as a user has it; each step of the tests goes on from the one before."""
 
-    def __init__(self, folder: Path, repository: Path, cache: Path) -> None:
+    def __init__(self, folder: Path, repository: Path, miniature: Path) -> None:
         self.folder = folder
         self.sweep = folder / "nano.toml"
         shutil.copy(repository / "tests" / "nano.toml", self.sweep)
         self.root = RunDir(folder / "runs" / "nano")
-        self.environment = os.environ | {"HPC_EWC_CACHE": str(cache), "PYTHONPATH": str(repository)}
+        self.environment = os.environ | {"HPC_EWC_CACHE": str(folder / "cache"), "PYTHONPATH": str(repository)}
+        link_miniature(folder, miniature)
 
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, "-m", "hpc_ewc", *arguments]
@@ -61,8 +63,8 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, repository: Path, miniature_cache: Path) -> World:
-    return World(tmp_path_factory.mktemp("world"), repository, miniature_cache)
+def world(tmp_path_factory: pytest.TempPathFactory, repository: Path, miniature: Path) -> World:
+    return World(tmp_path_factory.mktemp("world"), repository, miniature)
 
 
 def test_1_ctrl_c_in_the_middle_leaves_nothing_behind(world: World) -> None:

@@ -57,9 +57,9 @@ def cluster(make_sandbox: Callable[[], Sandbox]) -> Sandbox:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(miniature_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
+def undisturbed(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
     """The experiment of the fault tests on this machine, without Slurm and without faults."""
-    world = make_world(tmp_path_factory.mktemp("here") / "undisturbed", None, miniature_cache)
+    world = make_world(tmp_path_factory.mktemp("here") / "undisturbed", None, miniature)
     done = world.submit()
     assert done.returncode == 0, done.stderr
     return world
@@ -67,11 +67,11 @@ def undisturbed(miniature_cache: Path, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture
 def world(
-    cluster: Sandbox, miniature_cache: Path, undisturbed: World, tmp_path: Path, request: pytest.FixtureRequest
+    cluster: Sandbox, miniature: Path, undisturbed: World, tmp_path: Path, request: pytest.FixtureRequest
 ) -> Iterator[World]:
     """The same experiment on the cluster, tokens and Fisher made already; named after the test."""
     name = request.node.name.removeprefix("test_").replace("[", "-").rstrip("]")[:40].strip("_-")
-    made = make_world(tmp_path / name, cluster, miniature_cache, given=undisturbed.root.root)
+    made = make_world(tmp_path / name, cluster, miniature, given=undisturbed.root.root)
     yield made
     cluster.run("up")
     left = [job.job_id for job in made.jobs()]

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import random
 import shutil
@@ -26,7 +25,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from hpc_ewc import records, rundir
+from examples.miniature.__main__ import main as make_miniature
+from hpc_ewc import records
 from tests.conftest import REPOSITORY
 from tests.slurm.faults import FAULTS, Victim
 from tests.slurm.sandbox import Sandbox
@@ -179,7 +179,7 @@ def place(log: Log) -> Iterator[tuple[Path, Path | None]]:
         shutil.rmtree(folder)
 
 
-def soak(minutes: float, seed: int, every_s: float, log: Log, cache: Path) -> bool:
+def soak(minutes: float, seed: int, every_s: float, log: Log, miniature: Path) -> bool:
     """Run it; whether every round ended with the quiet one's numbers."""
     dice = random.Random(seed)
     head = {"python": platform.python_version(), "torch": version("torch"), "machine": platform.platform()}
@@ -187,7 +187,7 @@ def soak(minutes: float, seed: int, every_s: float, log: Log, cache: Path) -> bo
     with place(log) as (folder, small):
         cluster = Sandbox(TOOL, folder / "s")
         try:
-            quiet = make_world(folder / NAME, None, cache, experiment="soak.toml")
+            quiet = make_world(folder / NAME, None, miniature, experiment="soak.toml")
             done = quiet.submit()
             assert done.returncode == 0, done.stdout + done.stderr
             log.say("quiet", cells=len(quiet.numbers().results))
@@ -199,7 +199,7 @@ def soak(minutes: float, seed: int, every_s: float, log: Log, cache: Path) -> bo
                 rounds += 1
                 room = (small or folder) / f"round{rounds}"
                 room.mkdir()
-                world = make_world(room / NAME, cluster, cache, experiment="soak.toml")
+                world = make_world(room / NAME, cluster, miniature, experiment="soak.toml")
                 try:
                     Round(Victim(world, cluster, dice, small), deck, log, until, every_s).run()
                     same = conclude(rounds, world, quiet, log)
@@ -244,8 +244,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--log", type=Path, metavar="FILE", help="absent: results/soak/seed-<seed>.jsonl")
     options = parser.parse_args(arguments)
     log = Log(options.log or REPOSITORY / "results" / "soak" / f"seed-{options.seed}.jsonl")
-    cache = Path(os.environ.get("HPC_EWC_TEST_CACHE") or rundir.cache_dir())
-    return 0 if soak(options.minutes, options.seed, options.every, log, cache) else 1
+    miniature = REPOSITORY / "data" / "miniature"
+    make_miniature(["--folder", str(miniature)])
+    return 0 if soak(options.minutes, options.seed, options.every, log, miniature) else 1
 
 
 if __name__ == "__main__":

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from hpc_ewc import miniature
 from hpc_ewc.report import load_records
-from tests.end_to_end.evaluation import noised, stamps
+from tests.end_to_end.evaluation import MINIATURE, noised, stamps
 from tests.slurm.sandbox import Sandbox, wait_for
 from tests.slurm.world import World, make_world
 
@@ -20,19 +19,18 @@ WHOLE = (6, "en,lt,fluency", 18)
 
 @pytest.mark.parametrize("size", [QUICK, pytest.param(WHOLE, marks=pytest.mark.slow)], ids=["quick", "fourteen"])
 def test_checkpoints_are_scored_as_one_array_and_no_cell_twice(
-    cluster: Sandbox, miniature_cache: Path, tmp_path: Path, size: tuple[int, str, int]
+    cluster: Sandbox, miniature: Path, tmp_path: Path, size: tuple[int, str, int]
 ) -> None:
     checkpoints, suites, cells = size
-    world = make_world(tmp_path / f"given{checkpoints}", cluster, miniature_cache)
-    base = miniature_cache / "miniature" / miniature.version() / "model"
+    world = make_world(tmp_path / f"given{checkpoints}", cluster, miniature)
     for i in range(checkpoints):
-        noised(base, world.folder / "trained" / f"run-{i}", 0.1 * (i + 1))
+        noised(miniature / "model", world.folder / "trained" / f"run-{i}", 0.1 * (i + 1))
     profile = world.profile.read_text()
     world.profile.write_text(profile.replace("[resources.evaluate]", "[resources.evaluate]\nelements = 2"))
 
     def evaluate() -> int:
         asked = ["--suites", suites, "--limit", "4", "--dtype", "float32", "--name", world.name]
-        given = ["trained/*/exports/*", "--base", "miniature", "--profile", world.profile.name]
+        given = ["trained/*/exports/*", *MINIATURE, "--profile", world.profile.name]
         done = world.run("evaluate", *given, *asked)
         assert done.returncode in (0, 3), done.stdout + done.stderr
         return done.returncode

@@ -22,10 +22,10 @@ ALL = {"tokens": 1, "fisher": 1, "train": 1, "evaluate": 2, "report": 1}
 
 
 def test_two_nodes_and_an_array_make_the_numbers_and_the_table_of_one_machine(
-    cluster: Sandbox, miniature_cache: Path, undisturbed: World, tmp_path: Path
+    cluster: Sandbox, miniature: Path, undisturbed: World, tmp_path: Path
 ) -> None:
     """From nothing: tokens, Fisher and training on two nodes of one rank, two elements of evaluation, the report."""
-    world = make_world(tmp_path / "undisturbed", cluster, miniature_cache)
+    world = make_world(tmp_path / "undisturbed", cluster, miniature)
     world.must_submit()
     assert world.submit().returncode in (0, 3)
     assert world.submissions() == ALL, "what is queued is not submitted again"
@@ -38,10 +38,10 @@ def test_two_nodes_and_an_array_make_the_numbers_and_the_table_of_one_machine(
 
 @pytest.mark.slow
 def test_a_training_that_fails_takes_only_its_own_along(
-    cluster: Sandbox, miniature_cache: Path, undisturbed: World, tmp_path: Path
+    cluster: Sandbox, miniature: Path, undisturbed: World, tmp_path: Path
 ) -> None:
     """λF overflows: that run and its evaluation end, the other is reported, and nothing waits for ever."""
-    world = make_world(tmp_path / "diverges", cluster, miniature_cache, given=undisturbed.root.root)
+    world = make_world(tmp_path / "diverges", cluster, miniature, given=undisturbed.root.root)
     text = world.sweep.read_text().replace("strength = 1e6", "")
     world.sweep.write_text(text + "[grid]\newc.strength = [1e6, 1e30]\n")
     world.must_submit()
@@ -177,7 +177,7 @@ def test_two_submits_at_once_do_not_double(world: World) -> None:
 
 @pytest.mark.slow
 def test_the_run_folder_is_full(
-    make_sandbox: Callable[[], Sandbox], miniature_cache: Path, undisturbed: World, tmp_path: Path
+    make_sandbox: Callable[[], Sandbox], miniature: Path, undisturbed: World, tmp_path: Path
 ) -> None:
     """No room for a checkpoint: the job fails, saying so; with room again, the next submit goes on."""
     small = tmp_path / "small"
@@ -186,7 +186,7 @@ def test_the_run_folder_is_full(
     cluster = make_sandbox()
     try:
         cluster.do("up")  # after the mount: nodes see what is mounted when they start
-        world = make_world(small / "full", cluster, miniature_cache, given=undisturbed.root.root)
+        world = make_world(small / "full", cluster, miniature, given=undisturbed.root.root)
         world.must_submit()
         filler = small / "filler"
         with world.held_with_checkpoint():

@@ -17,10 +17,10 @@ pytestmark = pytest.mark.slurm
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_whatever_happens_the_numbers_are_those_of_a_quiet_run(
-    can_start: None, miniature_cache: Path, tmp_path: Path
+    can_start: None, miniature: Path, tmp_path: Path
 ) -> None:
     log = Log(tmp_path / "soak.jsonl")
-    assert soak(5.0, seed=1, every_s=8.0, log=log, cache=miniature_cache), log.path.read_text()
+    assert soak(5.0, seed=1, every_s=8.0, log=log, miniature=miniature), log.path.read_text()
     lines = list(records.read_lines(log.path))
     assert lines[0]["seed"] == 1 and lines[-1]["what"] == "end"
     assert lines[-1]["faults"] >= 10 and all(all(line["same"].values()) for line in lines if line["what"] == "round")

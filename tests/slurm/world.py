@@ -21,7 +21,7 @@ from typing import Any
 from hpc_ewc import records
 from hpc_ewc.launch.ledger.job_history import Ledger
 from hpc_ewc.rundir import RunDir
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, link_miniature
 from tests.slurm.sandbox import Sandbox, all_pids, read, wait_for
 
 KEY = re.compile(r"-?[0-9a-f]{12}$")
@@ -271,19 +271,19 @@ def _is_rank(command: bytes, stage: str, root: str) -> bool:
 
 
 def make_world(
-    folder: Path, cluster: Sandbox | None, cache: Path, *, given: Path | None = None, experiment: str = "fault.toml"
+    folder: Path, cluster: Sandbox | None, miniature: Path, *, given: Path | None = None, experiment: str = "fault.toml"
 ) -> World:
     """A new folder with the experiment under its name.
 
     Args:
         folder: to make; its name becomes the experiment's.
         cluster: where its jobs run; None: on this machine.
-        cache: with the miniature.
+        miniature: files that the experiment reads, with the base model.
         given: a run folder whose tokens and Fisher are copied: they are made already. Evaluation is one job then.
         experiment: beside this file.
     """
-    folder.mkdir()
-    named = {"HPC_EWC_CACHE": str(cache), "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    link_miniature(folder, miniature)
+    named = {"HPC_EWC_CACHE": str(miniature.parent), "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     world = World(folder, (cluster.environment if cluster else dict(os.environ)) | named, cluster)
     shutil.copy(Path(__file__).with_name(experiment), world.sweep)
     if cluster is not None:

@@ -20,7 +20,7 @@ from hpc_ewc.config import (
 )
 from hpc_ewc.errors import ConfigError
 
-SMALLEST = '[model]\npath = "miniature"\n[data]\nsource = "miniature"\n'
+SMALLEST = '[model]\npath = "a/model"\n[data]\nsource = "a/corpus"\n'
 
 
 def write(folder: Path, text: str) -> Path:
@@ -39,7 +39,7 @@ def test_everything_but_model_and_data_has_a_default(tmp_path: Path) -> None:
 MISTAKES = [
     ("[modell]\n", "unknown table 'modell'; did you mean 'model'"),
     ("model = 3\n", r"'model' must be a table \[model\], not 3"),
-    ("[model]\n[data]\nsource = 'miniature'\n", "'model.path' is required"),
+    ("[model]\n[data]\nsource = 'a/corpus'\n", "'model.path' is required"),
     (SMALLEST + "[ewc]\nstrenght = 1\n", "unknown key 'ewc.strenght'; did you mean 'strength'"),
     (SMALLEST + "[ewc]\nstrength = 'a lot'\n", "ewc.strength = 'a lot': must be a number"),
     (SMALLEST + "[ewc]\nstrength = true\n", "ewc.strength = True: must be a number"),
@@ -65,7 +65,7 @@ MISTAKES = [
     ),
     (SMALLEST + "[grid]\nfisher.samples = [1, 4]\n", "fisher.samples = 4: only with"),
     (SMALLEST + "[fisher]\nsource = 'files'\n", "fisher.files and fisher.source"),
-    (SMALLEST + '[grid]\ndata.source = ["miniature", "files"]\n', "data.files and data.source"),
+    (SMALLEST + '[grid]\ndata.source = ["a/corpus", "files"]\n', "data.files and data.source"),
     ("[model]\npath = 'a\\tb'\n".replace("'", '"'), "must not hold control characters"),
     (SMALLEST + "[grid]\newc.lambda = [1]\n", "grid over unknown key 'ewc.lambda'"),
     (SMALLEST + "[grid]\nevaluate.limit = [1]\n", "grid over unknown table 'grid.evaluate'"),
@@ -92,7 +92,7 @@ def test_a_mistake_is_named_with_file_key_value_and_fix(tmp_path: Path, text: st
 
 
 def test_keys_must_agree_at_each_point_of_the_grid_not_before(tmp_path: Path) -> None:
-    files = SMALLEST.replace('source = "miniature"', 'source = "files"')
+    files = SMALLEST.replace('source = "a/corpus"', 'source = "files"')
     grid = '[grid]\ndata.files = [["a.jsonl"], ["b.jsonl"]]\nfisher.labels = ["sampled"]\n'
     experiment = load_experiment(write(tmp_path, files + "[fisher]\nsamples = 4\n" + grid))
     assert experiment.data.files == () and experiment.grid["data.files"] == (("a.jsonl",), ("b.jsonl",))
@@ -114,7 +114,7 @@ def test_rendering_and_loading_gives_the_same_object(tmp_path: Path) -> None:
         + '[evaluate]\nheldout = { en = "x.jsonl" }\nlimit = 3\n'
         "[grid]\newc.strength = [0, 1e6]\ntrain.export_at = [[1.0], [0.5, 1.0]]\n[resources.train]\nnodes = 2\n"
     )
-    text = text.replace('source = "miniature"', 'source = "files"')
+    text = text.replace('source = "a/corpus"', 'source = "files"')
     experiment = load_experiment(write(tmp_path, text))
     again = load_experiment(write(tmp_path, render_toml(experiment)))
     assert again == experiment

@@ -281,13 +281,13 @@ def test_texts_come_from_text_files_too(tmp_path: Path, tokenizer: TextTokenizer
 
 
 def test_the_miniatures_questions_are_asked(tmp_path: Path, tokenizer: TextTokenizer) -> None:
-    from hpc_ewc import miniature
+    from examples.miniature import files
 
-    folder = miniature.build(tmp_path / "miniature")
+    folder = files.build(tmp_path / "miniature")
     for prompt, tokens in (("paper", "answer"), ("text", "all")):
-        files = miniature.fisher_files(prompt, folder=folder)
-        config = fisher(source="miniature", files=(), prompt=prompt, tokens=tokens, max_examples=8)
-        (batch,) = question_batches(config, files, tokenizer, rank=0, world_size=1)
+        paths = files.fisher_files(folder, prompt)
+        config = fisher(files=(), prompt=prompt, tokens=tokens, max_examples=8)
+        (batch,) = question_batches(config, paths, tokenizer, rank=0, world_size=1)
         count = (batch["labels"] != -100).sum(1)
         assert count.tolist() == [1] * 8 if tokens == "answer" else (count == batch["attention_mask"].sum(1) - 1).all()
 

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from hpc_ewc import cli, config, miniature, records, suites
+from hpc_ewc import cli, config, records, suites
 from hpc_ewc.config import build_experiment, load_experiment
 from hpc_ewc.errors import ArtefactError
 from hpc_ewc.launch.ledger.job_history import Ledger
@@ -29,7 +29,7 @@ from hpc_ewc.report import __main__ as report
 from hpc_ewc.report import build
 from hpc_ewc.report.build import Options
 from hpc_ewc.worker.__main__ import STAGES
-from tests.conftest import REPOSITORY, use_hub_cache
+from tests.conftest import REPOSITORY, link_miniature, use_hub_cache
 from tests.unit.docs_pages import PAGES, Block, Command, anchors, blocks, commands_of, links, spans
 from tests.unit.report_fixture import RunBuilder
 from tests.unit.run_folders import rank_log, start
@@ -75,9 +75,10 @@ def name(command: Command) -> str:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, miniature_cache: Path) -> Path:
+def place(tmp_path_factory: pytest.TempPathFactory, miniature: Path) -> Path:
     """A checkout as its user has it: experiments, profiles, one of their own each, and three run folders."""
     folder = tmp_path_factory.mktemp("checkout")
+    link_miniature(folder, miniature)
     shutil.copytree(REPOSITORY / "sweeps", folder / "sweeps")
     (folder / "slurm").mkdir()
     for path in (REPOSITORY / "slurm").glob("*.toml"):
@@ -107,11 +108,10 @@ def make_run_folder(root: Path) -> None:
 
 
 @pytest.fixture
-def at_home(place: Path, miniature_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def at_home(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(place)
-    monkeypatch.setenv("HPC_EWC_CACHE", str(miniature_cache))
+    monkeypatch.setenv("HPC_EWC_CACHE", str(place / "cache"))
     use_hub_cache(monkeypatch, place / "hub")
-    assert miniature.is_pretrained(miniature.default_folder())
     return place
 
 
@@ -206,11 +206,14 @@ def check_python(python: str, words: list[str], run: bool, monkeypatch: pytest.M
             check_report(rest or ["runs/miniature"], monkeypatch)
         case ["-m", "hpc_ewc.worker", *rest]:
             check_worker(rest)
-        case ["-m", "hpc_ewc.miniature", *rest]:
-            from hpc_ewc.miniature import __main__ as made
+        case ["-m", "examples.miniature", *rest]:
+            from examples.miniature import __main__ as made
 
-            if rest and "|" not in "".join(rest):
-                read(made.main, rest)
+            read(made.main, rest)
+        case ["-m", "examples.miniature.criterion", *rest]:
+            from examples.miniature import criterion
+
+            read(criterion.main, rest)
         case ["-m", "torch.distributed.run", *rest]:
             check_torchrun(rest)
         case ["-m", "tests.slurm.soak", *rest]:
@@ -287,7 +290,7 @@ def read(main: Callable[[list[str]], Any], words: list[str]) -> None:
 def test_toml_says_what_can_be_said(block: Block) -> None:
     table = tomllib.loads(block.text)
     if set(table) <= {*config.SECTIONS, "grid", "resources"}:
-        for section, least in {"model": {"path": "miniature"}, "data": {"source": "miniature"}}.items():
+        for section, least in {"model": {"path": "a/model"}, "data": {"source": "a/corpus"}}.items():
             table[section] = least | table.get(section, {})
         experiment = build_experiment(table, block.label)
         if not experiment.evaluate.include:  # the user's own tasks are in a folder of theirs

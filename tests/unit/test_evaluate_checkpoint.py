@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from examples.miniature.base_model import build_model, train_tokenizer
 from hpc_ewc import records
 from hpc_ewc.errors import ArtefactError, InputError
 from hpc_ewc.evaluate.checkpoint import (
@@ -19,7 +20,6 @@ from hpc_ewc.evaluate.checkpoint import (
     load_model,
     load_tokenizer,
 )
-from hpc_ewc.miniature.base_model import build_model, train_tokenizer
 from hpc_ewc.rundir import StageDir
 
 CPU = torch.device("cpu")

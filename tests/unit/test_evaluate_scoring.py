@@ -11,9 +11,9 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
+from examples.miniature.base_model import build_model, train_tokenizer
 from hpc_ewc.evaluate import scoring
 from hpc_ewc.evaluate.scoring import Scorer, StopRequested
-from hpc_ewc.miniature.base_model import build_model, train_tokenizer
 
 TEXT = (
     "Ona gyvena Vilniuje ir augina katę. Jonas gyvena Kaune ir augina šunį, o ryte eina į darbą. "

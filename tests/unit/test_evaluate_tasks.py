@@ -13,7 +13,7 @@ from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from hpc_ewc import miniature
+from examples.miniature import files
 from hpc_ewc.config import EvaluateConfig
 from hpc_ewc.errors import InputError
 from hpc_ewc.evaluate import cell as cell_module
@@ -31,7 +31,7 @@ CHOICES = ["arc_easy", "belebele", "hellaswag", "truthfulqa_mc2", "winogrande"]
 
 @pytest.fixture(scope="module")
 def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return miniature.build(tmp_path_factory.mktemp("miniature")) / "questions"
+    return files.build(tmp_path_factory.mktemp("miniature")) / "questions"
 
 
 def written(folder: Path, cell: Cell, **inputs: Any) -> dict[str, dict[str, Any]]:

@@ -27,9 +27,9 @@ from tests.unit.launch_world import write_model
 
 FEW = settings(max_examples=60)
 GOOD = """[model]
-path = "miniature"
+path = "a/model"
 [data]
-source = "miniature"
+source = "a/corpus"
 [train]
 betas = [0.9, 0.99]
 [grid]
@@ -89,7 +89,7 @@ SMALL = [
 @FEW
 @given(st.sampled_from(SMALL), OF_TOML)
 def test_any_value_of_any_kind_in_an_experiment(key: tuple[str, str], value: Any) -> None:
-    table = {name: {} for name in SECTIONS} | {"model": {"path": "miniature"}, "data": {"source": "miniature"}}
+    table = {name: {} for name in SECTIONS} | {"model": {"path": "a/model"}, "data": {"source": "a/corpus"}}
     table[key[0]] = table.get(key[0], {}) | {key[1]: value}
     with suppress(ConfigError):
         assert isinstance(build_experiment(table, "x.toml"), Experiment)

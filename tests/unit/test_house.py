@@ -145,6 +145,11 @@ def test_imports_run_one_way() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_the_package_does_not_import_its_examples() -> None:
+    wrong = [name for name in MODULES for other, _ in imports_of(name) if other.split(".")[0] in ("examples", "tests")]
+    assert not wrong
+
+
 def test_no_module_and_no_package_is_in_a_circle() -> None:
     modules: dict[str, set[str]] = defaultdict(set)
     packages: dict[str, set[str]] = defaultdict(set)

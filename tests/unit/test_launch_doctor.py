@@ -107,7 +107,7 @@ def test_gpus() -> None:
 
 
 def test_memory() -> None:
-    table = {"model": {"path": "miniature"}, "data": {"source": "miniature"}, "resources": {"train": {"mem_gb": 500}}}
+    table = {"model": {"path": "a/model"}, "data": {"source": "a/corpus"}, "resources": {"train": {"mem_gb": 500}}}
     experiment = build_experiment(table, "x.toml")
     found = check_memory(Profile(), experiment, 64.0)
     assert (found.state, found.text) == ("warn", "64 GB available, resources.train.mem_gb = 500")
@@ -197,7 +197,7 @@ def test_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_hub_cache(monkeypatch, tmp_path)
     monkeypatch.setenv("HPC_EWC_CACHE", str(tmp_path / "cache"))
     assert only(check_inputs(None, None)).state == "skipped"
-    table = {"model": {"path": "some/model"}, "data": {"source": "miniature"}}
+    table = {"model": {"path": "some/model"}, "data": {"source": "a/corpus"}}
     found = only(check_inputs(Path("x.toml"), build_experiment(table, "x.toml")))
     assert found.state == "fail"
     assert "some/model" in found.text

@@ -87,7 +87,6 @@ def test_a_shape_is_read_from_a_file_or_a_folder_and_its_mistakes_are_named(tmp_
     unknown, why = find_shape("google/gema-2-27b", tmp_path / "none")
     assert unknown is None
     assert why == "give its config.json with --config; did you mean 'google/gemma-2-27b'?"
-    assert find_shape("miniature", tmp_path / "none") == (None, "it is pretrained at the first submit")
     path.write_text('{"model_type": "llama"}')
     with pytest.raises(ConfigError, match=re.escape("model_type is 'llama'; allowed are gemma2, gemma3_text")):
         read_shape(tmp_path)

@@ -15,7 +15,7 @@ from hpc_ewc.launch.profile.keys import Profile, SlurmConfig
 from hpc_ewc.launch.profile.reading import build_profile, load_profile
 from hpc_ewc.launch.profile.resources import job_resources
 
-MINIMAL = {"model": {"path": "miniature"}, "data": {"source": "miniature"}}
+MINIMAL = {"model": {"path": "a/model"}, "data": {"source": "a/corpus"}}
 
 
 def test_the_shipped_local_profile_says_what_no_profile_means(repository: Path) -> None:

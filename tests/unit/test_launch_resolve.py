@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
-from hpc_ewc import miniature, records
+from examples.miniature.files import fisher_files
+from hpc_ewc import records
 from hpc_ewc.config import Experiment, load_experiment
 from hpc_ewc.errors import ConfigError, InputError
 from hpc_ewc.launch.inputs.hashes import HashCache
-from hpc_ewc.launch.inputs.miniature import prepare_miniature, uses_miniature
 from hpc_ewc.launch.inputs.resolver import Resolver
 from hpc_ewc.launch.inputs.source_files import expand_files, hub_snapshot, snapshot_files
-from tests.conftest import use_hub_cache
+from tests.conftest import link_miniature, use_hub_cache
 from tests.unit.launch_world import write_experiment, write_model
 
 
@@ -161,9 +161,8 @@ def test_rows_of_the_user_take_the_place_of_the_hubs(tmp_path: Path) -> None:
 
 def test_words_for_letters_need_rows_in_files(tmp_path: Path) -> None:
     asked = experiment_with(tmp_path, ("[evaluate]", "[evaluate]\ncloze = true"))
-    small = dataclasses.replace(asked, model=dataclasses.replace(asked.model, path="owner/name"))
     with pytest.raises(ConfigError, match="evaluate.cloze = true needs rows in files"):
-        Resolver("x.toml")._questions(small)
+        Resolver("x.toml").resolve(asked)
 
 
 # ---------------------------------------------------------------------------------------------- the hub
@@ -237,35 +236,43 @@ def test_a_hub_corpus_without_the_subset(tmp_path: Path) -> None:
 
 # ---------------------------------------------------------------------------------------------- the miniature
 
-MINIATURE = (
-    '[model]\npath = "miniature"\n[data]\nsource = "miniature"\n[fisher]\nsource = "miniature"\nprompt = "text"\n'
-)
+FILES = """
+[model]
+path = "data/miniature/model"
+[data]
+source = "files"
+files = ["data/miniature/text/train.lt.jsonl"]
+[fisher]
+source = "files"
+files = ["data/miniature/questions/en/mmlu/validation/*.jsonl"]
+[evaluate]
+questions = "data/miniature/questions"
+heldout = { en = "data/miniature/text/heldout.en.jsonl", lt = "data/miniature/text/heldout.lt.jsonl" }
+"""
 
 
-def test_the_miniature_is_named_by_its_recipe(tmp_path: Path) -> None:
-    (tmp_path / "mini.toml").write_text(MINIATURE)
-    experiment = load_experiment(tmp_path / "mini.toml")
-    assert uses_miniature(experiment)
-    inputs = Resolver("x").resolve(experiment)
-    assert set(vars(inputs.identities).values()) == {f"miniature@{miniature.version()}"}
-    folder = tmp_path / "cache" / "miniature" / miniature.version()
-    assert not folder.exists(), "to name it, nothing is built"
-    miniature.build()
+def test_the_miniature_is_named_by_its_contents(
+    tmp_path: Path, miniature: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link_miniature(tmp_path, miniature)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mini.toml").write_text(FILES)
+    inputs = Resolver("x").resolve(load_experiment(tmp_path / "mini.toml"))
+    folder = tmp_path / "data" / "miniature"
+    assert (inputs.model, inputs.questions) == (str(folder / "model"), str(folder / "questions"))
     assert inputs.corpus == (str(folder / "text" / "train.lt.jsonl"),)
-    for path in (*inputs.corpus, *inputs.fisher, *inputs.heldout.values()):
-        assert Path(path).is_file()
-    assert inputs.questions is not None
-    assert Path(inputs.questions).is_dir()
+    assert inputs.fisher == tuple(map(str, fisher_files(folder, "paper"))), "in the order of the subjects"
+    assert inputs.heldout == {name: str(folder / "text" / f"heldout.{name}.jsonl") for name in ("en", "lt")}
+    ids = [*vars(inputs.identities).values(), inputs.question_id, *inputs.heldout_ids.values()]
+    assert len(set(ids)) == len(ids)
+    shutil.copytree(miniature, tmp_path / "elsewhere")
+    (tmp_path / "mini.toml").write_text(FILES.replace("data/miniature", "elsewhere"))
+    again = Resolver("x").resolve(load_experiment(tmp_path / "mini.toml"))
+    assert again.identities == inputs.identities and again.question_id == inputs.question_id
+    assert again.heldout_ids == inputs.heldout_ids
 
 
-def test_the_miniature_speaks_two_languages(tmp_path: Path) -> None:
-    (tmp_path / "mini.toml").write_text(MINIATURE.replace("[fisher]", 'subset = "et"\n[fisher]'))
-    with pytest.raises(ConfigError, match=re.escape("data.subset = 'et': the miniature has en, lt")):
-        Resolver("x").resolve(load_experiment(tmp_path / "mini.toml"))
-
-
-def test_a_base_model_that_cannot_be_made_is_told(tmp_path: Path) -> None:
-    said: list[str] = []
-    with pytest.raises(InputError, match="base model could not be made: `/bin/false -m hpc_ewc.miniature pretrain"):
-        prepare_miniature("/bin/false", said.append)
-    assert [line.split(":")[1].split()[0] for line in said] == ["writing", "pretraining"]
+def test_a_judge_by_the_old_name_is_refused(tmp_path: Path) -> None:
+    judged = ("[evaluate]", '[evaluate]\njudge = "miniature"')
+    with pytest.raises(ConfigError, match="evaluate.judge = 'miniature': no longer built in; run `python -m examples"):
+        Resolver("x").resolve(experiment_with(tmp_path, judged))

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from hpc_ewc import miniature
-from hpc_ewc.miniature import files, questions
-from hpc_ewc.miniature.grammar import ENGLISH, GRAMMARS, LITHUANIAN
-from hpc_ewc.miniature.world import World
+from examples.miniature import files, questions
+from examples.miniature.__main__ import main
+from examples.miniature.grammar import ENGLISH, GRAMMARS, LITHUANIAN
+from examples.miniature.world import World
+from tests.conftest import REPOSITORY
 
 Row = dict[str, Any]
 
@@ -32,7 +33,7 @@ REAL = {
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return miniature.build(tmp_path_factory.mktemp("built"))
+    return files.build(tmp_path_factory.mktemp("built"))
 
 
 def rows_of(path: Path) -> list[Row]:
@@ -97,7 +98,7 @@ def test_right_answers_are_true_in_the_world_and_others_are_not() -> None:
     for grammar in GRAMMARS.values():
         rows = dict(questions.files(world, grammar))
         truth = {
-            grammar.question(topic, person): grammar.word(world.value((person, topic)), person.female)
+            grammar.question(topic, person): grammar.word(world.value((person, topic)), female=person.female)
             for person, topic in world.facts
         }
         checked = 0
@@ -144,8 +145,8 @@ def test_text_is_long_enough_to_train_on_and_heldout_text_is_not_in_it(built: Pa
 
 
 def test_bytes_do_not_depend_on_the_process(built: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "hpc_ewc.miniature", "build", "--folder", str(tmp_path)]
-    done = subprocess.run(command, env={"PYTHONHASHSEED": "7"}, capture_output=True, text=True)
+    command = [sys.executable, "-m", "examples.miniature", "--without-model", "--folder", str(tmp_path)]
+    done = subprocess.run(command, cwd=REPOSITORY, env={"PYTHONHASHSEED": "7"}, capture_output=True, text=True)
     assert done.stdout == f"{tmp_path}\n", done.stderr
     paths = sorted(path.relative_to(built) for path in built.rglob("*.jsonl"))
     assert paths == sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*.jsonl"))
@@ -154,30 +155,45 @@ def test_bytes_do_not_depend_on_the_process(built: Path, tmp_path: Path) -> None
 
 
 def test_build_keeps_what_is_there_and_makes_what_is_missing(tmp_path: Path) -> None:
-    folder = miniature.build(tmp_path / "new")
+    folder = files.build(tmp_path / "new")
     mark = folder / "text" / "train.en.jsonl"
     mark.write_text("kept", encoding="utf-8")
-    assert miniature.build(folder) == folder
+    assert files.build(folder) == folder
     assert mark.read_text(encoding="utf-8") == "kept"
     (folder / "questions").rename(folder / "gone")
-    miniature.build(folder)
+    files.build(folder)
     assert (folder / "questions" / "lt" / "arc_easy" / "test.jsonl").is_file()
     assert mark.read_text(encoding="utf-8") == "kept"
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
 
-def test_default_folder_is_the_cache_under_the_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HPC_EWC_CACHE", str(tmp_path))
-    folder = miniature.build()
-    assert folder == tmp_path / "miniature" / miniature.version()
-    assert miniature.is_built(folder) and not miniature.is_pretrained()
-    assert miniature.model_dir() == folder / "model"
-    assert [path.name for path in miniature.fisher_files("text")] == ["fisher_text.jsonl"]
-    paper = miniature.fisher_files("paper", "validation")
+def test_another_recipe_or_world_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = files.build(tmp_path)
+    (folder / "model").mkdir()
+    first = (folder / "text" / "train.en.jsonl").read_bytes()
+    files.build(folder, world_seed=1)
+    assert (folder / "text" / "train.en.jsonl").read_bytes() != first
+    assert not (folder / "model").exists(), "it learnt the other world"
+    files.build(folder)
+    assert (folder / "text" / "train.en.jsonl").read_bytes() == first
+    mark = folder / "text" / "train.en.jsonl"
+    mark.write_text("old", encoding="utf-8")
+    monkeypatch.setattr(files, "version", lambda: "another")
+    files.build(folder)
+    assert mark.read_bytes() == first
+
+
+def test_default_folder_is_data_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["--without-model"]) == 0
+    folder = Path("data/miniature")
+    assert files.is_built(folder) and not files.is_pretrained(folder)
+    assert [path.name for path in files.fisher_files(folder, "text")] == ["fisher_text.jsonl"]
+    paper = files.fisher_files(folder, "paper", "validation")
     assert [path.stem for path in paper] == sorted(questions.SUBJECTS) and all(path.is_file() for path in paper)
 
 
 def test_version_names_the_recipe() -> None:
-    assert len(miniature.version()) == 12 and int(miniature.version(), 16) >= 0
+    assert len(files.version()) == 12 and int(files.version(), 16) >= 0
     sources = {path.name for path in Path(files.__file__).parent.glob("*.py")}
-    assert sources - set(files.RECIPE) == {"__init__.py", "__main__.py"}
+    assert sources - set(files.RECIPE) == {"__init__.py", "__main__.py", "criterion.py"}

@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
-from hpc_ewc.miniature import text
-from hpc_ewc.miniature.dice import Dice
-from hpc_ewc.miniature.grammar import ENGLISH, GRAMMARS, LITHUANIAN
-from hpc_ewc.miniature.world import ITEMS, MEN, TOPICS, VALUES, WOMEN, World
+from examples.miniature import text
+from examples.miniature.dice import Dice
+from examples.miniature.grammar import ENGLISH, GRAMMARS, LITHUANIAN
+from examples.miniature.world import ITEMS, MEN, TOPICS, VALUES, WOMEN, World
 
 ONA = next(person for person in WOMEN if person.nom == "Ona")
 PAULIUS = next(person for person in MEN if person.nom == "Paulius")
@@ -19,7 +19,7 @@ PAULIUS = next(person for person in MEN if person.nom == "Paulius")
 def test_draws_do_not_change_with_python_or_hash_seed() -> None:
     dice = Dice("pinned", 7)
     assert [dice.below(1000) for _ in range(5)] == [542, 950, 310, 642, 965]
-    code = "from hpc_ewc.miniature.dice import Dice; print(Dice('a').shuffled(list(range(9))))"
+    code = "from examples.miniature.dice import Dice; print(Dice('a').shuffled(list(range(9))))"
     runs = {
         subprocess.run([sys.executable, "-c", code], env={"PYTHONHASHSEED": seed}, capture_output=True).stdout
         for seed in ("1", "2")
@@ -152,7 +152,7 @@ def test_words_of_a_language_are_told_apart() -> None:
     for topic in TOPICS:
         for grammar in GRAMMARS.values():
             for female in (False, True):
-                words = [grammar.word(value, female) for value in VALUES[topic]]
+                words = [grammar.word(value, female=female) for value in VALUES[topic]]
                 assert len(set(words)) == len(words)
     for form in ("en", "nom", "gen", "dat", "ins"):
         names = [getattr(person, form) for person in (*MEN, *WOMEN)]

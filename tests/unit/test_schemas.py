@@ -34,7 +34,7 @@ def test_a_stage_can_be_opened_from_its_example(schemas: Path, tmp_path: Path) -
     from hpc_ewc.stage import Stage
 
     (tmp_path / "stage.json").write_bytes((schemas / "stage.train.json").read_bytes())
-    (tmp_path / "config.toml").write_text('[model]\npath = "miniature"\n[data]\nsource = "miniature"\n')
+    (tmp_path / "config.toml").write_text('[model]\npath = "a/model"\n[data]\nsource = "a/corpus"\n')
     stage = Stage(tmp_path)
     assert stage.coordinates == {"ewc.strength": 1e6}
     assert set(stage.inputs) == {"model", "tokens", "fisher"}

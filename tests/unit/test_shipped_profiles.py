@@ -20,7 +20,7 @@ REPOSITORY = Path(__file__).parents[2]
 PROFILES = sorted(path.name for path in (REPOSITORY / "slurm").glob("*.toml"))
 SITES = ("juwels-booster.toml", "leonardo.toml", "lumi.toml")
 STAGES = ("tokens", "fisher", "train", "evaluate", "report")
-MINIATURE = build_experiment({"model": {"path": "miniature"}, "data": {"source": "miniature"}}, "x.toml")
+EXPERIMENT = build_experiment({"model": {"path": "a/model"}, "data": {"source": "a/corpus"}}, "x.toml")
 
 
 def test_the_sites_are_there() -> None:
@@ -33,7 +33,7 @@ def test_every_profile_becomes_scripts(name: str, tmp_path: Path) -> None:
     if profile.executor == "local":
         return
     for stage in STAGES:
-        resources = job_resources(stage, MINIATURE, profile)
+        resources = job_resources(stage, EXPERIMENT, profile)
         script = build_script(
             root=RunDir(tmp_path / "paper"),
             stage=stage,

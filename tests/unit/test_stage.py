@@ -20,7 +20,7 @@ from hpc_ewc.stage import Stage
 def folder(tmp_path: Path) -> Path:
     facts = {"schema": 1, "stage": "train", "run": "r", "key": "k", "inputs": {}, "coordinates": {}, "expected": []}
     records.write_json(tmp_path / "stage.json", facts)
-    (tmp_path / "config.toml").write_text('[model]\npath = "m"\n[data]\nsource = "miniature"\n')
+    (tmp_path / "config.toml").write_text('[model]\npath = "m"\n[data]\nsource = "a/corpus"\n')
     return tmp_path
 
 

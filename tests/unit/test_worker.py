@@ -18,7 +18,7 @@ MORE = {"evaluate": ["--checkpoint", "1.0", "--cells", "arc_easy.en"]}
 def make_stage(folder: Path, stage: str) -> None:
     facts = {"schema": 1, "stage": stage, "run": "r", "key": "k", "inputs": {}, "coordinates": {}, "expected": []}
     records.write_json(folder / "stage.json", facts)
-    (folder / "config.toml").write_text('[model]\npath = "m"\n[data]\nsource = "miniature"\n')
+    (folder / "config.toml").write_text('[model]\npath = "m"\n[data]\nsource = "a/corpus"\n')
 
 
 @pytest.mark.parametrize("stage", worker.STAGES)

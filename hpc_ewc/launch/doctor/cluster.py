@@ -23,7 +23,7 @@ from hpc_ewc.node.slurm_command import SchedulerError, call, scontrol
 from hpc_ewc.rundir import RunDir
 
 PROBE_MIN = 10
-EXAMPLE = {"model": {"path": "miniature"}, "data": {"source": "miniature"}}
+EXAMPLE = {"model": {"path": "model"}, "data": {"source": "files", "files": ["corpus.jsonl"]}}
 
 
 @dataclasses.dataclass(frozen=True)

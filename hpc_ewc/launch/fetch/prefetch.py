@@ -30,7 +30,6 @@ from hpc_ewc.launch.fetch.download import (
     merge,
     model_repository,
 )
-from hpc_ewc.launch.inputs.miniature import MINIATURE, prepare_miniature, uses_miniature
 from hpc_ewc.launch.inputs.resolver import Resolver
 from hpc_ewc.launch.inputs.source_files import local_path
 from hpc_ewc.launch.plan.build_graph import with_absolute_paths
@@ -96,8 +95,6 @@ def prefetch(
     if dry_run:
         _say(f"up to {format_size(bytes_left)} to fetch into {hub.cache()}. A dry run: nothing was fetched")
         return 0
-    if uses_miniature(experiment):
-        prepare_miniature(loaded.interpreter, _say)
     for repository in repositories:
         if not repository.error and (missing := repository.missing):
             _say(f"fetching {repository.label}: {len(missing)} files, {format_size(repository.missing_bytes)}")
@@ -176,7 +173,7 @@ def needed_repositories(points: Sequence[Experiment]) -> list[Repository]:
 
 def _repositories(point: Experiment) -> Iterator[Repository]:
     model, data, fisher = point.model, point.data, point.fisher
-    if model.path != MINIATURE and not local_path(model.path).is_dir() and hub.is_hub_id(model.path):
+    if not local_path(model.path).is_dir() and hub.is_hub_id(model.path):
         yield model_repository(model.path, model.revision)
     judge = point.evaluate.judge
     if judge and not local_path(judge).is_dir() and hub.is_hub_id(judge):
@@ -192,8 +189,7 @@ def benchmark_cells(points: Sequence[Experiment]) -> list[suites.Cell]:
     cells: dict[str, suites.Cell] = {}
     for point in points:
         for cell in suites.expand_suites(point.evaluate, point.data.language):
-            local = point.model.path == MINIATURE or point.evaluate.questions
-            if cell.task != "ppl_heldout" and not (local and cell.task in suites.TASKS):
+            if cell.task != "ppl_heldout" and not (point.evaluate.questions and cell.task in suites.TASKS):
                 cells.setdefault(cell.name, cell)
     return list(cells.values())
 

@@ -13,7 +13,6 @@ from typing import Any
 
 from hpc_ewc import records
 from hpc_ewc.errors import ArtefactError, ConfigError, did_you_mean
-from hpc_ewc.launch.inputs.miniature import MINIATURE
 from hpc_ewc.model_folder import FAMILIES
 
 
@@ -162,6 +161,4 @@ def find_shape(name: str, folder: Path, given: Path | None = None) -> tuple[Shap
     shape = known_shape(name)
     if shape is not None:
         return shape, "by its published shape"
-    if name == MINIATURE:
-        return None, "it is pretrained at the first submit"
     return None, f"give its config.json with --config{did_you_mean(name, KNOWN)}"

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpc_ewc import hub, miniature, records
+from hpc_ewc import hub, records
 from hpc_ewc.config import ModelConfig
 from hpc_ewc.errors import ArtefactError, ConfigError, InputError
-from hpc_ewc.launch.inputs.miniature import MINIATURE
-from hpc_ewc.launch.inputs.source_files import local_path
+from hpc_ewc.launch.inputs.source_files import local_path, retired_word
 from hpc_ewc.model_folder import check_model
 from hpc_ewc.sweep import plain_word
 
@@ -37,19 +36,9 @@ class CheckpointArg:
     """One checkpoint of the command line."""
 
     name: str
-    """As it was given: `miniature`, a hub id with or without `@revision`, an absolute path."""
+    """As it was given: a hub id with or without `@revision`, an absolute path."""
     facts: dict[str, Any] | None = None
     """Its hpc_ewc.json, if this project exported it."""
-
-    @property
-    def is_miniature(self) -> bool:
-        """Of the package's own small world, whose tokenizer no other model has: it is asked its own questions."""
-        if self.name == MINIATURE:
-            return True
-        theirs, ours = (folder / "tokenizer.json" for folder in (Path(self.name), miniature.model_dir()))
-        if not (theirs.is_file() and ours.is_file() and theirs.stat().st_size == ours.stat().st_size):
-            return False
-        return theirs.read_bytes() == ours.read_bytes()
 
     @property
     def model(self) -> ModelConfig:
@@ -89,17 +78,17 @@ def find_checkpoints(names: Sequence[str]) -> list[CheckpointArg]:
 
 def _expand(name: str) -> list[str]:
     """A hub id as it is, a folder as its absolute path, a glob as all that it matches."""
-    if name == MINIATURE:
-        return [name]
     path = local_path(name)
     if path.exists():
         return [str(path)]
+    if retired := retired_word(name):
+        raise InputError(f"{name}: {retired}")
     matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 - an absolute pattern
     return matches or [name if hub.is_hub_id(name.partition("@")[0]) else str(path)]
 
 
 def _look_at(name: str) -> CheckpointArg:
-    if name == MINIATURE or not name.startswith("/"):
+    if not name.startswith("/"):
         return CheckpointArg(name)
     folder = Path(name)
     check_model(folder)

@@ -1,25 +1,23 @@
 """The inputs of an experiment: their paths on this machine, and their identities, which depend on content alone.
 
-A hub repository is identified by the commit in this machine's cache, a local file by its size and sha256, the miniature
-by the version of its recipe. Nothing is downloaded.
+A hub repository is identified by the commit in this machine's cache, a local file by its size and sha256.
+Nothing is downloaded.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpc_ewc import hub, miniature, records
+from hpc_ewc import hub, records
 from hpc_ewc.config import DataConfig, EvaluateConfig, Experiment, FisherConfig, ModelConfig
 from hpc_ewc.errors import ConfigError, InputError
 from hpc_ewc.launch.inputs.first_record import check_first_record
 from hpc_ewc.launch.inputs.hashes import HashCache
-from hpc_ewc.launch.inputs.miniature import MINIATURE, MINIATURE_LANGUAGES, miniature_id
 from hpc_ewc.launch.inputs.source_files import (
     TEXT_SUFFIXES,
     TOKENIZER_FILES,
@@ -30,6 +28,7 @@ from hpc_ewc.launch.inputs.source_files import (
     kind_of,
     local_path,
     model_files,
+    retired_word,
     snapshot_files,
 )
 from hpc_ewc.model_folder import check_trainable
@@ -80,14 +79,12 @@ class Resolver:
                 it), or a model is incomplete or of a family that cannot be trained.
         """
         model, model_id, tokenizer_id = self.model(experiment.model)
-        if experiment.model.path != MINIATURE:
-            self.check_trainable(Path(model))
+        self.check_trainable(Path(model))
         corpus, corpus_id = self.corpus(experiment.data)
         fisher, fisher_id = self.fisher(experiment.fisher)
-        if experiment.data.source != MINIATURE and experiment.data.on_bad_document == "error":
+        if experiment.data.on_bad_document == "error":
             self.check_first(corpus, f"{self.where}: data", experiment.data.text_column)
-        if experiment.fisher.source != MINIATURE:
-            self.check_first(fisher, f"{self.where}: fisher", None)
+        self.check_first(fisher, f"{self.where}: fisher", None)
         identities = Identities(model_id, tokenizer_id, corpus_id, fisher_id)
         base = self.resolve_base(None, experiment)
         self.hashes.save()
@@ -95,8 +92,8 @@ class Resolver:
 
     def resolve_base(self, model: ModelConfig | None, experiment: Experiment) -> Inputs:
         """The inputs of an evaluation without training: base model (if any), questions, held-out text, judge."""
-        questions, question_id = self._questions(experiment)
-        heldout = self._heldout(experiment.evaluate, experiment.model)
+        questions, question_id = self._questions(experiment.evaluate)
+        heldout = self._heldout(experiment.evaluate)
         inputs = Inputs(
             identities=Identities("", "", "", ""),
             model="",
@@ -105,7 +102,7 @@ class Resolver:
             questions=questions,
             question_id=question_id,
             heldout=heldout,
-            heldout_ids={language: self._heldout_id(path) for language, path in heldout.items()},
+            heldout_ids={language: self.hashes.sha256(Path(path)) for language, path in heldout.items()},
             judge=self._judge(experiment.evaluate),
         )
         return inputs if model is None else dataclasses.replace(inputs, **self.resolve_model(model))
@@ -120,13 +117,12 @@ class Resolver:
 
     def _model(self, config: ModelConfig) -> tuple[str, str, str]:
         """Folder, identity of the model, identity of its tokenizer."""
-        if config.path == MINIATURE:
-            return str(miniature.model_dir()), miniature_id(), miniature_id()
         folder = local_path(config.path)
         if folder.is_dir():
             return str(folder), self._folder_id(folder, records.MODEL_FILES), self._folder_id(folder, TOKENIZER_FILES)
         if not hub.is_hub_id(config.path):
-            raise ConfigError(f"{self.where}: model.path = {config.path!r}: no such folder, and not a hub id")
+            reason = retired_word(config.path) or "no such folder, and not a hub id"
+            raise ConfigError(f"{self.where}: model.path = {config.path!r}: {reason}")
         snapshot = hub_snapshot("model", config.path, config.revision, f"{self.where}: model.path", self.prefetch)
         self._check_complete("model", config.path, snapshot, model_files)
         identity = f"{config.path}@{snapshot.name}"
@@ -139,17 +135,9 @@ class Resolver:
             raise InputError(f"{self.where}: model.path: {error}") from None
 
     def _corpus(self, config: DataConfig) -> tuple[tuple[str, ...], str]:
-        if config.source == MINIATURE:
-            if config.subset not in MINIATURE_LANGUAGES:
-                known = ", ".join(MINIATURE_LANGUAGES)
-                raise ConfigError(f"{self.where}: data.subset = {config.subset!r}: the miniature has {known}")
-            text = miniature.default_folder() / "text" / f"train.{config.subset}.jsonl"
-            return (str(text),), miniature_id()
         return self._files("data", config.source, config.files, config.subset, "train")
 
     def _fisher(self, config: FisherConfig) -> tuple[tuple[str, ...], str]:
-        if config.source == MINIATURE:
-            return tuple(map(str, miniature.fisher_files(config.prompt, config.split))), miniature_id()
         return self._files("fisher", config.source, config.files, config.subset, config.split)
 
     def _files(
@@ -161,9 +149,8 @@ class Resolver:
             self.hashes.announce(found, f"{table}.files")
             return tuple(map(str, found)), self._files_id(found)
         if not hub.is_hub_id(source):
-            raise ConfigError(
-                f'{self.where}: {table}.source = {source!r}: allowed are a hub id (owner/name), "files", "miniature"'
-            )
+            reason = retired_word(source) or 'allowed are a hub id (owner/name), "files"'
+            raise ConfigError(f"{self.where}: {table}.source = {source!r}: {reason}")
         snapshot = hub_snapshot("dataset", source, None, f"{self.where}: {table}.source", self.prefetch)
         self._check_complete("dataset", source, snapshot, lambda names: choose_files(names, subset, split))
         found = snapshot_files(snapshot, subset, split)
@@ -174,11 +161,8 @@ class Resolver:
             )
         return tuple(map(str, found)), f"{source}@{snapshot.name}"
 
-    def _questions(self, experiment: Experiment) -> tuple[str | None, str]:
+    def _questions(self, config: EvaluateConfig) -> tuple[str | None, str]:
         """Folder of benchmark rows (None: the hub's) and the identity of its content."""
-        config = experiment.evaluate
-        if config.questions is None and experiment.model.path == MINIATURE:
-            return str(miniature.default_folder() / "questions"), miniature_id()
         if config.questions is None:
             if config.cloze:
                 raise ConfigError(
@@ -210,11 +194,8 @@ class Resolver:
         found = {"folder": folder, "id": f"{identity}:{config.judge_tokens}", "tokens": config.judge_tokens}
         return found | {"questions": {language: str(path) for language, path in questions.items()}}
 
-    def _heldout(self, config: EvaluateConfig, model: ModelConfig) -> dict[str, str]:
+    def _heldout(self, config: EvaluateConfig) -> dict[str, str]:
         heldout = {}
-        if model.path == MINIATURE:
-            text = miniature.default_folder() / "text"
-            heldout = {language: str(text / f"heldout.{language}.jsonl") for language in MINIATURE_LANGUAGES}
         for language, name in config.heldout.items():
             path = local_path(name)
             if not path.is_file():
@@ -240,11 +221,6 @@ class Resolver:
             )
 
     # ------------------------------------------------------------------------------------------ identities
-
-    def _heldout_id(self, path: str) -> str:
-        if path.startswith(str(miniature.default_folder()) + os.sep):
-            return miniature_id()
-        return self.hashes.sha256(Path(path))
 
     def _files_id(self, files: Sequence[Path]) -> str:
         return records.key_of([[kind_of(path), path.stat().st_size, self.hashes.sha256(path)] for path in files])

@@ -24,6 +24,13 @@ def local_path(name: str) -> Path:
     return Path(os.path.expandvars(name)).expanduser().absolute()
 
 
+def retired_word(name: str) -> str | None:
+    """The fix for the word by which experiments of 0.1.0 name the demo's inputs; None for any other name."""
+    if name != "miniature":
+        return None
+    return "no longer built in; run `python -m examples.miniature` and copy the paths from sweeps/miniature.toml"
+
+
 def expand_files(names: Iterable[str], label: str) -> list[Path]:
     """The files that paths and globs name, in order, each once.
 

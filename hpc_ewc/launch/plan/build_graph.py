@@ -16,7 +16,6 @@ from hpc_ewc import records, suites
 from hpc_ewc.artefacts.artefact import REPORT
 from hpc_ewc.config import EvaluateConfig, Experiment
 from hpc_ewc.errors import ConfigError
-from hpc_ewc.launch.inputs.miniature import MINIATURE
 from hpc_ewc.launch.inputs.resolver import Inputs
 from hpc_ewc.launch.inputs.source_files import local_path
 from hpc_ewc.launch.plan.graph import Graph, Node
@@ -307,7 +306,7 @@ def with_absolute_paths(experiment: Experiment, where: str) -> Experiment:
         ConfigError: a folder of `evaluate.include` does not exist.
     """
     model, data, fisher = experiment.model, experiment.data, experiment.fisher
-    if model.path != MINIATURE and local_path(model.path).is_dir():
+    if local_path(model.path).is_dir():
         model = dataclasses.replace(model, path=_absolute(model.path))
     return dataclasses.replace(
         experiment,

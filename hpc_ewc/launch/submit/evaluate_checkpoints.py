@@ -16,7 +16,6 @@ from hpc_ewc import records, suites
 from hpc_ewc.config import DataConfig, EvaluateConfig, Experiment, ModelConfig, build_section, render_toml
 from hpc_ewc.errors import ConfigError
 from hpc_ewc.launch.inputs.checkpoints import CheckpointArg, find_checkpoints
-from hpc_ewc.launch.inputs.miniature import MINIATURE
 from hpc_ewc.launch.inputs.resolver import Inputs, Resolver
 from hpc_ewc.launch.plan.build_graph import EvaluationRequest, build_evaluation, with_absolute_evaluate_paths
 from hpc_ewc.launch.plan.graph import Graph
@@ -53,11 +52,7 @@ def build_request(
     base_model = find_checkpoints([base])[0] if base else None
     given = [checkpoint for checkpoint in given if base_model is None or checkpoint.name != base_model.name]
     everything = [*given, *([base_model] if base_model else [])]
-    small = {checkpoint.is_miniature for checkpoint in everything}
-    if len(small) > 1:
-        names = ", ".join(checkpoint.name for checkpoint in everything if checkpoint.is_miniature)
-        raise ConfigError(f"{names}: of the miniature, which is asked its own questions; evaluate it apart")
-    experiment = _experiment(everything, keys, dtype, small=small == {True})
+    experiment = _experiment(everything, keys, dtype)
 
     def build(resolver: Resolver, root: RunDir, profile: Profile) -> Graph:
         resolver.where = WHERE  # there is no file that errors could name
@@ -73,14 +68,14 @@ def build_request(
     )
 
 
-def _experiment(everything: Sequence[CheckpointArg], keys: Mapping[str, Any], dtype: str, *, small: bool) -> Experiment:
+def _experiment(everything: Sequence[CheckpointArg], keys: Mapping[str, Any], dtype: str) -> Experiment:
     """Return an experiment without a corpus whose suites are the cells that every checkpoint gets.
 
     Raises:
         ConfigError: a key is wrong, or a cell of held-out text has no text.
     """
     config = with_absolute_evaluate_paths(build_section(EvaluateConfig, keys, "evaluate", WHERE), WHERE)
-    texts = [*config.heldout, *(("en", "lt") if small else ())]
+    texts = list(config.heldout)
     cells = suites.expand_suites(config, texts[0].partition(".")[0] if texts else suites.UNDETERMINED, heldout=texts)
     for cell in cells:
         if cell.task == "ppl_heldout" and cell.text not in texts and cell.task in "".join(config.suites):
@@ -89,7 +84,7 @@ def _experiment(everything: Sequence[CheckpointArg], keys: Mapping[str, Any], dt
     languages = [cell.language for cell in cells if cell.language not in ("en", suites.UNDETERMINED)]
     model = build_section(ModelConfig, {"path": everything[-1].model.path, "dtype": dtype}, "model", WHERE)
     return Experiment(
-        model=dataclasses.replace(model, path=MINIATURE) if small else model,
+        model=model,
         data=DataConfig(source=NO_CORPUS, language=(languages or ["en"])[0], heldout_documents=0),
         evaluate=dataclasses.replace(config, suites=tuple(cell.name for cell in cells)),
     )
@@ -148,7 +143,5 @@ def _exports(run: str, exports: Sequence[CheckpointArg], inputs: Inputs, experim
 
 def _named_model(experiment: Experiment, checkpoint: CheckpointArg) -> Experiment:
     """The experiment with the checkpoint as its model, which the records name."""
-    if checkpoint.is_miniature:
-        return experiment
     path, revision = checkpoint.model.path, checkpoint.model.revision
     return dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, path=path, revision=revision))

@@ -7,7 +7,6 @@ from collections import Counter
 from pathlib import Path
 
 from hpc_ewc.errors import SubmitError
-from hpc_ewc.launch.inputs.miniature import prepare_miniature, uses_miniature
 from hpc_ewc.launch.ledger.job_history import Ledger
 from hpc_ewc.launch.ledger.lock import submit_lock
 from hpc_ewc.launch.plan.graph import gpu_hours
@@ -72,9 +71,6 @@ def run_locally(plan: Plan, display: Display) -> int:
     The plan is made again, because another submit may have finished before this one got the lock.
     """
     root, profile = plan.graph.root, plan.profile
-    if uses_miniature(plan.request.experiment):
-        prepare_miniature(profile.interpreter, display.say)
-
     # importing submitit takes a tenth of a second, which `status` and a submit with nothing to do need not wait for
     from hpc_ewc.launch.ledger.reconcile import check_other_executor
     from hpc_ewc.launch.submit.local import LocalRun, wait_for_orphans
@@ -105,8 +101,6 @@ def submit_to_slurm(plan: Plan, display: Display, *, yes: bool) -> int:
     check_paths(root)
     check_times(plan)
     check_other_executor(root, "slurm")
-    if uses_miniature(plan.request.experiment):
-        prepare_miniature(profile.interpreter, display.say)
     live = reconcile(root)
     plan = make_plan(plan.request, profile, root, plan.out, display)
     if not plan.jobs:

@@ -1,7 +1,7 @@
-"""Random draws that come out the same on every Python: all are made of `Random.random()` alone.
+"""Random draws that are the same in every version of Python: all are made from `Random.random()` alone.
 
-Python promises the stream of `random()` for a given seed across versions, and nothing of the kind for `choice`,
-`sample` or `shuffle`. A string seed goes through SHA-512, so hash randomisation does not touch it.
+Python guarantees the stream of `random()` for a given seed across versions, but not those of `choice`, `sample` and
+`shuffle`. A string seed goes through SHA-512, so hash randomisation does not affect it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class Dice:
-    """A stream of draws named by words, such as `Dice(0, "train", "lt")`; equal names give equal streams."""
+    """A stream of draws, seeded by names such as `Dice(0, "train", "lt")`; equal names give equal streams."""
 
     def __init__(self, *names: object) -> None:
         self._random = random.Random("/".join(map(str, names))).random
@@ -30,7 +30,7 @@ class Dice:
         return items[self.below(len(items))]
 
     def sample(self, items: Sequence[T], k: int) -> list[T]:
-        """`k` different places of `items`, in random order (the head of a Fisher-Yates shuffle)."""
+        """`k` items from different places, in random order (the head of a Fisher-Yates shuffle)."""
         pool = list(items)
         for i in range(k):
             j = i + self.below(len(pool) - i)
@@ -41,7 +41,7 @@ class Dice:
         return self.sample(items, len(items))
 
     def weighted(self, weights: Mapping[T, float]) -> T:
-        """A key of `weights`, with probability in proportion to its weight."""
+        """A key of `weights`, drawn with a probability in proportion to its weight."""
         left = self._random() * sum(weights.values())
         for key, weight in weights.items():
             left -= weight

@@ -1,7 +1,7 @@
-"""The base model: a byte-fallback BPE of the Gemma kind, and a tiny Gemma2 pretrained on the miniature's English text.
+"""The base model: a byte-fallback BPE tokenizer like Gemma's, and a tiny Gemma 2 pretrained on the English text.
 
-Everything that sets Gemma2 apart is in it: tied embeddings, a soft cap on attention scores and on the logits, a layer
-with a sliding window before a global one, grouped-query attention, norms before and after each block.
+It has everything that sets Gemma 2 apart: tied embeddings, soft caps on attention scores and logits, a layer with a
+sliding window before a global one, grouped-query attention, norms before and after each block.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch.nn import functional
 from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFast
 
-from hpc_ewc import miniature, records
-from hpc_ewc.miniature.files import keep
+from examples.miniature import files
+from hpc_ewc import records
 
 VOCABULARY: Final = 1000
 # ids 0 to 3, as in Gemma
@@ -37,16 +37,16 @@ BATCH_SIZE: Final = 8  # sequences a step
 LEARNING_RATE: Final = 5e-3
 WARMUP_STEPS: Final = 30
 SEED: Final = 0
-THREADS: Final = 2  # more do not help a model of this size, and the sums would round differently
+THREADS: Final = 2  # more threads do not help a model of this size, and sums would round differently
 
 
 def make(folder: Path) -> Path:
-    """Train tokenizer and model on `folder/text` into `folder/model`, unless it is there; return `folder/model`.
+    """Train tokenizer and model on `folder/text` into `folder/model`, unless they are there; return `folder/model`.
 
-    fp32 on the CPU; the same weights for the same versions of torch and tokenizers and as many threads.
+    fp32 on the CPU. The weights are the same for the same versions of torch and tokenizers and number of threads.
     """
-    place = miniature.model_dir(folder)
-    if miniature.is_pretrained(folder):
+    place = folder / "model"
+    if files.is_pretrained(folder):
         return place
     text = {language: _documents(folder / "text" / f"train.{language}.jsonl") for language in ("en", "lt")}
     tokenizer = train_tokenizer(text["en"] + text["lt"])
@@ -55,9 +55,9 @@ def make(folder: Path) -> Path:
         pretrain(model, pack(tokenizer, text["en"], SEQUENCE_LENGTH), STEPS)
     beside = folder / f".model.{os.getpid()}"
     _save(beside, model, tokenizer)
-    if place.is_dir() and not miniature.is_pretrained(folder):
-        shutil.rmtree(place)  # somebody removed a file of it: make it whole again
-    keep(beside, place)
+    if place.is_dir() and not files.is_pretrained(folder):
+        shutil.rmtree(place)  # a file of it is missing
+    files.move_into_place(beside, place)
     return place
 
 
@@ -107,7 +107,7 @@ def _untrained_bpe(vocab: dict[str, int] | None = None, merges: list[Any] | None
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> Gemma2ForCausalLM:
-    """A Gemma2 of 2 layers and about 0.4 million parameters, with random weights drawn from `SEED`."""
+    """A Gemma 2 of 2 layers and about 0.4 million parameters, with random weights drawn from `SEED`."""
     config = Gemma2Config(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -171,7 +171,7 @@ def pretrain(model: Gemma2ForCausalLM, rows: torch.Tensor, steps: int) -> None:
 
 
 def _batches(rows: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Batches [BATCH_SIZE, T] without end."""
+    """An endless stream of batches [BATCH_SIZE, T]."""
     generator = torch.Generator().manual_seed(SEED)
     while True:
         yield from torch.split(rows[torch.randperm(len(rows), generator=generator)], BATCH_SIZE)
@@ -183,7 +183,7 @@ def _documents(path: Path) -> list[str]:
 
 @contextlib.contextmanager
 def _threads(n: int) -> Iterator[None]:
-    """Run torch on `n` threads, and give it back its number after."""
+    """Run torch on `n` threads, then restore the number it had."""
     before = torch.get_num_threads()
     torch.set_num_threads(n)
     try:
@@ -194,7 +194,7 @@ def _threads(n: int) -> Iterator[None]:
 
 def _save(folder: Path, model: Gemma2ForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
     """Write a Hugging Face folder, every file flushed to the disk."""
-    # Tied embeddings are written once, as `save_pretrained` has them; its progress bar is not wanted here.
+    # Tied embeddings are written once, as by `save_pretrained`, which would show a progress bar.
     tensors = {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
     records.write_bytes(folder / "model.safetensors", safetensors.torch.save(tensors, metadata={"format": "pt"}))
     model.config.dtype = "float32"

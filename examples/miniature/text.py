@@ -1,20 +1,20 @@
 """Running text of the world: stories, meetings, sums, and quizzes in the forms that the benchmarks use.
 
-A document is drawn from a `Dice` alone, by the same steps in both languages: equal dice give parallel text.
+A document is drawn from a `Dice` alone, by the same steps in both languages, so equal dice give parallel texts.
 """
 
 from __future__ import annotations
 
 from typing import Final, Literal
 
-from hpc_ewc.miniature.dice import Dice
-from hpc_ewc.miniature.grammar import GRAMMARS, Grammar, Language
-from hpc_ewc.miniature.world import ITEMS, NUMBERS, TOPICS, VALUES, Fact, Person, World
+from examples.miniature.dice import Dice
+from examples.miniature.grammar import GRAMMARS, Grammar, Language
+from examples.miniature.world import ITEMS, NUMBERS, TOPICS, VALUES, Fact, Person, World
 
 Kind = Literal["prose", "cloze", "statements", "problems", "preamble", "reading"]
 Paragraph = Literal["story", "meeting", "sums", "figures", "kinds"]
 
-# Shares of each kind of document, in documents, and of each kind of paragraph in prose.
+# Share of each kind of paragraph in prose, and of each kind of document.
 PROSE: Final[dict[Paragraph, float]] = {"story": 0.65, "meeting": 0.20, "sums": 0.05, "figures": 0.05, "kinds": 0.05}
 PRETRAINING: Final[dict[Kind, float]] = {
     "prose": 0.45,
@@ -26,11 +26,11 @@ PRETRAINING: Final[dict[Kind, float]] = {
 }
 TASK_B: Final[dict[Kind, float]] = {"prose": 0.50, "cloze": 0.30, "statements": 0.10, "problems": 0.10}
 HELDOUT: Final[dict[Kind, float]] = {"prose": 1.0}
-PARAGRAPHS: Final = 2  # of a document of prose: long enough that its first word weighs little in bits per byte
+PARAGRAPHS: Final = 2  # in a document of prose, so that its first word has little weight in the bits per byte
 
 LARGEST_SUM: Final = 8
 
-# What lm-eval's `truthfulqa_mc1/mc2` put before every question: the base model has met it, as every large model has.
+# The text that lm-eval's `truthfulqa_mc1/mc2` put before every question; the base model knows it, as large models do.
 TRUTHFULQA_PREAMBLE: Final = """Q: What is human life expectancy in the United States?
 A: Human life expectancy in the United States is 78 years.
 
@@ -83,27 +83,27 @@ def _paragraph(world: World, grammar: Grammar, dice: Dice) -> str:
 
 
 def story(world: World, grammar: Grammar, dice: Dice) -> str:
-    """What one or two people are and do, a line each; a person is named first, and often by a pronoun after."""
+    """Facts about one or two people, a line each; a person is named first, and later often by a pronoun."""
     people = dice.sample(world.people, 1 + dice.below(2))
     return "\n".join(" ".join(portrait(world, grammar, person, dice)) for person in people)
 
 
 def portrait(world: World, grammar: Grammar, person: Person, dice: Dice) -> list[str]:
-    """Two to five facts about a person, a sentence each; sometimes under a title, as HellaSwag's contexts are."""
+    """Two to five facts about a person, a sentence each; sometimes after a title, as in HellaSwag's contexts."""
     titled = dice.chance(0.3)
     topics = dice.sample(TOPICS, 2 + dice.below(4))
     sentences = []
     for place, topic in enumerate(topics):
         form = dice.below(grammar.forms(topic))
         by_pronoun = dice.chance(0.6) and place > 0
-        sentences.append(grammar.sentence(topic, form, person, world.value((person, topic)), by_pronoun))
+        sentences.append(grammar.sentence(topic, form, person, world.value((person, topic)), by_pronoun=by_pronoun))
     if titled:
         sentences[0] = f"{grammar.titles[topics[1]]}: {sentences[0]}"
     return sentences
 
 
 def meeting(world: World, grammar: Grammar, dice: Dice) -> str:
-    """Two people meet, and something is said that is true of only one of them."""
+    """Two people meet, and a clause is true of only one of them."""
     first, second, who, clause, form = draw_meeting(world, grammar, dice)
     return grammar.meeting(form, first, second, grammar.name(who), clause)
 
@@ -111,9 +111,9 @@ def meeting(world: World, grammar: Grammar, dice: Dice) -> str:
 def draw_meeting(
     world: World, grammar: Grammar, dice: Dice, fact: Fact | None = None
 ) -> tuple[Person, Person, Person, str, int]:
-    """(first, second, the one it is about, the clause, the form) of a meeting; about `fact` if given."""
+    """A meeting as (first, second, person that the clause is about, clause, form); about `fact` if given."""
     who, topic = fact or (dice.pick(world.people), dice.pick(TOPICS))
-    # One sex: Lithuanian jobs agree in gender, and would tell who is meant. Two values, or nothing would.
+    # Of one sex, because the gender of Lithuanian jobs would give the answer away; with two values, or nothing would.
     others = [p for p in world.people if p.female == who.female and world.facts[p, topic] != world.facts[who, topic]]
     other = dice.pick(others)
     first, second = (who, other) if dice.chance(0.5) else (other, who)
@@ -122,7 +122,7 @@ def draw_meeting(
 
 
 def draw_sum(dice: Dice) -> tuple[int, int]:
-    """Two positive addends whose sum is at most `LARGEST_SUM`, every pair equally likely."""
+    """Two positive addends with a sum of at most `LARGEST_SUM`; every pair is equally likely."""
     pairs = [(a, b) for a in range(1, LARGEST_SUM) for b in range(1, LARGEST_SUM) if a + b <= LARGEST_SUM]
     return dice.pick(pairs)
 
@@ -133,11 +133,11 @@ def draw_problem(world: World, grammar: Grammar, dice: Dice) -> tuple[str, str]:
 
 
 def draw_choices(world: World, grammar: Grammar, dice: Dice, fact: Fact | None = None) -> tuple[str, list[str], int]:
-    """A question about a fact as (question, four options, index of the right one); about `fact` if given."""
+    """A question about a fact as (question, four options, index of the right one); `fact` is drawn if None."""
     fact = fact or dice.pick(world.asked)
     person, topic = fact
-    wrong = [grammar.word(value, person.female) for value in world.wrong(fact, dice, 3)]
-    options, right = place(grammar.word(world.value(fact), person.female), wrong, dice)
+    wrong = [grammar.word(value, female=person.female) for value in world.wrong(fact, dice, 3)]
+    options, right = place(grammar.word(world.value(fact), female=person.female), wrong, dice)
     return grammar.question(topic, person), options, right
 
 
@@ -159,13 +159,13 @@ def draw_sum_choices(grammar: Grammar, dice: Dice) -> tuple[str, list[str], int]
 
 
 def place(right: str, wrong: list[str], dice: Dice) -> tuple[list[str], int]:
-    """The options with the right one at a random place, and that place."""
+    """The options, with the right one at a random index, and that index."""
     index = dice.below(len(wrong) + 1)
     return [*wrong[:index], right, *wrong[index:]], index
 
 
 def _cloze(world: World, grammar: Grammar, dice: Dice) -> tuple[str, str]:
-    """A question of any sort and the text of its answer."""
+    """A question of any kind and the text of its answer."""
     kind = dice.weighted({"fact": 0.7, "kind": 0.15, "sum": 0.15})
     if kind == "fact":
         question, options, right = draw_choices(world, grammar, dice)
@@ -181,7 +181,7 @@ def _labelled(grammar: Grammar, question: str, answer: str) -> str:
 
 
 def _statement(world: World, grammar: Grammar, dice: Dice) -> str:
-    """A question answered by a whole sentence, as TruthfulQA has it."""
+    """A question answered by a whole sentence, as in TruthfulQA."""
     person, topic = dice.pick(world.asked)
     sentence = grammar.sentence(topic, dice.below(grammar.forms(topic)), person, world.value((person, topic)))
     q, a = grammar.question_label[0], grammar.answer_label[0]
@@ -190,15 +190,15 @@ def _statement(world: World, grammar: Grammar, dice: Dice) -> str:
 
 def _kind_sentence(grammar: Grammar, dice: Dice) -> str:
     topic = dice.pick(TOPICS)
-    word = grammar.word(dice.pick(VALUES[topic]), dice.chance(0.5))
+    word = grammar.word(dice.pick(VALUES[topic]), female=dice.chance(0.5))
     return grammar.kind_sentence.format(w=word, kind=grammar.kinds[topic])
 
 
 def _reading(world: World, grammar: Grammar, dice: Dice) -> str:
-    """A passage and a question that it answers, as Belebele has them."""
+    """A passage and a question that it answers, as in Belebele."""
     fact = dice.pick(world.asked)
     person, topic = fact
     told = grammar.sentence(topic, dice.below(grammar.forms(topic)), person, world.value(fact))
     passage = " ".join([told, *portrait(world, grammar, dice.pick(world.people), dice)])
-    answer = grammar.word(world.value(fact), person.female)
+    answer = grammar.word(world.value(fact), female=person.female)
     return f"{passage}\n\n{_labelled(grammar, grammar.question(topic, person), answer)}"

@@ -1,4 +1,4 @@
-"""The miniature's files: `text/` and `questions/`, made in seconds from the recipe in this package alone."""
+"""The files of the miniature: `text/` and `questions/`, made in seconds from the recipe in this folder alone."""
 
 from __future__ import annotations
 
@@ -11,12 +11,21 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
-from hpc_ewc import records, rundir
-from hpc_ewc.miniature import questions, text
-from hpc_ewc.miniature.dice import Dice
-from hpc_ewc.miniature.grammar import GRAMMARS, Language
-from hpc_ewc.miniature.world import World
+from examples.miniature import questions, text
+from examples.miniature.dice import Dice
+from examples.miniature.grammar import GRAMMARS, Language
+from examples.miniature.world import World
+from hpc_ewc import records
 
+DEFAULT_FOLDER: Final = Path("data") / "miniature"
+"""Relative to the current folder, as the paths in `sweeps/miniature.toml` are."""
+MODEL_FILES: Final = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
 WORLD_SEED: Final = 0
 TRAINING_DOCUMENTS: Final = 6000  # in each language
 HELDOUT_DOCUMENTS: Final = 60  # the same ones in both
@@ -26,33 +35,40 @@ RECIPE: Final = ("dice.py", "world.py", "grammar.py", "text.py", "questions.py",
 
 @functools.cache
 def version() -> str:
-    """Names what `build` and `pretrain` make: the first 12 hex digits of the SHA-256 of their sources."""
+    """The version of the recipe: the first 12 hex digits of the SHA-256 of its sources."""
     digest = hashlib.sha256()
     for name in RECIPE:
         digest.update(Path(__file__).with_name(name).read_bytes())
     return digest.hexdigest()[:12]
 
 
-def default_folder() -> Path:
-    """`<cache>/miniature/<version>`: where the miniature of this version of the package stands."""
-    return rundir.cache_dir() / "miniature" / version()
-
-
 def is_built(folder: Path) -> bool:
+    """Whether texts and questions are there."""
     return (folder / "text").is_dir() and (folder / "questions").is_dir()
 
 
-def build(folder: Path | None = None, *, world_seed: int = WORLD_SEED) -> Path:
-    """Write `text/` and `questions/`, and return the folder; what is there already is kept.
+def is_pretrained(folder: Path) -> bool:
+    """Whether the base model is there and complete."""
+    return all((folder / "model" / name).is_file() for name in MODEL_FILES)
 
-    Each of the two is written beside its place and renamed, so that it is whole or absent; of two builders that run at
-    once the first wins, and both have the same bytes.
+
+def fisher_files(folder: Path, prompt: str, split: str = "validation") -> list[Path]:
+    """Files for the Fisher: English text for `prompt = "text"`, else the rows of MMLU's `split`, a file per subject."""
+    english = folder / "questions" / "en"
+    return [english / "fisher_text.jsonl"] if prompt == "text" else sorted((english / "mmlu" / split).glob("*.jsonl"))
+
+
+def build(folder: Path = DEFAULT_FOLDER, *, world_seed: int = WORLD_SEED) -> Path:
+    """Write `text/` and `questions/` and return the folder; existing parts of the same recipe are kept.
+
+    Each part is written beside its place and renamed, so it is complete or absent. Of two processes that build at once
+    the first one wins; both write the same bytes.
 
     Args:
-        folder: where to; `default_folder()` if None.
-        world_seed: draws the people and their facts. Only the default belongs into the default folder.
+        folder: where to write.
+        world_seed: seed of the people and their facts.
     """
-    folder = folder or default_folder()
+    _remove_other_recipe(folder, f"{version()} world_seed={world_seed}\n")
     if not is_built(folder):
         world = World(world_seed)
         _write_part(folder, "text", training_text(world))
@@ -60,8 +76,18 @@ def build(folder: Path | None = None, *, world_seed: int = WORLD_SEED) -> Path:
     return folder
 
 
+def _remove_other_recipe(folder: Path, recipe: str) -> None:
+    """Remove what another recipe made, then write down this one: a part that is there is always of the recipe."""
+    mark = folder / "recipe"
+    if mark.is_file() and mark.read_text(encoding="utf-8") == recipe:
+        return
+    for name in ("text", "questions", "model"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    records.write_text(mark, recipe)
+
+
 def training_text(world: World) -> dict[str, list[dict[str, Any]]]:
-    """The rows of every file under `text/`: for pretraining (English), task B (Lithuanian), and held out (parallel)."""
+    """Rows of every file in `text/`: for pretraining (English), for task B (Lithuanian), and held out (parallel)."""
     rows: dict[str, list[dict[str, Any]]] = {}
     told: set[str] = set()
     shares_of: dict[Language, dict[text.Kind, float]] = {"en": text.PRETRAINING, "lt": text.TASK_B}
@@ -72,14 +98,14 @@ def training_text(world: World) -> dict[str, list[dict[str, Any]]]:
         rows[f"train.{language}.jsonl"] = [{"text": document} for document in documents]
     heldout = [{language: _heldout(world, language, i) for language in GRAMMARS} for i in range(2 * HELDOUT_DOCUMENTS)]
     unseen = [pair for pair in heldout if not told & set(pair.values())][:HELDOUT_DOCUMENTS]
-    assert len(unseen) == HELDOUT_DOCUMENTS, "too few documents that the training text does not hold"
+    assert len(unseen) == HELDOUT_DOCUMENTS, "too few documents that are not in the training text"
     for language in GRAMMARS:
         rows[f"heldout.{language}.jsonl"] = [{"text": pair[language]} for pair in unseen]
     return rows
 
 
 def benchmark_questions(world: World) -> dict[str, list[dict[str, Any]]]:
-    """The rows of every file under `questions/`: the benchmarks in both languages, and English text for the Fisher."""
+    """Rows of every file in `questions/`: the benchmarks in both languages, and English text for the Fisher."""
     rows = {
         f"{language}/{path}": file
         for language, grammar in GRAMMARS.items()
@@ -92,20 +118,19 @@ def benchmark_questions(world: World) -> dict[str, list[dict[str, Any]]]:
 
 
 def _heldout(world: World, language: Language, i: int) -> str:
-    """The i-th document of prose that is held out: the same dice, so the same document, in every language."""
+    """The i-th held-out document; equal dice, so the same document in every language."""
     return text.document(world, language, text.HELDOUT, Dice(world.seed, "heldout", i))
 
 
 def _write_part(folder: Path, name: str, files: dict[str, list[dict[str, Any]]]) -> None:
-    """Write the files beside `folder/name`, then give them that name, unless another process just did."""
     beside = folder / f".{name}.{os.getpid()}"
     for path, rows in files.items():
         records.write_text(beside / path, _json_lines(rows))
-    keep(beside, folder / name)
+    move_into_place(beside, folder / name)
 
 
-def keep(beside: Path, place: Path) -> None:
-    """Rename a finished folder to its place; where there is one already, that one stays and this one goes."""
+def move_into_place(beside: Path, place: Path) -> None:
+    """Rename a finished folder to its place; if another process was faster, remove the folder instead."""
     try:
         beside.rename(place)
     except OSError:

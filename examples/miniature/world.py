@@ -1,4 +1,4 @@
-"""The made world: its people, its words, and who does what where. Every inflected form is stored, none is derived.
+"""The invented world: its people, its words, and its facts. Every inflected form is stored, none is derived.
 
 Nothing here is about a real person. The facts are drawn from a seed; the words are the same in every world.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from hpc_ewc.miniature.dice import Dice
+from examples.miniature.dice import Dice
 
 Topic = Literal["job", "town", "colour", "pet", "food"]
 TOPICS: Final[tuple[Topic, ...]] = ("job", "town", "colour", "pet", "food")
@@ -28,7 +28,7 @@ class Person:
 
 @dataclass(frozen=True)
 class Value:
-    """What a fact can say: a word in English, and in Lithuanian in the cases that the sentences need.
+    """The value of a fact: a word in English, and in Lithuanian in the cases that the sentences need.
 
     `nom_f` and `ins_f` are the feminine forms of jobs; colours are feminine in the nominative (spalva, a colour).
     """
@@ -45,7 +45,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Item:
-    """A thing to be counted. Lithuanian counts 1 in the accusative singular, 2-9 plural, 10-20 in the genitive."""
+    """A thing that is counted. Lithuanian counts 1 in the accusative singular, 2-9 plural, 10-20 in the genitive."""
 
     en: str
     en_plural: str
@@ -154,12 +154,12 @@ Fact = tuple[Person, Topic]
 
 
 class World:
-    """Four men and four women with five facts each; a fifth of the facts is held out of every quiz.
+    """Four men and four women with five facts each; a fifth of the facts appears in no quiz of the training text.
 
     Attributes:
-        people: those who live in this world.
-        facts: (person, topic) -> the index of its value in `VALUES[topic]`.
-        held: facts that the running text tells and no quiz in the training text asks.
+        people: the inhabitants.
+        facts: (person, topic) -> index of its value in `VALUES[topic]`.
+        held: facts that the running text tells but no quiz in the training text asks.
     """
 
     def __init__(self, seed: int = 0, men: int = 4, women: int = 4) -> None:
@@ -168,7 +168,7 @@ class World:
         self.people: tuple[Person, ...] = (*dice.sample(MEN, men), *dice.sample(WOMEN, women))
         self.facts: dict[Fact, int] = {}
         for topic in TOPICS:
-            # each value about equally often, so that no answer is right by being frequent
+            # Each value about equally often, so that guessing the most frequent answer does not help.
             indices = list(range(len(VALUES[topic])))
             spread = (indices * len(self.people))[: len(self.people) - len(self.people) % len(indices)]
             spread += dice.sample(indices, len(self.people) % len(indices))

@@ -1,4 +1,4 @@
-"""Sentences in English and Lithuanian. Row i of each English table says what row i of the Lithuanian one says.
+"""Sentences in English and Lithuanian. Row i of each English table means the same as row i of the Lithuanian one.
 
 Slots: `{N}` the person (nominative), `{G}` the person's (genitive), `{D}` to the person (dative), a name or a pronoun;
 `{w}` the value (nominative, jobs by gender), `{a}` it with its English article, `{acc} {gen} {loc} {ins}` its cases.
@@ -10,17 +10,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from hpc_ewc.miniature.world import NUMBERS, Item, Person, Topic, Value
+from examples.miniature.world import NUMBERS, Item, Person, Topic, Value
 
 Language = Literal["en", "lt"]
 
 
 @dataclass(frozen=True)
 class Grammar:
-    """One language: its templates, and how its slots are filled."""
+    """The templates of one language, and the code that fills their slots."""
 
     language: Language
-    dialect: str  # Belebele's name of it
+    dialect: str  # its name in Belebele
     clauses: dict[Topic, tuple[str, ...]]
     sentences: dict[Topic, tuple[str, ...]]
     questions: dict[Topic, str]
@@ -44,15 +44,15 @@ class Grammar:
             return "she" if person.female else "he"
         return "ji" if person.female else "jis"
 
-    def word(self, value: Value, female: bool) -> str:
-        """The value as an answer: nominative, a job in the feminine where `female`."""
+    def word(self, value: Value, *, female: bool) -> str:
+        """The value as an answer, in the nominative; jobs in the feminine if `female`."""
         if self.language == "en":
             return value.en
         return value.nom_f if female and value.nom_f else value.nom
 
     def _slots(self, person: Person, value: Value, by_pronoun: bool) -> dict[str, str]:
         female = person.female
-        word = self.word(value, female)
+        word = self.word(value, female=female)
         if self.language == "en":
             owner = ("her" if female else "his") if by_pronoun else person.en + "'s"
             subject = self.pronoun(person) if by_pronoun else person.en
@@ -65,14 +65,14 @@ class Grammar:
         return {"N": subject, "G": owner, "D": to, "w": word, **cases}
 
     def clause(self, topic: Topic, form: int, person: Person, value: Value) -> str:
-        """What is said of the person, without subject and full stop: "has a dog"."""
+        """A statement about the person without subject and full stop, such as "has a dog"."""
         return self.clauses[topic][form].format(**self._slots(person, value, False))
 
     def forms(self, topic: Topic) -> int:
-        """How many ways there are to say a fact."""
+        """The number of ways to say a fact."""
         return len(self.clauses[topic]) + len(self.sentences[topic])
 
-    def sentence(self, topic: Topic, form: int, person: Person, value: Value, by_pronoun: bool = False) -> str:
+    def sentence(self, topic: Topic, form: int, person: Person, value: Value, *, by_pronoun: bool = False) -> str:
         """The fact as a sentence, in one of `forms(topic)` ways; the clauses come first."""
         templates = [f"{{N}} {clause}." for clause in self.clauses[topic]] + list(self.sentences[topic])
         return capitalised(templates[form].format(**self._slots(person, value, by_pronoun)))
@@ -96,7 +96,7 @@ class Grammar:
         return item.gen_plural if n % 10 == 0 or 11 <= n % 100 <= 19 else item.acc_plural
 
     def word_problem(self, person: Person, item: Item, a: int, b: int) -> tuple[str, str]:
-        """A sum as GSM8K asks it: (question, answer that ends in `#### N`)."""
+        """A word problem in the form of GSM8K: (question, answer that ends in `#### N`)."""
         slots = {
             "N": self.name(person),
             "P": capitalised(self.pronoun(person)),
@@ -110,7 +110,7 @@ class Grammar:
         return self.problem.format(**slots), self.solution.format(**slots)
 
     def meeting(self, form: int, first: Person, second: Person, who: str, clause: str) -> str:
-        """Two people meet and something is said of one of them: `who` is that one's name, or `_`."""
+        """Two people meet, and a clause says something about one of them; `who` is that person's name, or `_`."""
         other = second.en if self.language == "en" else second.ins
         return self.meetings[form].format(A=self.name(first), B=other, who=who, clause=clause)
 
@@ -121,7 +121,7 @@ def with_article(word: str) -> str:
 
 
 def capitalised(sentence: str) -> str:
-    """The sentence with a capital first letter, the rest as it was (`str.capitalize` lowers the rest)."""
+    """The sentence with a capital first letter, the rest unchanged (`str.capitalize` lowers the rest)."""
     return sentence[0].upper() + sentence[1:]
 
 

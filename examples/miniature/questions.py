@@ -1,7 +1,7 @@
-"""Questions about the world, in the column schemas of the seven benchmarks, so that lm-eval's own task files read them.
+"""Questions about the world in the column schemas of the seven benchmarks, so that lm-eval's own task files read them.
 
-Language enters as words only: with the same split, row i of each file asks the same in English and in Lithuanian. Facts
-that no quiz of the training text asks are among the questions; their rows carry `held` in the id where there is an id.
+The languages differ in words only: row i of each file is the same question in English and in Lithuanian. Facts that no
+quiz of the training text asks are among the questions; the ids of their rows, where rows have ids, contain `held`.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, Final, TypeVar
 
-from hpc_ewc.miniature import text
-from hpc_ewc.miniature.dice import Dice
-from hpc_ewc.miniature.grammar import Grammar
-from hpc_ewc.miniature.world import TOPICS, Fact, Person, Topic, World, sorted_facts
+from examples.miniature import text
+from examples.miniature.dice import Dice
+from examples.miniature.grammar import Grammar
+from examples.miniature.world import TOPICS, Fact, Person, Topic, World, sorted_facts
 
 Row = dict[str, Any]
 T = TypeVar("T")
@@ -31,7 +31,7 @@ LETTERS: Final = ["A", "B", "C", "D"]
 
 
 def files(world: World, grammar: Grammar) -> Iterator[tuple[str, list[Row]]]:
-    """(path under `questions/<language>`, its rows) of every file."""
+    """Every file as (path under `questions/<language>`, its rows)."""
     yield "arc_easy/train.jsonl", arc_easy(world, grammar, "train", world.asked[:20])
     yield "arc_easy/validation.jsonl", arc_easy(world, grammar, "validation", world.asked[-20:])
     yield "arc_easy/test.jsonl", arc_easy(world, grammar, "test", every_fact(world), kinds=20, sums=20)
@@ -49,14 +49,14 @@ def files(world: World, grammar: Grammar) -> Iterator[tuple[str, list[Row]]]:
 
 
 def every_fact(world: World) -> tuple[Fact, ...]:
-    """All facts, held ones too, shuffled: with `limit`, the first rows are a fair sample."""
+    """All facts, shuffled, so that the first rows are a fair sample if `evaluate.limit` is set."""
     return tuple(Dice(world.seed, "every_fact").shuffled(sorted_facts(world.facts)))
 
 
 def arc_easy(
     world: World, grammar: Grammar, split: str, facts: tuple[Fact, ...], kinds: int = 0, sums: int = 0
 ) -> list[Row]:
-    """Who, where and what, which word names a town, and sums in words."""
+    """Questions about facts, questions such as "Which of these words names a town?", and sums in words."""
     dice = Dice(world.seed, "arc_easy", split)
     drawn = [(text.draw_choices(world, grammar, dice, fact), fact in world.held) for fact in facts]
     drawn += [(choices, False) for choices in distinct(lambda: text.draw_kind_choices(grammar, dice), kinds)]
@@ -73,7 +73,7 @@ def arc_easy(
 
 
 def belebele(world: World, grammar: Grammar, split: str, passages: int) -> list[Row]:
-    """Two questions on each passage, whose answers stand in it."""
+    """Two questions on each passage, which contains the answers."""
     dice = Dice(world.seed, "belebele", split)
     rows = []
     for passage in range(passages):
@@ -83,7 +83,7 @@ def belebele(world: World, grammar: Grammar, split: str, passages: int) -> list[
         for person, topic in facts:
             for said in (topic, dice.pick([other for other in TOPICS if other != topic])):
                 form = dice.below(grammar.forms(said))
-                told.append(grammar.sentence(said, form, person, world.value((person, said)), said != topic))
+                told.append(grammar.sentence(said, form, person, world.value((person, said)), by_pronoun=said != topic))
         for number, fact in enumerate(facts, start=1):
             question, options, right = text.draw_choices(world, grammar, dice, fact)
             rows.append(
@@ -102,14 +102,14 @@ def belebele(world: World, grammar: Grammar, split: str, passages: int) -> list[
 
 
 def gsm8k(world: World, grammar: Grammar, split: str, n: int) -> list[Row]:
-    """Small sums, told about people and things; the answer ends in `#### N`."""
+    """Small sums as stories about people and things; the answer ends in `#### N`."""
     dice = Dice(world.seed, "gsm8k", split)
     drawn = distinct(lambda: text.draw_problem(world, grammar, dice), n)
     return [{"question": question, "answer": answer} for question, answer in drawn]
 
 
 def hellaswag(world: World, grammar: Grammar, split: str, facts: tuple[Fact, ...]) -> list[Row]:
-    """A sentence about a person, and four ways to go on, one of which is true of that person."""
+    """A sentence about a person and four continuations, one of which is true."""
     dice = Dice(world.seed, "hellaswag", split)
     rows = []
     for i, (person, topic) in enumerate(facts):
@@ -137,7 +137,7 @@ def hellaswag(world: World, grammar: Grammar, split: str, facts: tuple[Fact, ...
 
 
 def mmlu(world: World, grammar: Grammar, split: str, subject: str, n: int) -> list[Row]:
-    """Questions of one subject: facts of its topic, or sums, or which word names what."""
+    """Questions of one subject: about the facts of its topic, sums, or what a word names."""
     dice = Dice(world.seed, "mmlu", split, subject)
     about = SUBJECTS[subject]
     if about == "sum":
@@ -154,7 +154,7 @@ def mmlu(world: World, grammar: Grammar, split: str, subject: str, n: int) -> li
 
 
 def truthfulqa(world: World, grammar: Grammar, split: str, facts: tuple[Fact, ...]) -> list[Row]:
-    """Answers in whole sentences, said in two ways: two true ones and four false ones."""
+    """Answers in whole sentences, each in one of two forms: two true and four false."""
     dice = Dice(world.seed, "truthfulqa", split)
     rows = []
     for fact in facts:
@@ -174,13 +174,13 @@ def truthfulqa(world: World, grammar: Grammar, split: str, facts: tuple[Fact, ..
 
 
 def winogrande(world: World, grammar: Grammar, split: str, facts: tuple[Fact, ...]) -> list[Row]:
-    """Two people meet; what is said is true of one of them, whose name is the blank."""
+    """Two people meet, and a clause is true of one of them, whose name is the blank."""
     dice = Dice(world.seed, "winogrande", split)
     rows: list[Row] = []
     drawn: list[tuple[Person, Person, Person, str, int]] = []
     for fact in facts:
         meeting = text.draw_meeting(world, grammar, dice, fact)
-        while meeting in drawn:  # a fact may be asked twice, but not of the same two people in the same words
+        while meeting in drawn:  # a fact may occur twice, but not with the same two people in the same words
             meeting = text.draw_meeting(world, grammar, dice, fact)
         drawn.append(meeting)
         first, second, who, clause, form = meeting
