@@ -132,7 +132,7 @@ def grid(world: Path, folder: Path) -> dict[str, Any]:
 
 def prepare(root: Path, world: Path, run: str) -> StageDir:
     """A run's folder, as `submit` writes it."""
-    table = {"model": {"path": str(world / "model"), "dtype": "float32"}, "data": {"source": "files"}}
+    table = {"model": {"path": str(world / "model"), "dtype": "float32"}, "data": {"source": "a/corpus"}}
     asked = {"suites": list(CELLS), "shots": {}, "questions": str(world / "questions"), "cloze": True}
     experiment = build_experiment(table | {"evaluate": asked | {"max_gen_toks": 32}}, "benchmark")
     stage = RunDir(root).evaluate(run)
@@ -151,7 +151,7 @@ def lm_eval_run(world: Path, folder: Path, cell: str) -> None:
 
     (known,) = suites.expand_suites(
         build_experiment(
-            {"model": {"path": "m"}, "data": {"source": "files"}, "evaluate": {"suites": [cell]}},
+            {"model": {"path": "m"}, "data": {"source": "a/corpus"}, "evaluate": {"suites": [cell]}},
             "benchmark",
         ).evaluate,
         "lt",

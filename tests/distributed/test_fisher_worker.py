@@ -53,7 +53,7 @@ def build_stage(folder: Path, model: Path, questions: Path, **fisher: Any) -> Pa
     """A fisher stage as `submit` writes it: 15 short questions in batches of 2."""
     config = FisherConfig(source="files", files=(str(questions),), batch_size=2, prompt="text", **fisher)
     experiment = Experiment(
-        model=ModelConfig(path=str(model), dtype="float32"), data=DataConfig(source="files"), fisher=config
+        model=ModelConfig(path=str(model), dtype="float32"), data=DataConfig(source="a/corpus"), fisher=config
     )
     folder.mkdir(parents=True)
     (folder / "config.toml").write_text(render_toml(experiment))

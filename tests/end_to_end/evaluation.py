@@ -66,7 +66,7 @@ def prepare(
     """The folder of an evaluated run, as `submit` writes it."""
     settings = {"suites": list(cells), "shots": SHOTS, "batch_size": 8, "cloze": True, "max_gen_toks": 32, **evaluate}
     settings["questions"] = str(world / "questions")
-    table = {"model": {"path": str(world / "model"), "dtype": "float32"}, "data": {"source": "files"}}
+    table = {"model": {"path": str(world / "model"), "dtype": "float32"}, "data": {"source": "a/corpus"}}
     experiment = build_experiment(table | {"evaluate": settings | ({"limit": limit} if limit else {})}, "test.toml")
     texts = {language: world / "text" / f"heldout.{language}.jsonl" for language in ("en", "lt")}
     inputs: dict[str, Any] = {"questions": str(world / "questions")}

@@ -98,7 +98,7 @@ def test_who_judges_and_what_is_asked_are_part_of_a_cell(tmp_path: Path) -> None
 
 
 def evaluate_config(**settings: Any) -> Any:
-    table = {"model": {"path": "m"}, "data": {"source": "files"}, "evaluate": settings}
+    table = {"model": {"path": "m"}, "data": {"source": "a/corpus"}, "evaluate": settings}
     return build_experiment(table, "x.toml").evaluate
 
 
