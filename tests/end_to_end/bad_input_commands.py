@@ -59,14 +59,14 @@ PROFILES = [
     Case(
         "profile",
         "a flag of sbatch that is ours",
-        "slurm.sbatch.comment: not free, it carries the key",
+        "slurm.sbatch.comment: reserved, it has the token",
         add('sbatch = { comment = "x" }', "cluster.toml"),
         CLUSTER,
     ),
     Case(
         "profile",
-        "still to be filled in",
-        "cluster.toml: slurm.account: still to be filled in; the comments there say with what",
+        "not filled in yet",
+        "cluster.toml: slurm.account: not filled in yet; see the comments in the file",
         add('account = "FILL IN"', "cluster.toml"),
         CLUSTER,
     ),

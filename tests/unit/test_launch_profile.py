@@ -75,13 +75,16 @@ def test_every_slurm_key_is_taken() -> None:
         ({"executor": "slurm", "slurm": {"sbatch": {"-x": "y"}}}, "not a long flag of sbatch"),
         (
             {"executor": "slurm", "slurm": {"sbatch": {"partition": "y"}}},
-            "sbatch.partition: not free, slurm.partition",
+            "sbatch.partition: reserved, set slurm.partition",
         ),
         (
             {"executor": "slurm", "slurm": {"sbatch": {"comment": "y"}}},
-            "not free, it carries the key by which",
+            "reserved, it has the token by which",
         ),
-        ({"executor": "slurm", "slurm": {"sbatch": {"export": "ALL,HF_TOKEN"}}}, "the environment of jobs is a list"),
+        (
+            {"executor": "slurm", "slurm": {"sbatch": {"export": "ALL,HF_TOKEN"}}},
+            "jobs inherit a fixed list of variables",
+        ),
         ({"executor": "slurm", "slurm": {"stage": {"trian": {}}}}, "unknown table 'slurm.stage.trian'; did you mean"),
         ({"executor": "slurm", "slurm": {"stage": {"train": {"nodes": 2}}}}, "unknown key 'slurm.stage.train.nodes'"),
         ({"executor": "slurm", "slurm": {"stage": 3}}, "'slurm.stage' must be tables [slurm.stage.<stage>]"),

@@ -85,7 +85,7 @@ def test_one_table_of_what_slurm_and_the_files_say(
             "10.0",
         )
     ]
-    assert "3 waiting: Dependency (for what it reads)" in out[3]
+    assert "3 waiting: Dependency (for its inputs)" in out[3]
     assert out[-1] == "x: 1 running, 2 waiting, 1 done; waiting for Dependency (2); 10.5 GPU-hours"
     assert slurm.asked == [{"10", "11", "12", "13"}]
 
@@ -127,13 +127,13 @@ def test_more_nodes_than_fit(root: RunDir, slurm: Slurm) -> None:
 @pytest.mark.parametrize(
     ("reason", "restarts", "note"),
     [
-        ("Priority", 0, "Priority (others go first)"),
-        ("BeginTime", 1, "BeginTime (requeued, Slurm holds it for two minutes)"),
-        ("BeginTime", 0, "BeginTime (its time to start has not come)"),
+        ("Priority", 0, "Priority (other jobs go first)"),
+        ("BeginTime", 1, "BeginTime (requeued; Slurm delays it by two minutes)"),
+        ("BeginTime", 0, "BeginTime (its start time has not come)"),
         (
             "launch failed requeued held",
             1,
-            "launch failed requeued held (it could not be started: hpc-ewc cancel it, then submit again)",
+            "launch failed requeued held (it could not be started: cancel it with hpc-ewc cancel, then submit again)",
         ),
         (
             "ReqNodeNotAvail, UnavailableNodes:n[1-9]",
@@ -157,12 +157,12 @@ def test_why_it_waits(root: RunDir, slurm: Slurm, reason: str, restarts: int, no
             "TIMEOUT",
             {"nodes": "n3", "restarts": 2},
             "stopped",
-            "TIMEOUT on n3 after 2 restarts (its time was over",
+            "TIMEOUT on n3 after 2 restarts (it reached its time limit",
         ),
         ("FAILED", {"exit_code": "3:0"}, "failed", "FAILED 3:0"),
-        ("OUT_OF_MEMORY", {"restarts": 1}, "failed", "OUT_OF_MEMORY after 1 restart (more memory than mem_gb)"),
-        ("NODE_FAIL", {}, "stopped", "NODE_FAIL (its node was lost); resubmit to resume"),
-        ("CANCELLED", {}, "stopped", "CANCELLED (taken out of the queue); resubmit to resume"),
+        ("OUT_OF_MEMORY", {"restarts": 1}, "failed", "OUT_OF_MEMORY after 1 restart (it needed more memory"),
+        ("NODE_FAIL", {}, "stopped", "NODE_FAIL (its node failed); resubmit to resume"),
+        ("CANCELLED", {}, "stopped", "CANCELLED (removed from the queue); resubmit to resume"),
     ],
 )
 def test_how_it_ended(

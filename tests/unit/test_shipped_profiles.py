@@ -62,13 +62,13 @@ def test_a_site_names_its_sources_and_what_only_the_user_knows(name: str) -> Non
     assert "Not yet run there" in text and "https://" in text
     cited = ", ".join(re.findall(r"\[(\d(?:, \d)*)\]", text.split("executor = ")[1]))
     assert set(cited.split(", ")) == set(re.findall(r"^# \[(\d)\]", text, re.MULTILINE))
-    with pytest.raises(ConfigError, match=rf"{name}: slurm\.account, .*runs, python: still to be filled in"):
+    with pytest.raises(ConfigError, match=rf"{name}: slurm\.account, .*runs, python: not filled in yet"):
         check_filled_in(load_profile(path))
 
 
 def test_doctor_names_the_gaps_first() -> None:
     (gap,) = check_placeholders(load_profile(REPOSITORY / "slurm" / "leonardo.toml"))
-    assert (gap.state, gap.text) == ("fail", "slurm.account, runs, python: still to be filled in")
+    assert (gap.state, gap.text) == ("fail", "slurm.account, runs, python: not filled in yet")
     assert "leonardo.toml; its comments explain each key" in gap.fix
     assert list(check_placeholders(Profile())) == []
 

@@ -76,4 +76,4 @@ def check_placeholders(profile: Profile) -> Iterator[Finding]:
         check_filled_in(profile)
     except ConfigError as error:
         keys = str(error).removeprefix(f"{profile.where}: ").partition(":")[0]
-        yield fail("profile", f"{keys}: still to be filled in", f"edit {profile.where}; its comments explain each key")
+        yield fail("profile", f"{keys}: not filled in yet", f"edit {profile.where}; its comments explain each key")

@@ -1,4 +1,4 @@
-"""The stages that make an experiment: what each is, what waits for what, and the jobs that make it. Pure."""
+"""The graph of an experiment's stages, and the jobs that make each of them. No input or output."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from hpc_ewc.rundir import RunDir
 
 @dataclass(frozen=True)
 class Node(Artefact):
-    """An artefact in the graph: what it waits for, and what a job that makes it gets."""
+    """An artefact in the graph, with its dependencies and the resources of its jobs."""
 
     resources: JobResources = field(kw_only=True)
     depends: tuple[str, ...] = ()
-    """`id`s of the nodes it reads."""
+    """Ids of the nodes that it reads."""
 
 
 @dataclass(frozen=True)
 class Graph:
-    """All stages of one experiment, each after those it depends on."""
+    """All stages of one experiment, each after its dependencies."""
 
     root: RunDir
     nodes: dict[str, Node]
 
     def users(self) -> dict[str, list[str]]:
-        """By id, the nodes that directly wait for it."""
+        """Return the ids of direct dependants, by node id."""
         waiting: dict[str, list[str]] = {name: [] for name in self.nodes}
         for node in self.nodes.values():
             for name in node.depends:
@@ -40,11 +40,11 @@ class Graph:
 
 
 def elements(node: Node, missing: Sequence[str] | None = None) -> list[Element]:
-    """The jobs that make an artefact.
+    """Return the elements of an artefact: the parts that are made separately.
 
     Args:
         node: the artefact.
-        missing: of an evaluation, the `<fraction>:<cell>` still to be computed; None: all.
+        missing: `<fraction>:<cell>`s of an evaluation that are still missing; None: all.
     """
     if node.stage == "tokens" and node.resources.elements > 1:
         n = node.resources.elements
@@ -63,16 +63,16 @@ def elements(node: Node, missing: Sequence[str] | None = None) -> list[Element]:
 
 
 def priorities(graph: Graph, wanted: Iterable[str]) -> dict[str, int]:
-    """By id, how many of the wanted nodes wait for it, directly or not: whatever unblocks most runs first."""
+    """Return how many of the wanted nodes depend on each node, by id; the highest should run first."""
     chosen = set(wanted)
     behind: dict[str, set[str]] = {name: set() for name in graph.nodes}
     users = graph.users()
-    for name in reversed(list(graph.nodes)):  # users come after what they read
+    for name in reversed(list(graph.nodes)):  # dependants come after their inputs
         for user in users[name]:
             behind[name] |= behind[user] | ({user} & chosen)
     return {name: len(found) for name, found in behind.items()}
 
 
 def gpu_hours(graph: Graph, jobs: dict[str, int]) -> float:
-    """The most that so many elements of each node can use."""
+    """Return the most GPU-hours that so many elements of each node can use."""
     return sum(graph.nodes[name].resources.gpu_hours * n for name, n in jobs.items())

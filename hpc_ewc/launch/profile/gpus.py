@@ -1,4 +1,4 @@
-"""GPUs by name, from their makers' data sheets, and how much of it a forecast assumes is reached. Nothing measured."""
+"""GPUs by name, from their makers' data sheets, and the rates that a forecast assumes. Nothing is measured."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU as Slurm counts them (of an MI250X: one of its two dies)."""
+    """One GPU as Slurm counts it; an MI250X counts as two."""
 
     bf16_tflops: float
     """Dense."""
     fp32_tflops: float
-    """Of matrices: TF32 where there is one."""
+    """For matrix products, in TF32 where the GPU has it."""
     bandwidth_tb_s: float
     memory_gb: float
 
@@ -28,15 +28,15 @@ GPUS = {
     "MI250X": Gpu(191.5, 47.9, 1.6, 64.0),
 }
 ASSUMED = "H100"
-"""Where a profile names none."""
+"""For a profile that names no GPU."""
 SHARES = {"train": 0.40, "fisher": 0.25, "evaluate": 0.10}
-"""Of the data sheet's TFLOP/s that each stage is assumed to reach. `gpu_tflops` of a profile replaces the first, and
-scales the others."""
+"""Assumed share of the data sheet's TFLOP/s, by stage. `gpu_tflops` of a profile replaces the rate of train and scales
+the others."""
 
 
 @dataclass(frozen=True)
 class Rates:
-    """TFLOP/s that are assumed of a GPU, by stage, and its memory."""
+    """Assumed TFLOP/s of a GPU by stage, its bandwidth and memory."""
 
     name: str
     train: float
@@ -45,16 +45,11 @@ class Rates:
     bandwidth_tb_s: float
     memory_gb: float
     stated: str
-    """Where they come from, in words."""
+    """Source of the rates, in words."""
 
 
 def rates(name: str, tflops: float | None) -> Rates:
-    """What a forecast assumes of the GPUs of a profile.
-
-    Args:
-        name: the profile's `gpu`; "" for none.
-        tflops: its `gpu_tflops`.
-    """
+    """Return the rates that a forecast assumes; `name` and `tflops` are the profile's `gpu` and `gpu_tflops`."""
     known = name or ASSUMED
     gpu = GPUS[known]
     usual = SHARES["train"] * gpu.bf16_tflops

@@ -1,8 +1,8 @@
 """A machine as frozen dataclasses: every key of `slurm/*.toml`, its type, range, default and meaning.
 
-A profile says where and how jobs run; it never changes what they compute, so it enters no key. Its values reach
-scripts and environments: a control character (a newline would be a line of the script) is refused in all of them but
-`slurm.setup`, which is shell by design.
+A profile says where and how jobs run and never changes what they compute, so it is in no key of an artefact. Its values
+reach scripts and environments: a control character (a newline would start a line of the script) is refused everywhere
+but in `slurm.setup`, which is shell by design.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class LocalConfig:
 
 @dataclass(frozen=True)
 class StageConfig:
-    """[slurm.stage.<stage>]: keys of [slurm] that are other for one stage, such as the partition of CPU jobs."""
+    """[slurm.stage.<stage>]: keys of [slurm] that differ for one stage, such as the partition of CPU jobs."""
 
     partition: str | None = option(None)
     account: str | None = option(None)
@@ -60,10 +60,10 @@ class SlurmConfig:
     exclude: str = option("")
     """Nodes to avoid."""
     gres: str = option("")
-    """Generic resources of jobs with GPUs, where --gpus-per-node is not accepted. "gpu:a100:4" is passed as it is; to
+    """Generic resources of jobs with GPUs, where --gpus-per-node is not accepted. "gpu:a100:4" is passed unchanged; to
     "gpu:a100" the stage's gpus_per_node is added."""
     exclusive: bool = option(False)
-    """Whole nodes, shared with no other job."""
+    """Use whole nodes, not shared with other jobs."""
     setup: tuple[str, ...] = option(())
     """Shell lines before the job, such as "module load LUMI"."""
     srun_args: tuple[str, ...] = option(())
@@ -77,29 +77,29 @@ class SlurmConfig:
     signal_delay_s: int = option(120, low=10)
     """Seconds before the time limit at which a job is told to save."""
     continuation: str = option("requeue", choices=("requeue", "chain"))
-    """chain: where requeue is forbidden, successors are submitted beforehand."""
+    """How a job continues after its time limit. chain, where requeue is forbidden: successors are submitted with it."""
     successors: int = option(3, low=1, high=100)
-    """With continuation = "chain": how many jobs wait behind each; one that finds nothing to do leaves at once."""
+    """With continuation = "chain": how many successors each job gets; one that finds nothing to do ends at once."""
     grace_time_s: int = option(300, low=0)
-    """The longest GraceTime of a partition that preempts: how long a job that has saved waits for Slurm to end it."""
+    """The longest GraceTime of a partition with preemption: how long a job that has saved waits for Slurm to end it."""
     max_submitted: int | None = option(None, low=1)
-    """How many jobs of a user the site accepts, counting array elements; the next submit adds the rest."""
+    """How many jobs of a user the site accepts, array elements included; the next submit adds the rest."""
     max_submitted_in: dict[str, int] = option({}, low=1)
-    """The same by partition, such as { debug = 2 }."""
+    """The same limit by partition, such as { debug = 2 }."""
     cells_per_job: str = option("gpu", choices=("gpu", "node"))
-    """gpu: one evaluation element per job; node, where whole nodes are billed: one on each GPU of a node."""
+    """gpu: one evaluation element per job; node, where whole nodes are billed: one per GPU of a node."""
     host_suffix: str = option("")
-    """Suffix by which a host name is reached over the fast network, such as JSC's "i"."""
+    """Suffix of host names on the fast network, such as JSC's "i"."""
     cpu_bind: str = option("")
     """Value of srun's --cpu-bind."""
     scratch: str = option("")
-    """Folder local to the node, such as "/tmp" or "$SLURM_TMPDIR" (expanded in the job): each job puts its caches of
-    Triton, Inductor and data sets under it, and removes them. Absent: the caches are in their usual places."""
+    """Folder local to the node, such as "/tmp" or "$SLURM_TMPDIR" (expanded in the job), for the caches of Triton,
+    Inductor and data sets; each job removes its own. Absent: the caches are in their usual folders."""
     stage: dict[str, StageConfig] = dataclasses.field(default_factory=dict)
-    """[slurm.stage.<stage>]: what is other for one stage."""
+    """[slurm.stage.<stage>]: keys that differ for one stage."""
 
     def of(self, stage: str) -> SlurmConfig:
-        """What one stage gets: its own keys before the general ones; `sbatch` is joined."""
+        """Return [slurm] of one stage: its own keys override the general ones; `sbatch` is merged."""
         own = self.stage.get(stage, StageConfig())
         changed = {key: value for key, value in dataclasses.asdict(own).items() if value is not None}
         return dataclasses.replace(self, **changed | {"sbatch": self.sbatch | (own.sbatch or {})})
@@ -116,22 +116,22 @@ class Profile:
     python: str | None = option(None)
     """Python of the jobs; absent: the one that runs hpc-ewc."""
     max_gpu_hours: float = option(100.0, low=0.0)
-    """`submit` asks before it submits more than this."""
+    """`submit` asks before it submits more GPU-hours than this."""
     env: dict[str, str] = option({})
     """Further environment variables of the jobs."""
     gpu: str = option("", choices=("", *GPUS))
-    """Kind of GPU, for the forecast of a dry run; so are the next two keys."""
+    """Kind of GPU, for the forecast of a dry run, as are the next two keys."""
     gpu_memory_gb: float | None = option(None, above=0.0)
     """Memory of one GPU; absent: as in its data sheet."""
     gpu_tflops: float | None = option(None, above=0.0)
-    """bf16 TFLOP/s that one GPU reaches in training, as you measured it; absent: 40 % of its data sheet."""
+    """Measured bf16 TFLOP/s of one GPU in training; absent: 40 % of its data sheet."""
     local: LocalConfig = dataclasses.field(default_factory=LocalConfig)
     slurm: SlurmConfig = dataclasses.field(default_factory=SlurmConfig)
     container: ContainerConfig = dataclasses.field(default_factory=ContainerConfig)
     resources: dict[str, Resources] = dataclasses.field(default_factory=dict)
-    """[resources.<stage>], key by key before the experiment's own."""
+    """[resources.<stage>]: each key overrides the experiment's."""
     where: str = dataclasses.field(default="the profile", compare=False)
-    """The file it came from, for errors."""
+    """The profile's file, for errors."""
 
     @property
     def cpus(self) -> int:

@@ -1,4 +1,4 @@
-"""From `slurm/*.toml` to a profile, strictly; what its values may not be is told here."""
+"""Read and check profiles, `slurm/*.toml`."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from hpc_ewc.node.environment import SECRETS
 
 
 def load_profile(path: Path | str | None) -> Profile:
-    """The profile in a TOML file, checked whole; None: this machine, all its cores, no GPU.
+    """Return the checked profile in a TOML file; for None this machine with all its cores and no GPU.
 
     Raises:
-        ConfigError: no such file, not TOML, unknown key, wrong type, value out of range, keys that disagree.
+        ConfigError: the file, a key or a value is wrong, or keys contradict each other.
     """
     return Profile() if path is None else build_profile(load_toml(Path(path)), str(path))
 
 
 def build_profile(table: Mapping[str, Any], where: str) -> Profile:
-    """The profile a table describes; `where` is the file that errors name."""
+    """Return the profile that a table describes; `where` is the file that errors name."""
     scalars = {f.name for f in dataclasses.fields(Profile)} - {*SECTIONS, "resources", "where"}
     known = [*scalars, *SECTIONS, "resources"]
     for key in table:
@@ -47,7 +47,7 @@ def build_profile(table: Mapping[str, Any], where: str) -> Profile:
 
 
 def _take_setup(table: Mapping[str, Any], where: str) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """[slurm] without `setup`, and `setup`: the one value that may hold control characters, being shell itself."""
+    """Return [slurm] without `setup`, and `setup`: as it is shell, it alone may contain control characters."""
     rest = dict(table)
     setup = rest.pop("setup", [])
     if not isinstance(setup, list) or not all(isinstance(line, str) and "\0" not in line for line in setup):
@@ -56,7 +56,7 @@ def _take_setup(table: Mapping[str, Any], where: str) -> tuple[dict[str, Any], t
 
 
 def _take_stages(slurm: dict[str, Any], where: str) -> dict[str, StageConfig]:
-    """[slurm.stage.<stage>], taken out of [slurm]."""
+    """Remove `stage` from [slurm] and return its tables [slurm.stage.<stage>]."""
     tables = slurm.pop("stage", {})
     if not isinstance(tables, dict):
         raise ConfigError(f"{where}: 'slurm.stage' must be tables [slurm.stage.<stage>], not {tables!r}")
@@ -92,71 +92,72 @@ def _check_together(profile: Profile, table: Mapping[str, Any], where: str) -> N
 
 
 FILL_IN = "FILL IN"
-"""Stands in the shipped profiles where only the user knows the value."""
+"""Placeholder in the shipped profiles for values that only the user knows."""
 
 
 def check_filled_in(profile: Profile) -> None:
-    """Raise ConfigError while a value of a shipped profile still waits for the user's own."""
+    """Raise ConfigError if a value of a shipped profile is still a placeholder."""
     values = {f"slurm.{f.name}": getattr(profile.slurm, f.name) for f in dataclasses.fields(SlurmConfig)}
     values |= {f"container.{f.name}": getattr(profile.container, f.name) for f in dataclasses.fields(ContainerConfig)}
     values |= {"runs": profile.runs, "python": profile.python, "env": profile.env}
-    waiting = [key for key, value in values.items() if FILL_IN in str(value)]
-    if waiting:
-        raise ConfigError(
-            f"{profile.where}: {', '.join(waiting)}: still to be filled in; the comments there say with what"
-        )
+    open_keys = [key for key, value in values.items() if FILL_IN in str(value)]
+    if open_keys:
+        raise ConfigError(f"{profile.where}: {', '.join(open_keys)}: not filled in yet; see the comments in the file")
 
 
-OURS = {
-    "array": "it is made of the elements",
-    "chdir": "jobs never depend on it",
-    "comment": "it carries the key by which a submit finds its jobs again",
-    "cpus-per-task": "resources.<stage>.cpus_per_task says it",
-    "dependency": "the graph says it",
-    "error": "logs stand in jobs/",
-    "export": "the environment of jobs is a list; env says more",
-    "gpus-per-node": "resources.<stage>.gpus_per_node says it",
+RESERVED = {
+    "array": "the elements set it",
+    "chdir": "jobs run in the run folder",
+    "comment": "it has the token by which a submit finds its jobs",
+    "cpus-per-task": "set resources.<stage>.cpus_per_task",
+    "dependency": "the graph sets it",
+    "error": "logs are in jobs/",
+    "export": "jobs inherit a fixed list of variables; env adds to it",
+    "gpus-per-node": "set resources.<stage>.gpus_per_node",
     "job-name": "a submit finds its jobs by it",
     "kill-on-invalid-dep": "dependants of a failed job must leave the queue",
-    "mem": "resources.<stage>.mem_gb says it",
-    "no-requeue": 'continuation = "chain" says it',
-    "nodes": "resources.<stage>.nodes says it",
+    "mem": "set resources.<stage>.mem_gb",
+    "no-requeue": 'set continuation = "chain"',
+    "nodes": "set resources.<stage>.nodes",
     "ntasks": "one task runs on each node",
     "ntasks-per-node": "one task runs on each node",
-    "open-mode": "a requeued job adds to its log",
-    "output": "logs stand in jobs/",
-    "requeue": 'continuation = "requeue" says it',
-    "signal": "signal_delay_s says it",
-    "time": "resources.<stage>.time_min says it",
-    "wrap": "the script is made",
+    "open-mode": "a requeued job appends to its log",
+    "output": "logs are in jobs/",
+    "requeue": 'set continuation = "requeue"',
+    "signal": "set signal_delay_s",
+    "time": "set resources.<stage>.time_min",
+    "wrap": "the script is generated",
 }
-"""Flags of sbatch that are not free, each with who says it."""
+"""Flags of sbatch that a profile cannot set, each with the reason or the key to set instead."""
 OWN_KEYS = ("partition", "account", "qos", "constraint", "exclude", "gres", "exclusive")
 
 
 def _check_slurm(profile: Profile, where: str) -> None:
-    """What reaches a batch script: submitit quotes values, and sbatch's own reading of quotes is no shell's."""
+    """Check values of a batch script: submitit quotes them, but sbatch reads quotes differently from a shell."""
     slurm = profile.slurm
     tables = {"slurm": slurm} | {f"slurm.stage.{name}": own for name, own in slurm.stage.items()}
     for label, part in tables.items():
         for flag in part.sbatch or ():
             if not re.fullmatch(r"[a-z][a-z0-9-]*", flag):
                 raise ConfigError(f"{where}: {label}.sbatch.{flag!r}: not a long flag of sbatch, such as reservation")
-            if flag in OURS or flag in OWN_KEYS:
-                reason = OURS.get(flag, f"slurm.{flag} says it")
-                raise ConfigError(f"{where}: {label}.sbatch.{flag}: not free, {reason}; take it out")
+            if flag in RESERVED or flag in OWN_KEYS:
+                reason = RESERVED.get(flag, f"set slurm.{flag}")
+                raise ConfigError(f"{where}: {label}.sbatch.{flag}: reserved, {reason}; take it out")
         values = {key: getattr(part, key) for key in (*OWN_KEYS, "cpu_bind")}
         values |= {f"sbatch.{flag}": value for flag, value in (part.sbatch or {}).items()}
         for key, value in values.items():
             if isinstance(value, str) and re.search(r"""["'\\`$#]""", value):
                 raise ConfigError(
-                    f"{where}: {label}.{key} = {value!r}: quotes, backslash, backquote, $ and # have no place in a "
-                    "value of sbatch; take them out"
+                    f"{where}: {label}.{key} = {value!r}: quotes, backslash, backquote, $ and # are not "
+                    "allowed in a value of sbatch; take them out"
                 )
 
 
 def check_time(stage: str, time_min: int | None, profile: Profile, where: str) -> None:
-    """A job needs time to start before it is told to stop: before its handler is up (a minute), USR2 ends it."""
+    """Raise ConfigError if a job has no time to start before it is told to stop.
+
+    USR2 kills a job that has not installed its handler yet, which takes up to a minute.
+    """
     least = profile.slurm.signal_delay_s + 180
     if time_min is not None and time_min * 60 < least:
         raise ConfigError(

@@ -1,9 +1,10 @@
-"""What one job of a stage gets of a machine."""
+"""The resources of one job of a stage."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from math import ceil
 
 from hpc_ewc.config import Experiment, Resources
 from hpc_ewc.launch.profile.keys import Profile
@@ -13,7 +14,7 @@ DEFAULT_TIME_MIN = 60
 
 @dataclass(frozen=True)
 class JobResources:
-    """What one job of a stage gets, nothing left open."""
+    """The resources of one job of a stage, with all defaults filled in."""
 
     nodes: int
     nproc_per_node: int
@@ -25,12 +26,12 @@ class JobResources:
 
     @property
     def gpu_hours(self) -> float:
-        """The most that one element can use."""
+        """The most GPU-hours that one element can use."""
         return self.nodes * self.gpus_per_node * self.time_min / 60
 
 
 def job_resources(stage: str, experiment: Experiment, profile: Profile) -> JobResources:
-    """What a job of this stage gets: the profile's keys, then the experiment's, then defaults."""
+    """Return the resources of a stage: the profile's keys, then the experiment's, then defaults."""
     chosen = dataclasses.asdict(experiment.resources.get(stage, Resources()))
     for key, value in dataclasses.asdict(profile.resources.get(stage, Resources())).items():
         if value is not None:
@@ -46,11 +47,11 @@ def job_resources(stage: str, experiment: Experiment, profile: Profile) -> JobRe
         time_min=chosen["time_min"] or DEFAULT_TIME_MIN,
         elements=chosen["elements"] or 1,
     )
-    side = slots(stage, found, profile)  # a GPU that is billed has something to do
-    return dataclasses.replace(found, elements=-(-found.elements // side) * side)
+    per_job = slots(stage, found, profile)  # round up, so that every billed GPU has work
+    return dataclasses.replace(found, elements=ceil(found.elements / per_job) * per_job)
 
 
 def slots(stage: str, resources: JobResources, profile: Profile) -> int:
-    """Elements that one job runs side by side: several where whole nodes are billed, one on each GPU."""
+    """Return how many elements a job runs in parallel: one per GPU where the site bills whole nodes, else one."""
     whole = profile.executor == "slurm" and profile.slurm.cells_per_job == "node" and stage == "evaluate"
     return max(resources.gpus_per_node, resources.nproc_per_node) if whole else 1

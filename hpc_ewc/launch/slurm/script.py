@@ -1,8 +1,8 @@
-"""The batch script of a job: a profile's values as submitit's parameters, and what the script does before the task.
+"""The batch script of a job: the profile's values as submitit's parameters, and the shell lines before the task.
 
-submitit writes the script and calls sbatch. Beyond it, everything that a job needs lies in its place before sbatch is
-called, under the token that the ledger has: a submitter that dies at any moment leaves no job without its pickle.
-The script itself makes the job's folder, when its id is known, and links the pickle into it.
+Everything that a job needs is on disk before sbatch is called, in a folder named by the token in the ledger, so that a
+submit that dies at any moment leaves no job without its pickle. The script itself makes the folder of the job, whose id
+is known only then, and links the pickle into it.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any
 
 from submitit.core.utils import DelayedSubmission
 
-# What SlurmExecutor itself calls: the executor would need srun on this machine, also for a dry run, and would name a
-# job's files only after sbatch.
+# SlurmExecutor calls this too. The executor itself needs srun on this machine, even for a dry run, and names a job's
+# files only after sbatch.
 from submitit.slurm.slurm import _make_sbatch_string
 
 from hpc_ewc import records, rundir
@@ -28,38 +28,19 @@ from hpc_ewc.launch.profile.keys import Profile, SlurmConfig
 from hpc_ewc.launch.profile.resources import JobResources
 from hpc_ewc.rundir import RunDir
 
-INHERITED = (
-    "HOME",
-    "USER",
-    "LOGNAME",
-    "SHELL",
-    "PATH",
-    "LD_LIBRARY_PATH",
-    "LANG",
-    "LC_ALL",
-    "LC_CTYPE",
-    "TZ",
-    "SLURM_CONF",
-    "SLURM_CLUSTERS",
-    "VIRTUAL_ENV",
-    "CONDA_PREFIX",
-    "XDG_CACHE_HOME",
-    "HF_HOME",
-    "HF_HUB_CACHE",
-    "HUGGINGFACE_HUB_CACHE",
-    "HF_DATASETS_CACHE",
-    "HPC_EWC_CACHE",
+INHERITED = re.compile(
+    r"(HOME|USER|LOGNAME|SHELL|PATH|LD_LIBRARY_PATH|LANG|LC_ALL|LC_CTYPE|TZ|SLURM_CONF|SLURM_CLUSTERS"
+    r"|VIRTUAL_ENV|CONDA_PREFIX|XDG_CACHE_HOME|HF_HOME|HF_HUB_CACHE|HUGGINGFACE_HUB_CACHE|HF_DATASETS_CACHE|HPC_EWC_CACHE)$"
+    r"|MODULE|LMOD_|__LMOD|_LMFILES_|LOADEDMODULES|BASH_FUNC_(module|ml)\b"
 )
-"""What jobs inherit from the shell of `submit`; nothing else reaches them, and so no token."""
-INHERITED_PATTERN = re.compile(r"(MODULE|LMOD_|__LMOD|_LMFILES_|LOADEDMODULES|BASH_FUNC_(module|ml)\b)")
-"""Of environment modules, whose lines stand in `setup`."""
-ENDLESS = 10**6
-"""Time-outs that submitit lets pass: whether a job goes on is decided by its progress."""
+"""Variables that jobs inherit from the shell of `submit`, such as those of environment modules; no token among them."""
+NO_TIMEOUT_LIMIT = 10**6
+"""Time-outs that submitit allows; here the progress of a job decides whether it is requeued."""
 
 
 @dataclass(frozen=True)
 class Script:
-    """One submission: what is to be run, and how its batch script reads."""
+    """One call of sbatch: the files of the submission and the parameters of its batch script."""
 
     token: str
     folder: Path
@@ -67,20 +48,20 @@ class Script:
     name: str
     parameters: dict[str, Any]
     array: int | None
-    """Elements; None: a single job."""
+    """Number of elements; None: a single job."""
     python: str
 
     def render(self) -> str:
-        """The batch script, as submitit words it."""
+        """Return the batch script, as submitit writes it."""
         jobs = self.folder.parent / "%j"
         command = f"{shlex.quote(self.python)} -u -m submitit.core._submit {shlex.quote(str(jobs))}"
         return str(_make_sbatch_string(command=command, folder=jobs, map_count=self.array, **self.parameters))
 
     def write(self, task: Any) -> None:
-        """Put script and pickle in their places."""
+        """Write the script and the pickle of its task."""
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         delayed = DelayedSubmission(task)
-        delayed.set_timeout(int(self.parameters["time"]), ENDLESS)
+        delayed.set_timeout(int(self.parameters["time"]), NO_TIMEOUT_LIMIT)
         delayed.dump(rundir.task_file(self.folder))
         records.write_text(rundir.script_file(self.folder), self.render(), mode=0o700)
 
@@ -97,21 +78,21 @@ def build_script(
     array: int | None,
     dependency: str,
 ) -> Script:
-    """The submission of one stage.
+    """Return the submission of one stage.
 
     Args:
-        root: of the experiment.
-        stage: tokens, fisher, train, evaluate, report.
+        root: the run folder.
+        stage: tokens, fisher, train, evaluate or report.
         run: name of the artefact's folder, or "".
-        token: of the ledger.
-        resources: of one job.
+        token: name of the submission in the ledger.
+        resources: resources of one job.
         profile: the cluster.
-        code: folder of the package as it was.
-        array: elements; None: a single job.
-        dependency: as sbatch takes it, or "".
+        code: folder of the package for the jobs.
+        array: number of elements; None: a single job.
+        dependency: value of sbatch's `--dependency`, or "".
     """
     slurm = profile.slurm.of(stage)
-    name = job_name(root, stage, run)
+    name = "/".join(filter(None, (root.name, stage, run)))
     folder = root.job(token)
     parameters: dict[str, Any] = {
         "job_name": name,
@@ -124,16 +105,18 @@ def build_script(
         "array_parallelism": slurm.max_running,
         "wckey": None,  # submitit's own default names a key that sites with TrackWCKey refuse
         "setup": setup_lines(root, token, code, slurm.setup),
-        "srun_args": srun_arguments(resources, slurm),
+        # srun does not inherit --cpus-per-task since Slurm 22.05; a task that dies ends the whole job at once
+        "srun_args": [
+            *("--kill-on-bad-exit=1", f"--cpus-per-task={resources.cpus_per_task}", "--export=ALL"),
+            *([f"--cpu-bind={slurm.cpu_bind}"] if slurm.cpu_bind else []),
+            *slurm.srun_args,
+        ],
     }
     if resources.mem_gb is not None:
         parameters["mem"] = f"{resources.mem_gb}GB"
     parameters |= gpu_request(resources, slurm)
-    for key in ("partition", "account", "qos", "constraint", "exclude"):
-        if getattr(slurm, key):
-            parameters[key] = getattr(slurm, key)
-    if slurm.exclusive:
-        parameters["exclusive"] = True
+    keys = ("partition", "account", "qos", "constraint", "exclude", "exclusive")
+    parameters |= {key: getattr(slurm, key) for key in keys if getattr(slurm, key)}
     if dependency:
         parameters["dependency"] = dependency
     further: dict[str, Any] = {"chdir": str(root.root), "export": "ALL", "kill-on-invalid-dep": "yes"}
@@ -143,13 +126,8 @@ def build_script(
     return Script(token, folder, name, parameters, array, profile.interpreter)
 
 
-def job_name(root: RunDir, stage: str, run: str) -> str:
-    """NAME/stage/run."""
-    return "/".join(filter(None, (root.name, stage, run)))
-
-
 def gpu_request(resources: JobResources, slurm: SlurmConfig) -> dict[str, Any]:
-    """`--gres` or `--gpus-per-node`, of jobs with GPUs."""
+    """Return `--gres` or `--gpus-per-node` of a job with GPUs."""
     if not resources.gpus_per_node:
         return {}
     if not slurm.gres:
@@ -158,35 +136,24 @@ def gpu_request(resources: JobResources, slurm: SlurmConfig) -> dict[str, Any]:
     return {"gres": slurm.gres if counted else f"{slurm.gres}:{resources.gpus_per_node}"}
 
 
-def srun_arguments(resources: JobResources, slurm: SlurmConfig) -> list[str]:
-    """Srun no longer inherits --cpus-per-task (Slurm 22.05); a task that dies takes the job down at once."""
-    arguments = ["--kill-on-bad-exit=1", f"--cpus-per-task={resources.cpus_per_task}", "--export=ALL"]
-    arguments += [f"--cpu-bind={slurm.cpu_bind}"] if slurm.cpu_bind else []
-    return [*arguments, *slurm.srun_args]
-
-
-def setup_lines(root: RunDir, token: str, code: Path, own: tuple[str, ...]) -> list[str]:
-    """Shell lines before the task: the profile's own, the package as it was, the job's folder with its pickle."""
-    lines = ["type module >/dev/null 2>&1 || . /etc/profile", *own] if own else []
+def setup_lines(root: RunDir, token: str, code: Path, profile_lines: tuple[str, ...]) -> list[str]:
+    """Return the shell lines before the task: the profile's, the path of the package, the job's folder and pickle."""
+    lines = ["type module >/dev/null 2>&1 || . /etc/profile", *profile_lines] if profile_lines else []
     path = shlex.quote(str(code))
     lines += [f"export PYTHONPATH={path}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONSAFEPATH=1"]
     lines += ['ID="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}"']
     lines += [f'JOB={shlex.quote(str(root.jobs))}/"$ID"']
     pickle = shlex.quote(str(rundir.task_file(Path("..") / token)))
     link = '"$JOB/${ID}_submitted.pkl"'
-    # A cluster that was made anew gives ids again: what another job of this id left is none of this one's. A folder
-    # without a link is of no job yet: `hpc-ewc cancel` made it, for the stop file of a job that just begins.
+    # A reinstalled cluster gives ids again: the folder of an earlier job with this id is moved away. A folder without
+    # a link belongs to no job yet: `hpc-ewc cancel` made it for the stop file of a job that just starts.
     lines += [f'[ ! -L {link} ] || [ "$(readlink {link})" = {pickle} ] || mv "$JOB" "$JOB.$(date +%s)"']
     lines += [f'mkdir -p "$JOB" && ln -sfn {pickle} {link} || exit 1']
     return lines
 
 
 def check_paths(root: RunDir) -> None:
-    """A run folder whose name Slurm takes as it is: `%` is a pattern there, and quotes are read in another way.
-
-    Raises:
-        ConfigError: it is not such a name.
-    """
+    """Raise ConfigError if Slurm would read the path of a run folder differently: `%` is a pattern there."""
     found = re.search(r"""[%"'\\`$#\x00-\x1f\x7f]""", str(root.root))
     if found:
         raise ConfigError(
@@ -195,18 +162,18 @@ def check_paths(root: RunDir) -> None:
 
 
 def inherited_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """The part of an environment that sbatch is given, and so all that a job inherits.
+    """Return the variables that sbatch gets, and which therefore every job inherits.
 
-    Variables inside the places of caches (`HF_HOME=$SCRATCH/hf`) are expanded, since jobs do not inherit them.
+    Variables in the paths of caches (`HF_HOME=$SCRATCH/hf`) are expanded, because jobs do not inherit them.
     """
-    found = {name: value for name, value in environment.items() if name in INHERITED or INHERITED_PATTERN.match(name)}
-    places = [name for name in found if name.startswith(("HF_", "HUGGINGFACE_", "XDG_"))]
-    return found | {name: os.path.expandvars(found[name]) for name in places}
+    found = {name: value for name, value in environment.items() if INHERITED.match(name)}
+    caches = [name for name in found if name.startswith(("HF_", "HUGGINGFACE_", "XDG_"))]
+    return found | {name: os.path.expandvars(found[name]) for name in caches}
 
 
 @contextmanager
 def clean_environment() -> Iterator[None]:
-    """Inside, this process has only what jobs may inherit; the site's or the user's SBATCH_… change no script."""
+    """Give this process only the inherited variables, so that SBATCH_… of the site or the user changes no script."""
     before = dict(os.environ)
     os.environ.clear()
     os.environ.update(inherited_environment(before))
