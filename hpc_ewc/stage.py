@@ -60,7 +60,7 @@ class Stage:
         self.name: str = facts["stage"]
         if kind is not None and kind != self.name:
             own = f"run `python -m hpc_ewc.worker {self.name}`"
-            raise ArtefactError(f"{self.dir.path}: a {self.name} stage, not {kind}: {own}")
+            raise ArtefactError(f"{self.dir.path}: its stage is {self.name}, not {kind}: {own}")
         self.run: str = facts["run"]
         self.key: str = facts["key"]
         self.inputs: dict[str, Any] = facts["inputs"]

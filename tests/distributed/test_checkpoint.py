@@ -202,7 +202,7 @@ def a_damaged_one_is_passed_over_loudly(rank: int, model: Path, folder: Path) ->
     if rank == 0:
         assert said.count("WARNING: ") == 4
         assert "00000005: checkpoint is damaged (__1_0.distcp: sha256 is not what done.json says); going back" in said
-        for step, why in {4: "bytes", 3: "half-written", 2: ".metadata: sha256"}.items():
+        for step, why in {4: "bytes", 3: "corrupt or not written", 2: ".metadata: sha256"}.items():
             assert f"{step:08}: checkpoint is damaged (" in said
             assert why in said
         flip_a_bit(places[1] / "__0_0.distcp")

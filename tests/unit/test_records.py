@@ -87,7 +87,7 @@ def test_done_is_believed_only_with_its_key_and_whole_outputs(tmp_path: Path) ->
     with pytest.raises(ArtefactError, match="2 bytes, but done.json says 4"):
         records.read_done(path, "k")
     (tmp_path / "out.bin").unlink()
-    with pytest.raises(ArtefactError, match="out.bin: named by .* and missing"):
+    with pytest.raises(ArtefactError, match="out.bin: listed in .* but missing"):
         records.read_done(path, "k")
 
 

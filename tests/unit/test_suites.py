@@ -221,7 +221,7 @@ def test_a_damaged_record_is_named(tmp_path: Path) -> None:
     write_record(stage, "arc_easy.lt")
     path = stage.cell(7, "arc_easy.lt")
     path.write_text(path.read_text()[:40])
-    with pytest.raises(ArtefactError, match=r"arc_easy\.lt\.json: half-written"):
+    with pytest.raises(ArtefactError, match=r"arc_easy\.lt\.json: corrupt or not written"):
         suites.missing(stage, ["1.0:arc_easy.lt"])
 
 

@@ -32,14 +32,13 @@ def test_a_wrong_folder_is_one_line_of_a_worker(tmp_path: Path, capsys: pytest.C
     make_stage(tmp_path, other)
     assert worker.main(line) == 1
     said = capsys.readouterr().err
-    assert (
-        said == f"ArtefactError: {tmp_path}: of {other}, not of {stage}: `python -m hpc_ewc.worker {other}` makes it\n"
-    )
+    own = f"run `python -m hpc_ewc.worker {other}`"
+    assert said == f"ArtefactError: {tmp_path}: its stage is {other}, not {stage}: {own}\n"
 
     (tmp_path / "stage.json").write_text('{"schema": 1, "sta')
     assert worker.main(line) == 1
     said = capsys.readouterr().err
-    assert "stage.json: half-written" in said and said.count("\n") == 1
+    assert "stage.json: corrupt or not written" in said and said.count("\n") == 1
     (tmp_path / "stage.json").unlink()
     make_stage(tmp_path, stage)
     (tmp_path / "config.toml").write_text('[model]\npath = "m"\ndtpye = "x"\n')
