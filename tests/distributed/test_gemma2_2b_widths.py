@@ -52,7 +52,7 @@ GIVEN_BACK = 1 << 16
 def stated(shape: Shape, ranks: int) -> dict[str, float]:
     """Bytes of a rank by the formulas, of each stage."""
     place = Place("cpu", ranks)
-    held = formulas.held_bytes(STRENGTH, shape, FISHER.dtype)
+    held = formulas.penalty_bytes(STRENGTH, shape, FISHER.dtype)
     return {
         "fisher": sum(formulas.fisher_memory(shape, MODEL, FISHER, place).values()),
         "train": sum(formulas.training_memory(shape, MODEL, DATA, TRAIN, place, held).values()),

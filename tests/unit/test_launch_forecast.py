@@ -93,13 +93,13 @@ def test_a_shape_is_read_from_a_file_or_a_folder_and_its_mistakes_are_named(tmp_
     assert find_shape("x/y", tmp_path)[0] is None
     path.write_text('{"model_type": "gemma2"}')
     with pytest.raises(
-        ConfigError, match="no number in vocab_size, hidden_size, .*; is it the configuration of a whole"
+        ConfigError, match="no number in vocab_size, hidden_size, .*; is it the configuration of a complete"
     ):
         read_shape(tmp_path)
     path.write_text("{")
-    with pytest.raises(ConfigError, match=r"config\.json: .*; a model's config\.json is wanted"):
+    with pytest.raises(ConfigError, match=r"config\.json: .*; give a model's config\.json"):
         read_shape(tmp_path)
-    with pytest.raises(ConfigError, match=r"none/x: no such file; a model's config\.json, or its folder, is wanted"):
+    with pytest.raises(ConfigError, match=r"none/x: no such file; give a model's config\.json or its folder"):
         read_shape(tmp_path / "none" / "x")
 
 
@@ -217,9 +217,9 @@ def test_the_loss_holds_three_copies_of_a_chunk_and_the_embedding_s_gradient() -
 
 def test_bytes_of_f_and_the_anchor() -> None:
     shape = KNOWN["google/gemma-2-2b"]
-    assert formulas.held_bytes(0.0, shape, "float32") == 2
-    assert formulas.held_bytes(1.0, shape, "float32") == 6
-    assert formulas.held_bytes(1.0, shape, "bfloat16") == 4
+    assert formulas.penalty_bytes(0.0, shape, "float32") == 2
+    assert formulas.penalty_bytes(1.0, shape, "float32") == 6
+    assert formulas.penalty_bytes(1.0, shape, "bfloat16") == 4
     assert formulas.fisher_disk(shape, FisherConfig(dtype="bfloat16")) == 4 * shape.parameters
 
 

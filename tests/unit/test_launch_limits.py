@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hpc_ewc.cli import submit
-from hpc_ewc.launch.forecast.limits import Limit, exceeds, limit_of
+from hpc_ewc.launch.forecast.lines import describe_excess
 from hpc_ewc.launch.profile.keys import SlurmConfig
 from tests.conftest import use_hub_cache
 
@@ -42,21 +42,27 @@ TWO_GPUS = 'gpu = "H100"\ngpu_tflops = 400.0\n[resources.train]\ngpus_per_node =
     ],
 )
 def test_what_outlasts_a_job_is_said_with_what_follows(hours: float, links: int | None, expected: str | None) -> None:
-    line = exceeds("train", "train", hours, Limit(24 * 60, 120, links))
+    line = describe_excess("train", "train", hours, 24 * 60, slurm_of(links))
     assert line is None if expected is None else expected in str(line)
 
 
 def test_short_limits_are_in_minutes_and_the_time_to_save_is_taken_off() -> None:
-    limit = Limit(10, 300, None)
-    assert exceeds("fisher", "fisher", 5 / 60, limit) is None
+    slurm = SlurmConfig(signal_delay_s=300)
+    assert describe_excess("fisher", "fisher", 5 / 60, 10, slurm) is None
     assert "fisher runs 9 min, a job has 10 min (resources.fisher.time_min): Slurm starts it again once" in str(
-        exceeds("fisher", "fisher", 9 / 60, limit)
+        describe_excess("fisher", "fisher", 9 / 60, 10, slurm)
     )
 
 
+def slurm_of(links: int | None) -> SlurmConfig:
+    """With requeued jobs, or chains of so many."""
+    return SlurmConfig() if links is None else SlurmConfig(continuation="chain", successors=links - 1)
+
+
 def test_a_chain_has_the_job_itself_and_its_successors() -> None:
-    assert limit_of(60, SlurmConfig()).links is None
-    assert limit_of(60, SlurmConfig(continuation="chain", successors=2)).links == 3
+    line = describe_excess("train", "train", 2.5, 60, SlurmConfig(continuation="chain", successors=2))
+    assert str(line).endswith("3 of the 3 jobs of its chain")
+    assert "starts it again" in str(describe_excess("train", "train", 2.5, 60, SlurmConfig()))
 
 
 def look(profile: str, capsys: pytest.CaptureFixture[str]) -> list[str]:

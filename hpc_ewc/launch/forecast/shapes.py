@@ -1,6 +1,6 @@
-"""The shape of a Gemma: how many parameters stand where, from its config.json, or by name where that is not here yet.
+"""The shape of a Gemma: the sizes of its parts, from its config.json, or by name if that is not on this machine yet.
 
-`H` width, `V` vocabulary, `I` width of the MLP, `L` layers; the head is the embedding (tied).
+The head is the embedding (tied).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from hpc_ewc.model_folder import FAMILIES
 
 @dataclass(frozen=True)
 class Shape:
-    """What a forecast needs to know of a model."""
+    """The sizes of a model that a forecast needs, named as in config.json, and the parameters of its parts."""
 
     vocab_size: int
     hidden_size: int
@@ -29,22 +29,22 @@ class Shape:
     head_dim: int
     sliding_window: int
     sliding_layers: int
-    """How many of the layers attend to a window alone."""
+    """Number of layers whose attention is limited to a window."""
     softcap: bool = True
     """Attention scores are capped: Gemma 2."""
     qk_norm: bool = False
     """Queries and keys are normalized: Gemma 3."""
     stored_bytes: int = 2
-    """A parameter in the published files."""
+    """Bytes of a parameter in the published files."""
 
     @property
     def heads_width(self) -> int:
-        """Queries, or the attention's output."""
+        """Width of the queries, and of the attention's output."""
         return self.num_attention_heads * self.head_dim
 
     @property
     def keys_width(self) -> int:
-        """Keys, or values."""
+        """Width of the keys, and of the values."""
         return self.num_key_value_heads * self.head_dim
 
     @property
@@ -70,12 +70,12 @@ class Shape:
 
     @property
     def parameters(self) -> int:
-        """All of them, P."""
+        """All parameters, P."""
         return self.num_hidden_layers * self.layer + self.root
 
     @property
     def matmul_parameters(self) -> int:
-        """Those that a token is multiplied with: matrices and head, not the look-up, not the norms."""
+        """Parameters that a token is multiplied with: matrices and head, not the look-up, not the norms."""
         return self.num_hidden_layers * self.layer_matrices + self.embedding
 
 
@@ -84,7 +84,7 @@ def _gemma2(hidden: int, intermediate: int, layers: int, heads: int, kv_heads: i
 
 
 def _gemma3(hidden: int, intermediate: int, layers: int, heads: int) -> Shape:
-    sliding = layers - layers // 6  # each sixth layer sees everything
+    sliding = layers - layers // 6  # every sixth layer has full attention
     return Shape(262144, hidden, intermediate, layers, heads, 1, 256, 512, sliding, softcap=False, qk_norm=True)
 
 
@@ -95,16 +95,16 @@ KNOWN = {
     "google/gemma-3-270m": _gemma3(640, 2048, 18, 4),
     "google/gemma-3-1b": _gemma3(1152, 6912, 26, 4),
 }
-"""By hub id, from the models' published configurations; the instruction-tuned ones (-it) have the same shapes."""
+"""Shapes by hub id, from published configurations, for a dry run before the model is fetched."""
 
 
 def known_shape(name: str) -> Shape | None:
-    """The shape that goes with a hub id."""
+    """The shape of a model of the hub; instruction-tuned models (-it) have the shape of their base."""
     return KNOWN.get(name.removesuffix("-it").replace("gemma-3-1b-pt", "gemma-3-1b"))
 
 
 def read_shape(path: Path) -> Shape:
-    """The shape in a config.json, or in the one of a folder.
+    """The shape by a config.json, given as a file or as its folder.
 
     Raises:
         ConfigError: no such file, not a Gemma of `FAMILIES`, or a key is missing.
@@ -113,39 +113,41 @@ def read_shape(path: Path) -> Shape:
     try:
         return shape_of(records.read_json(path), str(path))
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; a model's config.json, or its folder, is wanted") from None
+        raise ConfigError(f"{path}: no such file; give a model's config.json or its folder") from None
     except ArtefactError as error:
-        raise ConfigError(f"{error}; a model's config.json is wanted") from None
+        raise ConfigError(f"{error}; give a model's config.json") from None
 
 
 def shape_of(config: Mapping[str, Any], where: str) -> Shape:
-    """The shape that a configuration describes; `where` is what errors name."""
+    """The shape of a model with this configuration; `where` names the configuration in errors."""
     kind = config.get("model_type")
     if kind not in FAMILIES:
         raise ConfigError(f"{where}: model_type is {kind!r}; allowed are {', '.join(FAMILIES)}")
-    names = [field.name for field in dataclasses.fields(Shape)]
-    plain = {name: config[name] for name in names if name in config}
-    layers = config.get("num_hidden_layers", 0)
-    kinds = config.get("layer_types")
-    if kinds is None:  # as published before transformers wrote them out
-        every = 2 if kind == "gemma2" else int(config.get("sliding_window_pattern", 6))
-        kinds = ["full_attention" if (layer + 1) % every == 0 else "sliding_attention" for layer in range(layers)]
-    dtype = config.get("dtype") or config.get("torch_dtype") or "bfloat16"
-    plain["sliding_layers"] = sum(name == "sliding_attention" for name in kinds)
-    plain |= {"softcap": config.get("attn_logit_softcapping") is not None, "qk_norm": kind == "gemma3_text"}
-    plain["stored_bytes"] = 4 if dtype == "float32" else 2
-    missing = [name for name in names[:7] if not isinstance(plain.get(name), int)]
+    names = [field.name for field in dataclasses.fields(Shape)[:7]]
+    missing = [name for name in names if not isinstance(config.get(name), int)]
     if missing:
-        raise ConfigError(f"{where}: no number in {', '.join(missing)}; is it the configuration of a whole model?")
-    return Shape(**{"sliding_window": 4096 if kind == "gemma2" else 512} | plain)
+        raise ConfigError(f"{where}: no number in {', '.join(missing)}; is it the configuration of a complete model?")
+    layers = config["num_hidden_layers"]
+    if kinds := config.get("layer_types"):
+        sliding = list(kinds).count("sliding_attention")
+    else:  # published before transformers listed them
+        sliding = layers - layers // (2 if kind == "gemma2" else int(config.get("sliding_window_pattern", 6)))
+    return Shape(
+        **{name: config[name] for name in names},
+        sliding_window=config.get("sliding_window", 4096 if kind == "gemma2" else 512),
+        sliding_layers=sliding,
+        softcap=config.get("attn_logit_softcapping") is not None,
+        qk_norm=kind == "gemma3_text",
+        stored_bytes=4 if (config.get("dtype") or config.get("torch_dtype")) == "float32" else 2,
+    )
 
 
 def find_shape(name: str, folder: Path, given: Path | None = None) -> tuple[Shape | None, str]:
-    """The shape of a model and, in words, how it is known; None where it is not.
+    """The shape of a model and its source in words; None and what to do if it is unknown.
 
     Args:
         name: [model] path.
-        folder: where it lies, or would lie.
+        folder: the model's, which may not exist yet.
         given: a config.json that the user named.
 
     Raises:

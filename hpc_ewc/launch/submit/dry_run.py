@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from hpc_ewc.launch.forecast.predict import Forecast
+from hpc_ewc.launch.forecast.lines import Forecast
 from hpc_ewc.launch.inputs.source_files import fetch_command
 from hpc_ewc.launch.plan.graph import Node, elements
 from hpc_ewc.launch.plan.missing_inputs import describe_missing_inputs
