@@ -30,9 +30,9 @@ from hpc_ewc.launch.fetch.download import (
     merge,
     model_repository,
 )
+from hpc_ewc.launch.inputs.absolute_paths import with_absolute_paths
 from hpc_ewc.launch.inputs.resolver import Resolver
 from hpc_ewc.launch.inputs.source_files import local_path
-from hpc_ewc.launch.plan.build_graph import with_absolute_paths
 from hpc_ewc.launch.profile.keys import Profile
 from hpc_ewc.launch.profile.reading import check_filled_in, load_profile
 from hpc_ewc.launch.show.table import columns

@@ -14,10 +14,10 @@ from typing import Any
 
 from hpc_ewc import records, suites
 from hpc_ewc.artefacts.artefact import REPORT
-from hpc_ewc.config import EvaluateConfig, Experiment
+from hpc_ewc.config import Experiment
 from hpc_ewc.errors import ConfigError
+from hpc_ewc.launch.inputs.absolute_paths import with_absolute_paths
 from hpc_ewc.launch.inputs.resolver import Inputs
-from hpc_ewc.launch.inputs.source_files import local_path
 from hpc_ewc.launch.plan.graph import Graph, Node
 from hpc_ewc.launch.profile.keys import Profile
 from hpc_ewc.launch.profile.resources import JobResources, job_resources
@@ -96,7 +96,7 @@ class GraphBuilder:
     def __init__(self, root: RunDir, resources: dict[str, JobResources], where: str) -> None:
         self.root, self.resources, self.where = root, resources, where
         self.nodes: dict[str, Node] = {}
-        self.bases: dict[tuple[str, str], tuple[Experiment, Inputs, str]] = {}
+        self.bases: dict[tuple[str, str], tuple[Experiment, Inputs]] = {}
         self.settings_keys: dict[tuple[Any, ...], str] = {}
         self.cells: dict[tuple[Any, ...], tuple[Cell, ...]] = {}
 
@@ -113,13 +113,15 @@ class GraphBuilder:
     def add_run(self, point: Point, inputs: Inputs) -> None:
         """Add the training and evaluation of one point of the grid, and the tokens and Fisher that they read."""
         experiment = point.experiment
-        tokens = self._add_tokens(experiment, inputs)
+        files = {"model": inputs.model, "files": list(inputs.corpus)}
+        tokens = self._add_shared("tokens", tokens_key(experiment, inputs.identities), experiment, files)
         key = train_key(experiment, inputs.identities)
         run = run_name(point.coordinates, key)
         read = {"model": inputs.model, "tokens": str(tokens.folder.path)}
         depends = [tokens.id]
         if experiment.ewc.strength > 0:
-            fisher = self._add_fisher(experiment, inputs)
+            questions = {"model": inputs.model, "questions": list(inputs.fisher)}
+            fisher = self._add_shared("fisher", fisher_key(experiment, inputs.identities), experiment, questions)
             read["fisher"] = str(fisher.folder.path)
             depends.append(fisher.id)
         if f"train/{run}" in self.nodes:
@@ -149,11 +151,11 @@ class GraphBuilder:
                 depends=(train.id,),
             )
         )
-        self.bases.setdefault((inputs.model, tokens.id), (experiment, inputs, tokens.id))
+        self.bases.setdefault((inputs.model, tokens.id), (experiment, inputs))
 
     def add_bases(self) -> None:
         """Add the evaluation of the untrained model; several where the grid has several models or held-out texts."""
-        for (_, tokens), (experiment, inputs, _) in self.bases.items():
+        for (_, tokens), (experiment, inputs) in self.bases.items():
             model = inputs.identities.model
             needs_heldout = experiment.data.language not in inputs.heldout
             self.add_evaluate(
@@ -193,17 +195,10 @@ class GraphBuilder:
     def _add(self, node: Node) -> Node:
         return self.nodes.setdefault(node.id, node)
 
-    def _add_tokens(self, experiment: Experiment, inputs: Inputs) -> Node:
-        key = tokens_key(experiment, inputs.identities)
-        read = {"model": inputs.model, "files": list(inputs.corpus)}
-        resources = self.resources["tokens"]
-        return self._add(Node("tokens", key, key, self.root.tokens(key), experiment, read, resources=resources))
-
-    def _add_fisher(self, experiment: Experiment, inputs: Inputs) -> Node:
-        key = fisher_key(experiment, inputs.identities)
-        read = {"model": inputs.model, "questions": list(inputs.fisher)}
-        resources = self.resources["fisher"]
-        return self._add(Node("fisher", key, key, self.root.fisher(key), experiment, read, resources=resources))
+    def _add_shared(self, stage: str, key: str, experiment: Experiment, read: dict[str, Any]) -> Node:
+        """Add tokens or Fisher, which all runs with the same key share."""
+        folder = self.root.stage(stage, key)
+        return self._add(Node(stage, key, key, folder, experiment, read, resources=self.resources[stage]))
 
     def _cells(self, experiment: Experiment, inputs: Inputs) -> tuple[Cell, ...]:
         """Return the cells of an evaluation with their costs.
@@ -293,47 +288,3 @@ def _check_ranks(resources: Mapping[str, JobResources], experiment: Experiment, 
             f"{where}: train.dp_replicate = {replicas}: does not divide the {ranks} ranks of a training "
             "(resources.train: nodes × nproc_per_node)"
         )
-
-
-def with_absolute_paths(experiment: Experiment, where: str) -> Experiment:
-    """Return the experiment with absolute paths, so that jobs do not depend on their working folder.
-
-    Args:
-        experiment: the experiment as written in the file.
-        where: the file that errors name.
-
-    Raises:
-        ConfigError: a folder of `evaluate.include` does not exist.
-    """
-    model, data, fisher = experiment.model, experiment.data, experiment.fisher
-    if local_path(model.path).is_dir():
-        model = dataclasses.replace(model, path=_absolute(model.path))
-    return dataclasses.replace(
-        experiment,
-        model=model,
-        data=dataclasses.replace(data, files=tuple(map(_absolute, data.files))),
-        fisher=dataclasses.replace(fisher, files=tuple(map(_absolute, fisher.files))),
-        evaluate=with_absolute_evaluate_paths(experiment.evaluate, where),
-    )
-
-
-def with_absolute_evaluate_paths(config: EvaluateConfig, where: str) -> EvaluateConfig:
-    """Return [evaluate] with absolute paths.
-
-    Raises:
-        ConfigError: a folder of `include` does not exist.
-    """
-    for folder in config.include:
-        if not local_path(folder).is_dir():
-            raise ConfigError(f"{where}: evaluate.include = {folder!r}: no such folder")
-    return dataclasses.replace(
-        config,
-        include=tuple(map(_absolute, config.include)),
-        heldout={language: _absolute(path) for language, path in config.heldout.items()},
-        questions=config.questions and _absolute(config.questions),
-        judge_questions={language: _absolute(path) for language, path in config.judge_questions.items()},
-    )
-
-
-def _absolute(name: str) -> str:
-    return str(local_path(name))

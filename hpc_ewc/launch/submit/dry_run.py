@@ -15,7 +15,7 @@ from hpc_ewc.launch.show.table import columns
 from hpc_ewc.launch.submit import code
 
 if TYPE_CHECKING:
-    from hpc_ewc.launch.submit.slurm_plan import ArrayTask
+    from hpc_ewc.launch.submit.slurm_plan import Submission
 
 TOKEN = "TOKEN"  # noqa: S105 - stands for the token that a submission would get
 
@@ -62,33 +62,28 @@ def render_scripts(plan: Plan, *, every: bool) -> Iterator[str]:
 
     The ids that sbatch would give and the token of the submission appear as words: `<train/strength=0-…>`, TOKEN.
     """
-    from hpc_ewc.launch.submit.slurm_plan import build_submission, common_run, dependency
-
-    package = plan.graph.root.code(code.code_hash())
     submissions = list(_submissions(plan))
     ids: dict[str, list[str]] = {}
-    for tasks in submissions:
-        name = "/".join(filter(None, (tasks[0].node.stage, common_run(tasks))))
-        for task in tasks:
-            ids.setdefault(task.node.id, []).append(f"<{name}>")
+    for submission in submissions:
+        for task in submission.tasks:
+            ids.setdefault(task.node.id, []).append(f"<{submission.name}>")
     shown: set[str] = set()
-    for tasks in submissions:
-        node = tasks[0].node
-        if every or node.stage not in shown:
-            script = build_submission(plan, tasks, TOKEN, package, dependency(node, plan, ids))
+    for submission in submissions:
+        if every or submission.node.stage not in shown:
+            script = submission.script(TOKEN, submission.dependency(ids))
             yield f"\n===== {script.folder / 'submission.sh'}\n{script.render()}"
-        shown.add(node.stage)
+        shown.add(submission.node.stage)
     if len(shown) < len(submissions) and not every:
         yield "(one script per stage; --scripts shows all)"
 
 
-def _submissions(plan: Plan) -> Iterator[list[ArrayTask]]:
-    """Yield the tasks of each call of sbatch, stage by stage."""
-    from hpc_ewc.launch.submit.slurm_plan import array_tasks, submission_groups
+def _submissions(plan: Plan) -> Iterator[Submission]:
+    """Yield the calls of sbatch, stage by stage."""
+    from hpc_ewc.launch.submit.slurm_plan import Submission, array_tasks, submission_groups
 
-    size = plan.profile.slurm.max_array_size
+    package, size = plan.graph.root.code(code.code_hash()), plan.profile.slurm.max_array_size
     for nodes in sorted(submission_groups(plan.graph), key=lambda nodes: STAGES.index(nodes[0].stage)):
         missing = [node for node in nodes if not plan.found[node.id].done]
         listed = [(node, elements(node, plan.found[node.id].missing or None)) for node in missing]
         tasks = [task for node, wanted in listed for task in array_tasks(node, wanted, plan.profile)]
-        yield from (tasks[i : i + size] for i in range(0, len(tasks), size))
+        yield from (Submission(plan, tasks[i : i + size], package) for i in range(0, len(tasks), size))

@@ -15,9 +15,10 @@ from typing import Any
 from hpc_ewc import records, suites
 from hpc_ewc.config import DataConfig, EvaluateConfig, Experiment, ModelConfig, build_section, render_toml
 from hpc_ewc.errors import ConfigError
+from hpc_ewc.launch.inputs.absolute_paths import with_absolute_evaluate_paths
 from hpc_ewc.launch.inputs.checkpoints import CheckpointArg, find_checkpoints
 from hpc_ewc.launch.inputs.resolver import Inputs, Resolver
-from hpc_ewc.launch.plan.build_graph import EvaluationRequest, build_evaluation, with_absolute_evaluate_paths
+from hpc_ewc.launch.plan.build_graph import EvaluationRequest, build_evaluation
 from hpc_ewc.launch.plan.graph import Graph
 from hpc_ewc.launch.plan.request import Request
 from hpc_ewc.launch.profile.keys import Profile

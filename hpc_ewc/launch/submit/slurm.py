@@ -23,17 +23,7 @@ from hpc_ewc.launch.plan.plan import Plan
 from hpc_ewc.launch.slurm import client
 from hpc_ewc.launch.slurm.script import Script, clean_environment
 from hpc_ewc.launch.submit.refusal import explain_refusal
-from hpc_ewc.launch.submit.slurm_plan import (
-    ArrayTask,
-    QueueQuota,
-    array_tasks,
-    build_submission,
-    build_task,
-    common_run,
-    covers,
-    dependency,
-    submission_groups,
-)
+from hpc_ewc.launch.submit.slurm_plan import ArrayTask, QueueQuota, Submission, array_tasks, covers, submission_groups
 from hpc_ewc.node.slurm_command import SchedulerError, call
 from hpc_ewc.schemas import ArrayElement
 
@@ -165,8 +155,9 @@ class SlurmSubmit:
 
     def _submit_chain(self, tasks: Sequence[ArrayTask]) -> None:
         """Submit one array and, where requeue is forbidden, its successors; dependants wait for the last of them."""
-        node, run = tasks[0].node, common_run(tasks)  # nodes that share an array have no dependencies
-        inputs = dependency(node, self.plan, self.ids)
+        submission = Submission(self.plan, tasks, self.code)
+        node, run = submission.node, submission.run
+        inputs = submission.dependency(self.ids)
         first, main_id = "", ""
         entries: list[ArrayElement] = [{"name": task.name, "covers": task.covers} for task in tasks]
         if run != node.run:
@@ -175,8 +166,8 @@ class SlurmSubmit:
             waits = ",".join(filter(None, [inputs, f"afterany:{main_id}" if main_id else ""]))
             token = f"{self.stamp}-{self.summary.batches + 1:04d}-{secrets.token_hex(3)}"  # no other experiment has it
             first = first or token
-            script = build_submission(self.plan, tasks, token, self.code, waits)
-            script.write(build_task(self.plan, tasks, first, self.code, link))
+            script = submission.script(token, waits)
+            script.write(submission.task(first, link))
             self.ledger.slurm_intent(token, node.stage, run, entries, link)
             main_id = self._sbatch(script, node)
             self.ledger.slurm_submitted(token, main_id, waits)

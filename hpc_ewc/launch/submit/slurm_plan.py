@@ -74,91 +74,89 @@ def submission_groups(graph: Graph) -> list[list[Node]]:
     return [free if node in free else [node] for node in order if node not in free[1:]]
 
 
-def common_run(tasks: Sequence[ArrayTask]) -> str:
-    """Return the run that all tasks of a submission belong to; "" if they belong to several."""
-    runs = {task.node.run for task in tasks}
-    return tasks[0].node.run if len(runs) == 1 else ""
+@dataclass(frozen=True)
+class Submission:
+    """One call of sbatch: a single job, or the elements of one array."""
 
+    plan: Plan
+    tasks: Sequence[ArrayTask]
+    code: Path
+    """Folder of the package for the jobs."""
 
-def dependency(node: Node, plan: Plan, ids: dict[str, list[str]]) -> str:
-    """Return the value of sbatch's `--dependency` for a node; "" if it waits for nothing.
+    @property
+    def node(self) -> Node:
+        return self.tasks[0].node
 
-    Its inputs must succeed; a report only waits for the evaluations to end.
+    @property
+    def run(self) -> str:
+        """The run that all tasks belong to; "" if they belong to several."""
+        return self.node.run if len({task.node.run for task in self.tasks}) == 1 else ""
 
-    Args:
-        node: the node to submit.
-        plan: the plan that it is part of.
-        ids: main job ids, by id of the node that they make.
-    """
-    waiting = [job_id for name in node.depends if not plan.found[name].done for job_id in ids.get(name, [])]
-    kind = "afterany" if node.stage == REPORT else "afterok"
-    return f"{kind}:{':'.join(dict.fromkeys(waiting))}" if waiting else ""
+    @property
+    def name(self) -> str:
+        return "/".join(filter(None, (self.node.stage, self.run)))
 
+    def dependency(self, ids: dict[str, list[str]]) -> str:
+        """Return the value of sbatch's `--dependency`, or "": inputs must succeed, a report only waits for an end.
 
-def build_submission(plan: Plan, tasks: Sequence[ArrayTask], token: str, code: Path, dependency: str) -> Script:
-    """Return the batch script of one submission.
+        Args:
+            ids: main job ids, by id of the node that they make.
+        """
+        found = self.plan.found
+        waiting = [job_id for name in self.node.depends if not found[name].done for job_id in ids.get(name, [])]
+        kind = "afterany" if self.node.stage == REPORT else "afterok"
+        return f"{kind}:{':'.join(dict.fromkeys(waiting))}" if waiting else ""
 
-    Args:
-        plan: the plan that the tasks are part of.
-        tasks: one job, or the elements of one array.
-        token: name of the submission in the ledger.
-        code: folder of the package for the jobs.
-        dependency: value of sbatch's `--dependency`.
-    """
-    node = tasks[0].node
-    return build_script(
-        root=plan.graph.root,
-        stage=node.stage,
-        run=common_run(tasks),
-        token=token,
-        resources=node.resources,
-        profile=plan.profile,
-        code=code,
-        array=len(tasks) if len(tasks) > 1 else None,
-        dependency=dependency,
-    )
+    def script(self, token: str, dependency: str) -> Script:
+        """Return the batch script; `token` is the submission's name in the ledger."""
+        return build_script(
+            root=self.plan.graph.root,
+            stage=self.node.stage,
+            run=self.run,
+            token=token,
+            resources=self.node.resources,
+            profile=self.plan.profile,
+            code=self.code,
+            array=len(self.tasks) if len(self.tasks) > 1 else None,
+            dependency=dependency,
+        )
 
+    def task(self, token: str, link: int) -> StageTask:
+        """Return the task of the jobs.
 
-def build_task(plan: Plan, tasks: Sequence[ArrayTask], token: str, code: Path, link: int) -> StageTask:
-    """Return the task that the jobs of one submission run.
-
-    Args:
-        plan: the plan that the tasks are part of.
-        tasks: one job, or the elements of one array.
-        token: name of the first submission of its chain in the ledger.
-        code: folder of the package for the jobs.
-        link: place in the chain of successors, from 0.
-    """
-    graph, profile = plan.graph, plan.profile
-    node, run = tasks[0].node, common_run(tasks)
-    resources, slurm = node.resources, profile.slurm
-    per_job = slots(node.stage, resources, profile)
-    ranks = resources.nproc_per_node if uses_torchrun(node.stage) else per_job
-    threads = max(1, resources.cpus_per_task // ranks)
-    return StageTask(
-        name="/".join(filter(None, (graph.root.name, node.stage, run))),
-        stage=node.stage,
-        folder=str(graph.root.root if node.stage == REPORT else node.folder.path),
-        folders=() if run == node.run else tuple(str(task.node.folder.path) for task in tasks),
-        jobs=str(graph.root.jobs),
-        token=token,
-        elements=tuple(task.elements for task in tasks),
-        python=profile.interpreter,
-        environment=worker_environment(code, profile.env, threads, one_node=resources.nodes == 1),
-        nodes=resources.nodes,
-        nproc_per_node=resources.nproc_per_node,
-        slots=per_job,
-        gpus_per_node=resources.gpus_per_node,
-        cpus_per_task=resources.cpus_per_task,
-        out=str(plan.out),
-        runs=tuple(other.run for other in graph.of("evaluate")) if node.stage == REPORT else (),
-        host_suffix=slurm.host_suffix,
-        requeue=slurm.continuation == "requeue",
-        link=link,
-        grace_time_s=slurm.grace_time_s,
-        scratch=slurm.scratch,
-        container=profile.container,
-    )
+        Args:
+            token: name in the ledger of the submission, or of the first one of its chain.
+            link: place in the chain of successors, from 0.
+        """
+        graph, profile, node = self.plan.graph, self.plan.profile, self.node
+        resources, slurm = node.resources, profile.slurm
+        per_job = slots(node.stage, resources, profile)
+        ranks = resources.nproc_per_node if uses_torchrun(node.stage) else per_job
+        threads = max(1, resources.cpus_per_task // ranks)
+        return StageTask(
+            name=f"{graph.root.name}/{self.name}",
+            stage=node.stage,
+            folder=str(graph.root.root if node.stage == REPORT else node.folder.path),
+            folders=() if self.run == node.run else tuple(str(task.node.folder.path) for task in self.tasks),
+            jobs=str(graph.root.jobs),
+            token=token,
+            elements=tuple(task.elements for task in self.tasks),
+            python=profile.interpreter,
+            environment=worker_environment(self.code, profile.env, threads, one_node=resources.nodes == 1),
+            nodes=resources.nodes,
+            nproc_per_node=resources.nproc_per_node,
+            slots=per_job,
+            gpus_per_node=resources.gpus_per_node,
+            cpus_per_task=resources.cpus_per_task,
+            out=str(self.plan.out),
+            runs=tuple(other.run for other in graph.of("evaluate")) if node.stage == REPORT else (),
+            host_suffix=slurm.host_suffix,
+            requeue=slurm.continuation == "requeue",
+            link=link,
+            grace_time_s=slurm.grace_time_s,
+            scratch=slurm.scratch,
+            container=profile.container,
+        )
 
 
 class QueueQuota:
