@@ -1,8 +1,8 @@
-"""Data sets of the Hugging Face hub as files, streamed: for a worker run by hand that was given none.
+"""The files of a data set on the Hugging Face hub, for a worker run by hand without a list of files.
 
-`datasets` finds which files a configuration and split are made of, as their card says; reading them is files.py's, so
-a corpus on the hub and one on a disk are the same to every other module. A gated data set needs HF_TOKEN, or
-`hf auth login`. Jobs have no network: they follow the file list that `submit` put into their stage.json.
+`datasets` finds the files of a configuration and split by the data set's card; files.py reads them, so a corpus on the
+hub and one on a disk are the same to every other module. A gated data set needs HF_TOKEN or `hf auth login`. Jobs have
+no network: they read the files that `submit` listed in their stage.json.
 """
 
 from __future__ import annotations
@@ -18,20 +18,18 @@ def resolve(source: str, subset: str, split: str) -> list[str]:
     """The files of a split, in order: absolute paths, or hf:// URLs that name the commit.
 
     Args:
-        source: hub id, or a folder laid out as one.
+        source: hub id, or a folder with the same layout.
         subset: configuration name; "" for none.
         split: such as "train".
 
     Raises:
-        InputError: no such data set, configuration or split; it is gated; the hub is out of reach; its files are of a
-            format that is not read here.
+        InputError: no such data set, configuration or split; no access; no network; files of an unreadable format.
     """
     import datasets
 
-    token = os.environ.get("HF_TOKEN")
     label = f"data set {source!r}" + (f" ({subset})" if subset else "")
     try:
-        builder = datasets.load_dataset_builder(source, subset or None, token=token)
+        builder = datasets.load_dataset_builder(source, subset or None, token=os.environ.get("HF_TOKEN"))
     except Exception as error:  # `datasets` and the hub raise some dozen kinds
         raise InputError(f"{label}: {explain(error, name=source)}") from None
     splits = builder.config.data_files or {}

@@ -1,8 +1,8 @@
-"""Rows of the hub's benchmarks, sealed into plain files on a login node and only read from then on.
+"""Rows of the hub's benchmarks, saved as Parquet files on a login node and only read by jobs.
 
-`load_dataset` in a job would look the data set up anew, take locks and write an Arrow cache: array elements that start
-together meet there, and locks on shared file systems outlive their holders. `seal` does all that once; a job reads
-Parquet into memory (hub.py says where).
+`load_dataset` in a job would look the data set up again, take locks and write an Arrow cache; array elements that start
+together would compete for them, and locks on shared file systems outlive their owners. `seal` does all that once.
+hub.py says where the files are.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from hpc_ewc import hub, records
 
 
 def seal(path: str, subsets: Iterable[str], *, update: bool = False) -> str:
-    """Fetch the rows of a data set and write them down; what is there is kept. Says what there is.
+    """Fetch and save the rows of a data set, except those that are there; returns the number of rows and the commit.
 
     Args:
         path: hub id.
@@ -41,28 +41,28 @@ def seal(path: str, subsets: Iterable[str], *, update: bool = False) -> str:
         for subset in subsets:
             folder = hub.rows_dir(path, subset, commit)
             if not (folder / "sealed.json").is_file():
-                found = datasets.load_dataset(path, subset or None, revision=commit, cache_dir=scratch)
-                _write(found, folder, {"source": path, "subset": subset, "commit": commit})
+                splits = datasets.load_dataset(path, subset or None, revision=commit, cache_dir=scratch)
+                _write(splits, folder, {"source": path, "subset": subset, "commit": commit})
             total += sum(records.read_json(folder / "sealed.json")["rows"].values())
-    if commit != pinned:  # last: until all rows are there, the ones of before are asked
+    if commit != pinned:  # written last: until all rows are there, those of the previous commit stay in use
         records.write_json(hub.benchmark_dir(path) / "pinned.json", {"schema": records.SCHEMA, "commit": commit})
     return f"{total} rows, {commit[:7]}"
 
 
-def _write(found: Any, folder: Path, facts: dict[str, str]) -> None:
-    """All splits beside the place, then by rename."""
-    beside = folder.with_name(f".{folder.name}.{socket.gethostname()}.{os.getpid()}")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    for split, rows in found.items():
-        rows.to_parquet(beside / f"{split}.parquet")
-    counts = {str(split): len(rows) for split, rows in found.items()}
-    records.write_json(beside / "sealed.json", {"schema": records.SCHEMA, **facts, "rows": counts})
-    shutil.rmtree(folder, ignore_errors=True)  # half of it, of another time
-    beside.rename(folder)
+def _write(splits: Any, folder: Path, source: dict[str, str]) -> None:
+    """Write all splits to a temporary folder, then rename it."""
+    temporary = folder.with_name(f".{folder.name}.{socket.gethostname()}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    for split, rows in splits.items():
+        rows.to_parquet(temporary / f"{split}.parquet")
+    counts = {str(split): len(rows) for split, rows in splits.items()}
+    records.write_json(temporary / "sealed.json", {"schema": records.SCHEMA, **source, "rows": counts})
+    shutil.rmtree(folder, ignore_errors=True)  # without sealed.json, so incomplete
+    temporary.rename(folder)
 
 
 def sealed_rows(folder: str, **_: Any) -> datasets.DatasetDict:
-    """What `seal` wrote, in memory: no lock, no cache, nothing written. lm-eval calls it from a task file."""
-    found = {path.stem: datasets.Dataset(pyarrow.parquet.read_table(path)) for path in Path(folder).glob("*.parquet")}
-    return datasets.DatasetDict(found)
+    """The rows that `seal` wrote, in memory, without locks or caches. lm-eval calls this from a task file."""
+    splits = {path.stem: datasets.Dataset(pyarrow.parquet.read_table(path)) for path in Path(folder).glob("*.parquet")}
+    return datasets.DatasetDict(splits)

@@ -1,18 +1,20 @@
-"""`python -m hpc_ewc.worker prefetch DIR --fetch CELLS | --prove INPUTS`: the part of `hpc-ewc prefetch` that is heavy.
+"""`python -m hpc_ewc.worker prefetch DIR --fetch CELLS | --prove INPUTS`: the part of `hpc-ewc prefetch` with torch.
 
-DIR holds experiments, `<i>.toml`, one a point of the grid. --fetch reads the rows of benchmarks from the hub and seals
-them; --prove loads a bit of everything through the code of jobs, with the network forbidden. Each thing gives a JSON
-line on stdout: what, ok, detail.
+DIR holds experiments, `<i>.toml`, one for each point of the grid. --fetch saves the rows of benchmarks from the hub;
+--prove loads a sample of everything by the code of the jobs, without network. Each thing gives a JSON line on stdout:
+what, ok, detail.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from hpc_ewc.suites import Cell, expand_suites
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status 0 whatever was found: the lines say it."""
+    """Print a line for each thing; the exit status is 0 even if some failed."""
     parser = argparse.ArgumentParser(prog="python -m hpc_ewc.worker prefetch", description=__doc__)
     parser.add_argument("dir", type=Path)
     parser.add_argument("--fetch", help="names of cells, such as mmlu.en,mmlu.lt")
@@ -40,8 +42,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def tell(what: str, ok: bool, detail: str = "") -> None:
-    """One line for the parent process."""
+def attempt(what: str, work: Callable[[], str], dataset: str = "") -> None:
+    """Print the result of `work`, or its error and what to do about it, as a JSON line for the parent process."""
+    try:
+        ok, detail = True, work()
+    except Exception as error:  # datasets, huggingface_hub, transformers and what they call raise dozens of kinds
+        ok, detail = False, " ".join(str(error).split())[:500]
+        if dataset:
+            detail = hub.explain(error, "dataset", dataset)
+        elif not type(error).__module__.startswith("hpc_ewc"):
+            detail = f"{type(error).__name__}: {detail}"
     sys.stdout.write(json.dumps({"what": what, "ok": ok, "detail": detail}, ensure_ascii=False) + "\n")
     sys.stdout.flush()
 
@@ -50,66 +60,49 @@ def tell(what: str, ok: bool, detail: str = "") -> None:
 
 
 def fetch(experiment: Experiment, names: Sequence[str], *, update: bool) -> None:
-    """Seal the rows of our benchmarks, a data set at a time; have lm-eval fetch those of other tasks."""
+    """Save the rows of our benchmarks, one data set after the other; let lm-eval fetch those of other tasks."""
+    from hpc_ewc.evaluate.cell import load_tasks
     from hpc_ewc.evaluate.sealed import seal
     from hpc_ewc.evaluate.task_files import hub_sources
 
+    def load(cell: Cell) -> str:
+        load_tasks(cell, Path(), experiment.evaluate.include, experiment.evaluate.seed)
+        return "in the cache of datasets"
+
     cells = {cell.name: cell for cell in expand_suites(experiment.evaluate, experiment.data.language)}
     sources: dict[str, list[str]] = {}
-    for name in names:
-        cell = cells[name]
+    for cell in map(cells.__getitem__, names):
         if cell.task not in suites.TASKS:
-            attempt(name, lambda cell=cell: _load_of_lm_eval(cell, experiment))  # type: ignore[misc]
-            continue
-        for path, subset in hub_sources(cell):
+            attempt(cell.name, partial(load, cell))
+        for path, subset in hub_sources(cell) if cell.task in suites.TASKS else ():
             sources.setdefault(path, []).append(subset)
     for path, subsets in sources.items():
-        attempt(path, lambda path=path, subsets=subsets: seal(path, dict.fromkeys(subsets), update=update), path)  # type: ignore[misc]
-
-
-def _load_of_lm_eval(cell: Cell, experiment: Experiment) -> str:
-    from hpc_ewc.evaluate.cell import load_tasks
-
-    load_tasks(cell, Path(), experiment.evaluate.include, experiment.evaluate.seed)
-    return "in the cache of datasets"
-
-
-def attempt(what: str, work: Callable[[], str], dataset: str = "") -> None:
-    """Do something and tell how it ended; whatever it raises is told with what to do about it."""
-    try:
-        tell(what, True, work())
-    except Exception as error:  # datasets, the hub's client, transformers and the files below raise dozens of kinds
-        text = hub.explain(error, "dataset", dataset) if dataset else " ".join(str(error).split())[:500]
-        tell(
-            what,
-            False,
-            text if dataset or type(error).__module__.startswith("hpc_ewc") else f"{type(error).__name__}: {text}",
-        )
+        attempt(path, partial(seal, path, dict.fromkeys(subsets), update=update), path)
 
 
 # ---------------------------------------------------------------------------------------------- prove
 
 
 def prove(experiments: Sequence[Experiment], inputs: Sequence[dict[str, Any]]) -> None:
-    """Load a bit of everything; each distinct thing once."""
-    told: set[str] = set()
+    """Load a sample of everything; each distinct thing once."""
+    checks: dict[str, Callable[[], str]] = {}
     for experiment, facts in zip(experiments, inputs, strict=True):
         for what, work in _checks(experiment, facts):
-            if what not in told:
-                told.add(what)
-                attempt(what, work)
+            checks.setdefault(what, work)
+    for what, work in checks.items():
+        attempt(what, work)
 
 
 def _checks(experiment: Experiment, facts: dict[str, Any]) -> Iterator[tuple[str, Callable[[], str]]]:
     model = Path(facts["model"])
-    yield f"model {experiment.model.path}", lambda: _check_model(model)
+    yield f"model {experiment.model.path}", partial(_check_model, model)
     if facts["judge"]:
-        yield f"judge {experiment.evaluate.judge}", lambda: _check_model(Path(facts["judge"]["folder"]))
-    yield f"corpus {experiment.data.source}", lambda: _check_corpus(facts["corpus"], experiment)
-    yield f"Fisher questions {experiment.fisher.source}", lambda: _check_fisher(facts["fisher"], experiment, model)
+        yield f"judge {experiment.evaluate.judge}", partial(_check_model, Path(facts["judge"]["folder"]))
+    yield f"corpus {experiment.data.source}", partial(_check_corpus, facts["corpus"], experiment)
+    yield f"Fisher questions {experiment.fisher.source}", partial(_check_fisher, facts["fisher"], experiment, model)
     for cell in expand_suites(experiment.evaluate, experiment.data.language, heldout=facts["heldout"]):
         if cell.task != "ppl_heldout" or cell.text in facts["heldout"]:
-            yield cell.name, lambda cell=cell: _check_cell(cell, experiment, facts)  # type: ignore[misc]
+            yield cell.name, partial(_check_cell, cell, experiment, facts)
 
 
 def _check_model(folder: Path) -> str:
@@ -118,10 +111,8 @@ def _check_model(folder: Path) -> str:
 
     from hpc_ewc.evaluate.checkpoint import load_tokenizer
 
-    config = AutoConfig.from_pretrained(str(folder))
-    tokenizer = load_tokenizer(folder)
-    tensors = 0
-    for path in sorted(folder.glob("*.safetensors")):
+    config, tokenizer, tensors = AutoConfig.from_pretrained(str(folder)), load_tokenizer(folder), 0
+    for path in folder.glob("*.safetensors"):
         with safe_open(str(path), framework="numpy") as file:
             tensors += len(file.keys())
     return f"{config.model_type}, {tensors} tensors, tokenizer of {len(tokenizer)}"
@@ -136,8 +127,6 @@ def _check_corpus(files: Sequence[str], experiment: Experiment) -> str:
 
 
 def _check_fisher(files: Sequence[str], experiment: Experiment, model: Path) -> str:
-    import dataclasses
-
     from hpc_ewc.data.questions import question_batches
     from hpc_ewc.data.tokenizer import load_tokenizer
 

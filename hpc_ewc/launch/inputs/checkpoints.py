@@ -1,6 +1,6 @@
-"""The checkpoints that a command line names: folders, globs and hub ids, each looked at as far as its files tell.
+"""The checkpoints that a command line names: folders, globs and hub ids, checked by their files.
 
-One that this project exported explains itself by its `hpc_ewc.json`: run, step, fraction, base.
+A checkpoint that this project exported has run, step, fraction and base in its `hpc_ewc.json`.
 """
 
 from __future__ import annotations
@@ -36,16 +36,14 @@ class CheckpointArg:
     """One checkpoint of the command line."""
 
     name: str
-    """As it was given: a hub id with or without `@revision`, an absolute path."""
+    """A hub id with or without `@revision`, or an absolute path."""
     facts: dict[str, Any] | None = None
     """Its hpc_ewc.json, if this project exported it."""
 
     @property
     def model(self) -> ModelConfig:
-        path, _, revision = (
-            self.name.partition("@") if hub.is_hub_id(self.name.partition("@")[0]) else (self.name, "", "")
-        )
-        return ModelConfig(path=path, revision=revision or None)
+        path, _, revision = self.name.partition("@")
+        return ModelConfig(path, revision or None) if hub.is_hub_id(path) else ModelConfig(self.name)
 
     @property
     def run(self) -> str:
@@ -54,30 +52,29 @@ class CheckpointArg:
 
 
 def find_checkpoints(names: Sequence[str]) -> list[CheckpointArg]:
-    """The checkpoints that folders, globs and hub ids name, each once, whole as far as their files tell.
+    """The checkpoints that folders, globs and hub ids name, each once.
 
     Raises:
         ConfigError: none is given, or two are copies of one export.
-        InputError: some are not checkpoints, or not whole; all of them are listed.
+        InputError: some are not checkpoints or incomplete; the message lists all of them.
     """
     if not names:
         raise ConfigError("no checkpoint given; name folders, globs or hub ids, such as runs/x/train/*/exports/*")
     found: dict[str, CheckpointArg] = {}
-    wrong: list[str] = []
-    for name in names:
-        for path in _expand(name):
-            try:
-                found.setdefault(path, _look_at(path))
-            except (InputError, ArtefactError) as error:
-                wrong.append(str(error))
-    if wrong:
-        raise InputError("; ".join(wrong))
+    errors: list[str] = []
+    for path in dict.fromkeys(path for name in names for path in _expand(name)):
+        try:
+            found[path] = _read_checkpoint(path)
+        except (InputError, ArtefactError) as error:
+            errors.append(str(error))
+    if errors:
+        raise InputError("; ".join(errors))
     _check_distinct(list(found.values()))
     return list(found.values())
 
 
 def _expand(name: str) -> list[str]:
-    """A hub id as it is, a folder as its absolute path, a glob as all that it matches."""
+    """The absolute paths that a path or glob names, or a hub id unchanged."""
     path = local_path(name)
     if path.exists():
         return [str(path)]
@@ -87,20 +84,17 @@ def _expand(name: str) -> list[str]:
     return matches or [name if hub.is_hub_id(name.partition("@")[0]) else str(path)]
 
 
-def _look_at(name: str) -> CheckpointArg:
+def _read_checkpoint(name: str) -> CheckpointArg:
     if not name.startswith("/"):
         return CheckpointArg(name)
-    folder = Path(name)
-    check_model(folder)
-    if not (folder / "hpc_ewc.json").is_file():
-        return CheckpointArg(name)
-    _check_facts(facts := records.read_json(folder / "hpc_ewc.json"), folder / "hpc_ewc.json")
-    return CheckpointArg(name, facts)
+    check_model(Path(name))
+    path = Path(name, "hpc_ewc.json")
+    return CheckpointArg(name, _read_facts(path) if path.is_file() else None)
 
 
-def _check_facts(facts: dict[str, Any], path: Path) -> None:
-    """Raise ArtefactError unless these are an export's; `coordinates` may be absent."""
-    facts.setdefault("coordinates", {})
+def _read_facts(path: Path) -> dict[str, Any]:
+    """The content of hpc_ewc.json; raises ArtefactError unless an export wrote it."""
+    facts = {"coordinates": {}} | records.read_json(path)
     wrong = [key for key, kind in FACTS.items() if not isinstance(facts.get(key), kind)]
     if wrong:
         raise ArtefactError(f"{path}: lacks {', '.join(wrong)}; corrupt or not written by hpc-ewc")
@@ -108,10 +102,11 @@ def _check_facts(facts: dict[str, Any], path: Path) -> None:
         raise ArtefactError(f"{path}: run = {facts['run']!r}: not a name that submit gives; not written by hpc-ewc")
     if not 0 <= facts["fraction"] <= 1:
         raise ArtefactError(f"{path}: fraction = {facts['fraction']!r}: allowed is 0 to 1; not written by hpc-ewc")
+    return facts
 
 
 def _check_distinct(given: Sequence[CheckpointArg]) -> None:
-    """Two copies of one export would write one record."""
+    """Raise ConfigError if two are copies of one export, which would write the same record."""
     known: dict[tuple[str, float], str] = {}
     for checkpoint in given:
         if checkpoint.facts is not None:

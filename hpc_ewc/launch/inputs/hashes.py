@@ -1,4 +1,4 @@
-"""sha256 of files, kept by path, size and mtime, so that a second submit reads no corpus."""
+"""sha256 of files, cached by path, size and mtime, so that a second submit reads no corpus."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from hpc_ewc.errors import ArtefactError
 
 
 class HashCache:
-    """sha256 of files, kept in the cache by path, size and mtime."""
+    """sha256 of files, cached on the disk.
+
+    Attributes:
+        announced: called with a message before something long.
+    """
 
     def __init__(self) -> None:
         self.path = rundir.cache_dir() / "hashes.json"
@@ -23,7 +27,7 @@ class HashCache:
             self.known = records.read_json(self.path)
 
     def sha256(self, path: Path) -> str:
-        """Of a file's bytes; read only when it is not known, or its size or mtime changed."""
+        """The sha256 of a file, which is read only if it is unknown or its size or mtime changed."""
         status = path.stat()
         entry = [status.st_size, status.st_mtime_ns]
         known = self.known.get(str(path))
@@ -35,14 +39,14 @@ class HashCache:
         return digest
 
     def save(self) -> None:
-        """Keep what was computed; a cache that cannot be written costs time alone."""
+        """Write what was computed; a cache that cannot be written only costs time."""
         if self.changed:
             with suppress(OSError):
                 records.write_json(self.path, self.known)
             self.changed = False
 
     def announce(self, files: Sequence[Path], what: str) -> None:
-        """Say that something long begins: more than 2 GB to be hashed."""
+        """Announce that more than 2 GB will be hashed."""
         unknown = [path for path in files if path.is_file() and str(path) not in self.known]
         size = sum(path.stat().st_size for path in unknown)
         if self.announced is not None and size > 2e9:

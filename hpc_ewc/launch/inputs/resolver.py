@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hpc_ewc import hub, records
-from hpc_ewc.config import DataConfig, EvaluateConfig, Experiment, FisherConfig, ModelConfig
+from hpc_ewc.config import EvaluateConfig, Experiment, ModelConfig
 from hpc_ewc.errors import ConfigError, InputError
 from hpc_ewc.launch.inputs.first_record import check_first_record
 from hpc_ewc.launch.inputs.hashes import HashCache
@@ -65,8 +65,7 @@ class Resolver:
         self.where = where
         self.hashes = HashCache()
         self.model = functools.cache(self._model)
-        self.corpus = functools.cache(self._corpus)
-        self.fisher = functools.cache(self._fisher)
+        self.files = functools.cache(self._files)
         self.check_trainable = functools.cache(self._check_trainable)
         self.check_first = functools.cache(check_first_record)
 
@@ -78,12 +77,13 @@ class Resolver:
             InputError: a hub repository is not in this machine's cache (the message names the command that fetches
                 it), or a model is incomplete or of a family that cannot be trained.
         """
+        data, questions = experiment.data, experiment.fisher
         model, model_id, tokenizer_id = self.model(experiment.model)
         self.check_trainable(Path(model))
-        corpus, corpus_id = self.corpus(experiment.data)
-        fisher, fisher_id = self.fisher(experiment.fisher)
-        if experiment.data.on_bad_document == "error":
-            self.check_first(corpus, f"{self.where}: data", experiment.data.text_column)
+        corpus, corpus_id = self.files("data", data.source, data.files, data.subset, "train")
+        fisher, fisher_id = self.files("fisher", questions.source, questions.files, questions.subset, questions.split)
+        if data.on_bad_document == "error":
+            self.check_first(corpus, f"{self.where}: data", data.text_column)
         self.check_first(fisher, f"{self.where}: fisher", None)
         identities = Identities(model_id, tokenizer_id, corpus_id, fisher_id)
         base = self.resolve_base(None, experiment)
@@ -93,7 +93,7 @@ class Resolver:
     def resolve_base(self, model: ModelConfig | None, experiment: Experiment) -> Inputs:
         """The inputs of an evaluation without training: base model (if any), questions, held-out text, judge."""
         questions, question_id = self._questions(experiment.evaluate)
-        heldout = self._heldout(experiment.evaluate)
+        heldout = self._existing_files("evaluate.heldout", experiment.evaluate.heldout)
         inputs = Inputs(
             identities=Identities("", "", "", ""),
             model="",
@@ -112,8 +112,6 @@ class Resolver:
         model, identity, _ = self.model(config)
         self.hashes.save()
         return {"model": model, "identities": Identities(identity, "", "", "")}
-
-    # ------------------------------------------------------------------------------------------ one table each
 
     def _model(self, config: ModelConfig) -> tuple[str, str, str]:
         """Folder, identity of the model, identity of its tokenizer."""
@@ -134,12 +132,6 @@ class Resolver:
         except InputError as error:
             raise InputError(f"{self.where}: model.path: {error}") from None
 
-    def _corpus(self, config: DataConfig) -> tuple[tuple[str, ...], str]:
-        return self._files("data", config.source, config.files, config.subset, "train")
-
-    def _fisher(self, config: FisherConfig) -> tuple[tuple[str, ...], str]:
-        return self._files("fisher", config.source, config.files, config.subset, config.split)
-
     def _files(
         self, table: str, source: str, files: tuple[str, ...], subset: str, split: str
     ) -> tuple[tuple[str, ...], str]:
@@ -147,7 +139,8 @@ class Resolver:
         if source == "files":
             found = expand_files(files, f"{self.where}: {table}.files")
             self.hashes.announce(found, f"{table}.files")
-            return tuple(map(str, found)), self._files_id(found)
+            content = [[kind_of(path), path.stat().st_size, self.hashes.sha256(path)] for path in found]
+            return tuple(map(str, found)), records.key_of(content)
         if not hub.is_hub_id(source):
             reason = retired_word(source) or 'allowed are a hub id (owner/name), "files"'
             raise ConfigError(f"{self.where}: {table}.source = {source!r}: {reason}")
@@ -187,21 +180,21 @@ class Resolver:
             folder, identity, _ = self.model(ModelConfig(path=config.judge))
         except (ConfigError, InputError) as error:
             raise type(error)(str(error).replace("model.path", "evaluate.judge")) from None
-        questions = {language: local_path(name) for language, name in config.judge_questions.items()}
-        for language, path in questions.items():
-            if not path.is_file():
-                raise ConfigError(f"{self.where}: evaluate.judge_questions.{language} = {str(path)!r}: no such file")
-        found = {"folder": folder, "id": f"{identity}:{config.judge_tokens}", "tokens": config.judge_tokens}
-        return found | {"questions": {language: str(path) for language, path in questions.items()}}
+        questions = self._existing_files("evaluate.judge_questions", config.judge_questions)
+        return {
+            "folder": folder,
+            "id": f"{identity}:{config.judge_tokens}",
+            "tokens": config.judge_tokens,
+            "questions": questions,
+        }
 
-    def _heldout(self, config: EvaluateConfig) -> dict[str, str]:
-        heldout = {}
-        for language, name in config.heldout.items():
-            path = local_path(name)
+    def _existing_files(self, key: str, files: Mapping[str, str]) -> dict[str, str]:
+        """Absolute paths of the files of each language."""
+        paths = {language: local_path(name) for language, name in files.items()}
+        for language, path in paths.items():
             if not path.is_file():
-                raise ConfigError(f"{self.where}: evaluate.heldout.{language} = {name!r}: no such file")
-            heldout[language] = str(path)
-        return heldout
+                raise ConfigError(f"{self.where}: {key}.{language} = {files[language]!r}: no such file")
+        return {language: str(path) for language, path in paths.items()}
 
     @property
     def prefetch(self) -> str:
@@ -220,12 +213,8 @@ class Resolver:
                 f"{missing[0]}; continue with: {self.prefetch}"
             )
 
-    # ------------------------------------------------------------------------------------------ identities
-
-    def _files_id(self, files: Sequence[Path]) -> str:
-        return records.key_of([[kind_of(path), path.stat().st_size, self.hashes.sha256(path)] for path in files])
-
     def _folder_id(self, folder: Path, patterns: Iterable[str]) -> str:
+        """Identity of the content of the files that patterns name."""
         files = sorted({path.name: path for pattern in patterns for path in folder.glob(pattern)}.items())
         self.hashes.announce([path for _, path in files], str(folder))
         return records.key_of({name: self.hashes.sha256(path) for name, path in files if path.is_file()})
