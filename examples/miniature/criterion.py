@@ -19,8 +19,10 @@ from hpc_ewc.report.analysis.estimates import Analysis, Difference, Estimate
 from hpc_ewc.report.analysis.means import Mean
 from hpc_ewc.report.output.terminal import print_table
 from hpc_ewc.report.study.collect import collect
+from hpc_ewc.report.study.columns import SOURCE_LANGUAGE, Column
+from hpc_ewc.report.study.runs import Run
 from hpc_ewc.report.study.stages import read_stages
-from hpc_ewc.report.study.study import SOURCE_LANGUAGE, Column, Run, Study, build_study
+from hpc_ewc.report.study.study import Study, build_study
 from hpc_ewc.report.tables.builder import Builder, Cell, Head, Table, difference_cell, value_cell
 from hpc_ewc.report.tables.formats import NOTHING, percent, strength_text
 from hpc_ewc.report.tables.lines import Lines

@@ -16,8 +16,10 @@ from hpc_ewc.report.analysis.estimates import Analysis, Difference
 from hpc_ewc.report.analysis.means import Mean
 from hpc_ewc.report.output.terminal import print_table
 from hpc_ewc.report.study.collect import Collection, Source, collect, flatten
+from hpc_ewc.report.study.columns import Column, language_name
+from hpc_ewc.report.study.runs import Run
 from hpc_ewc.report.study.stages import Stages
-from hpc_ewc.report.study.study import Column, Run, build_study, language_name
+from hpc_ewc.report.study.study import build_study
 from hpc_ewc.report.tables.builder import Cell, Head, Table, difference_cell, plain_name, text_of, value_cell
 from hpc_ewc.report.tables.formats import clean, p_text, percent
 from hpc_ewc.rundir import RunDir

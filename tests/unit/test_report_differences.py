@@ -15,8 +15,10 @@ from hpc_ewc import records
 from hpc_ewc.report.analysis.differences import analyse
 from hpc_ewc.report.analysis.estimates import Analysis, Difference
 from hpc_ewc.report.study.collect import collect
+from hpc_ewc.report.study.columns import Column
+from hpc_ewc.report.study.runs import Run
 from hpc_ewc.report.study.stages import read_stages
-from hpc_ewc.report.study.study import Column, Run, build_study
+from hpc_ewc.report.study.study import build_study
 from hpc_ewc.report.tables.lines import Lines
 from tests.unit.report_fixture import RunBuilder
 

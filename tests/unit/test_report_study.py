@@ -175,7 +175,7 @@ def test_a_run_that_is_no_longer_asked_for_is_listed_and_not_shown(tmp_path: Pat
     assert [r.strength for r in study.runs] == [None, 1e6]
     (problem,) = study.problems
     assert "strength=0-" in problem.where
-    assert "no longer asks for it" in problem.what
+    assert "no longer requested" in problem.what
 
 
 def test_a_cell_that_is_no_longer_asked_for_is_listed_and_not_shown(tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_a_cell_that_is_no_longer_asked_for_is_listed_and_not_shown(tmp_path: Pa
     study = study_of(run.dir.root)
     base = next(r for r in study.runs if r.is_base)
     assert "mmlu.en" not in {column.cell for (r, column) in study.records if r == base}
-    assert [p.what for p in study.problems] == ["mmlu.en: experiment.toml no longer asks for it"]
+    assert [p.what for p in study.problems] == ["mmlu.en: no longer requested by experiment.toml"]
 
 
 def test_checkpoints_along_a_training_are_rows_with_their_step(tmp_path: Path) -> None:

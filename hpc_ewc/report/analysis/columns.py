@@ -15,8 +15,9 @@ from hpc_ewc.report.analysis.means import Mean
 from hpc_ewc.report.analysis.pairs import LN2, matched, shares, texts, unpaired
 from hpc_ewc.report.analysis.statistics import Array
 from hpc_ewc.report.study.collect import Problem
+from hpc_ewc.report.study.columns import Column
+from hpc_ewc.report.study.runs import Run
 from hpc_ewc.report.study.samples import SampleReader, Scores
-from hpc_ewc.report.study.study import Column, Run
 
 Z = 1.959964
 """95 %, two-sided."""

@@ -15,8 +15,9 @@ from hpc_ewc.report.analysis.estimates import Analysis, Difference, Estimate
 from hpc_ewc.report.analysis.means import Mean, means
 from hpc_ewc.report.analysis.pairs import optional
 from hpc_ewc.report.analysis.statistics import Array, Moments
+from hpc_ewc.report.study.runs import Run
 from hpc_ewc.report.study.samples import SampleReader
-from hpc_ewc.report.study.study import Run, Study
+from hpc_ewc.report.study.study import Study
 
 
 def analyse(study: Study, *, paired: bool = True, resamples: int = statistics.RESAMPLES, seed: int = 0) -> Analysis:

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field, replace
 
 from hpc_ewc.report.analysis.means import Mean
 from hpc_ewc.report.analysis.statistics import Array
-from hpc_ewc.report.study.study import Column, Run, Study
+from hpc_ewc.report.study.columns import Column
+from hpc_ewc.report.study.runs import Run
+from hpc_ewc.report.study.study import Study
 
 
 @dataclass(frozen=True)

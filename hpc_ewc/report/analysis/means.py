@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
-from hpc_ewc.report.study.study import Column, Run, Study, language_name
+from hpc_ewc.report.study.columns import Column, language_name
+from hpc_ewc.report.study.runs import Run
+from hpc_ewc.report.study.study import Study
 
 ALIKE = ("limit", "backend", "dtype", "seed")
 """Settings that all tasks of a mean must share. Shots may differ from task to task, as they do by custom."""

@@ -8,7 +8,7 @@ from hpc_ewc.report.drawing.paper import paper
 from hpc_ewc.report.drawing.plane import MOST_NAMES
 from hpc_ewc.report.drawing.style import MANY
 from hpc_ewc.report.drawing.training import drawn
-from hpc_ewc.report.study.study import SOURCE_LANGUAGE, language_name
+from hpc_ewc.report.study.columns import SOURCE_LANGUAGE, language_name
 from hpc_ewc.report.tables.builder import Builder
 from hpc_ewc.report.tables.choose import points_text
 from hpc_ewc.report.tables.document import Document

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from hpc_ewc.report.analysis.estimates import Estimate
 from hpc_ewc.report.drawing.paper import accuracy_curve, perplexity_curve
 from hpc_ewc.report.drawing.style import GREY, GROUP_MARKERS, INK, MANY, Look, StrengthAxis, legend_below, look, plain
-from hpc_ewc.report.study.study import Column, language_name
+from hpc_ewc.report.study.columns import Column, language_name
 from hpc_ewc.report.tables.builder import Builder, plain_name
 from hpc_ewc.report.tables.lines import Line
 from hpc_ewc.report.tables.texts import shown_texts

@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from hpc_ewc.report.analysis.means import Mean
 from hpc_ewc.report.drawing.curves import MOST_GROUPS, groups
 from hpc_ewc.report.drawing.style import GREY, GROUP_MARKERS, INK, MANY, legend_below, look, plain
-from hpc_ewc.report.study.study import SOURCE_LANGUAGE, language_name
+from hpc_ewc.report.study.columns import SOURCE_LANGUAGE, language_name
 from hpc_ewc.report.tables.builder import Builder
 from hpc_ewc.report.tables.choose import Choice, points_text
 from hpc_ewc.report.tables.formats import strength_text

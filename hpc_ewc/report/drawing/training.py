@@ -16,7 +16,7 @@ from hpc_ewc import records
 from hpc_ewc.errors import ArtefactError
 from hpc_ewc.report.drawing.curves import groups
 from hpc_ewc.report.drawing.style import legend_below, look, plain
-from hpc_ewc.report.study.study import Run
+from hpc_ewc.report.study.runs import Run
 from hpc_ewc.report.tables.builder import Builder
 from hpc_ewc.report.tables.lines import Line
 

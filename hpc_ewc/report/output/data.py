@@ -12,7 +12,7 @@ from typing import Any
 
 from hpc_ewc.report.analysis.estimates import Analysis, Difference, Estimate
 from hpc_ewc.report.analysis.means import Mean
-from hpc_ewc.report.study.study import Run
+from hpc_ewc.report.study.runs import Run
 from hpc_ewc.report.tables.choose import sentence
 from hpc_ewc.report.tables.document import Document
 from hpc_ewc.report.tables.formats import clean

@@ -1,9 +1,8 @@
-"""Finds records and reads them. What is half-written, foreign, older or double is listed, never taken for a result."""
+"""Finds records and reads them. Corrupt, foreign, older or double files are listed and never shown."""
 
 from __future__ import annotations
 
 import glob
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,17 +10,19 @@ from typing import Any
 
 from hpc_ewc import records
 from hpc_ewc.errors import ArtefactError, InputError
+from hpc_ewc.report.study.json_numbers import find_bad_number, finite_number
 from hpc_ewc.rundir import RunDir, StageDir
 
-OPTIONAL = ("cloze", "max_gen_toks", "backend_args")
-"""Settings that mostly are not set."""
-SETTINGS = ("shots", "limit", "seed", "backend", "dtype", "max_length", "task_version", "data_hash", *OPTIONAL)
+OPTIONAL_SETTINGS = ("cloze", "max_gen_toks", "backend_args")
+"""Settings that a record may leave out."""
+SETTINGS = ("shots", "limit", "seed", "backend", "dtype", "max_length", "task_version", "data_hash", *OPTIONAL_SETTINGS)
 """What two records of a cell must share before their values may stand in one column."""
+DAMAGED = "corrupt or not written by hpc-ewc; delete it and resubmit"
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A file, or a cell, that is not in the tables, and why."""
+    """A file that is not in the tables, and why."""
 
     where: str
     what: str
@@ -29,10 +30,10 @@ class Problem:
 
 @dataclass(frozen=True)
 class Source:
-    """The folder of one experiment that was asked for."""
+    """The run folder of one experiment."""
 
     label: str
-    """Its name; with as much of its path as tells it from another of that name."""
+    """Its name, after as much of its path as distinguishes it from others of that name."""
     folder: RunDir
 
 
@@ -42,7 +43,7 @@ class Collection:
 
     sources: list[Source] = field(default_factory=list)
     records: list[dict[str, Any]] = field(default_factory=list)
-    """As in docs/schemas, with `source` (label of its experiment), `cell`, `path` and `samples_path` added."""
+    """As in docs/schemas, with `source` (label of its experiment), `where`, `cell`, `path` and `samples_path` added."""
     problems: list[Problem] = field(default_factory=list)
     measured: set[tuple[str, str, float, str]] = field(default_factory=set)
     """(source, run, fraction, cell) of every record that could be read, doubles included."""
@@ -57,28 +58,36 @@ def collect(paths: Sequence[Path | str]) -> Collection:
             globs of any of these.
 
     Raises:
-        InputError: a path does not exist, or nothing under it is ours.
+        InputError: a path does not exist, or is no part of an experiment.
     """
-    found: dict[Path, Path] = {}  # record → folder of its experiment; both in order of discovery
-    roots: dict[Path, None] = {}
+    found: dict[Path, dict[Path, None]] = {}  # run folder → its records, both in order of discovery
     for path in _expand(paths):
-        before = len(roots)
-        for root, files in _experiments(path):
-            roots.setdefault(root)
-            found.update(dict.fromkeys(files, root))
-        if len(roots) == before and not any(root == path or root in path.parents for root in roots):
+        experiments = list(_experiments(path))
+        if not experiments:
             raise InputError(
                 f"{path}: holds no record of an experiment; give runs/NAME, which has an evaluate/ folder, or "
                 "something inside it"
             )
-    labels = _labels(list(roots))
-    collection = Collection(sources=[Source(labels[root], RunDir(root)) for root in roots])
-    _read_all(found, labels, collection)
+        for root, files in experiments:
+            found.setdefault(root, {}).update(dict.fromkeys(files))
+    labels = _labels(list(found))
+    collection = Collection(sources=[Source(labels[root], RunDir(root)) for root in found])
+    for root, record_files in found.items():
+        for path in record_files:
+            where = f"{labels[root]}/{path.relative_to(root)}"
+            try:
+                record = read_record(path) | {"source": labels[root], "where": where}
+            except (ArtefactError, FileNotFoundError) as error:
+                collection.problems.append(Problem(where, str(error).removeprefix(f"{path}: ")))
+            else:
+                collection.records.append(record)
+                collection.measured.add((record["source"], record["run"], float(record["fraction"]), record["cell"]))
+    _drop_doubles(collection)
     return collection
 
 
 def load_records(*paths: Path | str) -> list[dict[str, Any]]:
-    """One flat record a result: the fields of its cell beside `metric, filter, subset, value, stderr, n, …`.
+    """One flat dictionary per result: the fields of its record beside `metric, filter, subset, value, stderr, n, …`.
 
     Cells that failed have no result; `collect` lists them, and every file that could not be read.
     """
@@ -108,50 +117,37 @@ def _expand(paths: Sequence[Path | str]) -> Iterator[Path]:
 
 
 def _experiments(path: Path) -> Iterator[tuple[Path, list[Path]]]:
-    """Each experiment at or above or just below `path`, with the records under `path`, or those of a checkpoint."""
+    """The experiment that `path` is or is part of, else each one just below it, with the records under `path`."""
     if path.parent.name == "exports" and path.parent.parent.parent.name == "train":
         run = path.parent.parent
-        root = run.parent.parent
-        if (evaluated := RunDir(root).evaluate(run.name).path / path.name).is_dir():
-            yield root, _of_cells(evaluated)
+        path = RunDir(run.parent.parent).evaluate(run.name).path / path.name
+    if not path.exists():
         return
-    if path.name == "evaluate" and path.is_dir() and not _is_experiment(path):
-        yield path.parent, _of_runs(path)
-    elif path.parent.name == "evaluate" and path.is_dir():
-        yield path.parent.parent, _of_steps(path)
-    elif path.parent.parent.name == "evaluate" and path.is_dir():
-        yield path.parent.parent.parent, _of_cells(path)
-    elif path.is_file() and path.suffix == ".json" and path.parent.parent.parent.name == "evaluate":
-        yield path.parent.parent.parent.parent, [path]
-    elif _is_experiment(path):
-        yield path, _of_runs(path / "evaluate")
-    elif path.is_dir():
-        for child in sorted(path.iterdir()):
-            if _is_experiment(child):
-                yield child, _of_runs(child / "evaluate")
+    # evaluate, evaluate/RUN, evaluate/RUN/STEP and evaluate/RUN/STEP/CELL.json are part of the folder above evaluate
+    above = [folder.parent for folder in (path, *path.parents)[:4] if folder.name == "evaluate"]
+    for root in (path, *above):
+        if _is_experiment(root):
+            inside = [record for record in _records(root) if path in (root, record, *record.parents)]
+            if inside or path.is_dir():
+                yield root, inside
+            return
+    for child in sorted(path.iterdir()) if path.is_dir() else ():
+        if _is_experiment(child):
+            yield child, _records(child)
 
 
 def _is_experiment(path: Path) -> bool:
     return (path / "evaluate").is_dir() or (path / "experiment.toml").is_file()
 
 
-def _of_runs(evaluate: Path) -> list[Path]:
-    folders = sorted(evaluate.iterdir()) if evaluate.is_dir() else []
-    return [record for folder in folders if folder.is_dir() for record in _of_steps(folder)]
-
-
-def _of_steps(run: Path) -> list[Path]:
-    steps = (folder for folder in sorted(run.iterdir()) if folder.name.isdigit() and folder.is_dir())
-    return [record for folder in steps for record in _of_cells(folder)]
-
-
-def _of_cells(step: Path) -> list[Path]:
-    """Records; names that start with a dot are files that a writer has not finished."""
-    return [path for path in sorted(step.iterdir()) if path.suffix == ".json" and not path.name.startswith(".")]
+def _records(root: Path) -> list[Path]:
+    """Record files of an experiment. A leading dot marks a file that its writer has not finished."""
+    paths = sorted(root.glob("evaluate/*/*/*.json"))
+    return [path for path in paths if path.parent.name.isdigit() and not path.name.startswith(".")]
 
 
 def _labels(roots: Sequence[Path]) -> dict[Path, str]:
-    """The name of each folder; where two share it, with as many of the folders above as it takes."""
+    """The name of each folder, after as many of the folders above as distinguish it."""
     labels: dict[Path, str] = {}
     for root in roots:
         parts = root.parts
@@ -166,38 +162,27 @@ def _labels(roots: Sequence[Path]) -> dict[Path, str]:
 # ---------------------------------------------------------------------------------------------- reading
 
 
-def _read_all(found: Mapping[Path, Path], labels: Mapping[Path, str], collection: Collection) -> None:
-    seen: dict[tuple[str, str], dict[str, Any]] = {}
-    for record in sorted(_readable(found, labels, collection), key=lambda record: record["status"] != "ok"):
-        collection.measured.add((record["source"], record["run"], float(record["fraction"]), record["cell"]))
-        twin = seen.setdefault((record["cell_key"], record["model_hash"]), record)
+def _drop_doubles(collection: Collection) -> None:
+    """Keep one record of each measurement, one with a value before a failed one, and list the others."""
+    kept: dict[tuple[str, str], dict[str, Any]] = {}
+    for record in sorted(collection.records, key=lambda record: record["status"] != "ok"):
+        twin = kept.setdefault((record["cell_key"], record["model_hash"]), record)
         if twin is not record:
-            same = [_essence(r) for r in record["results"]] == [_essence(r) for r in twin["results"]]
+            same = [_identity(r) for r in record["results"]] == [_identity(r) for r in twin["results"]]
             what = "the same measurement as" if same else "another result of the same measurement as"
-            collection.problems.append(Problem(record["where"], f"{what} {twin['where']}; that one is shown"))
-            continue
-        collection.records.append(record)
+            collection.problems.append(Problem(record["where"], f"{what} {twin['where']}, which is shown"))
+    collection.records = list(kept.values())
 
 
-def _readable(
-    found: Mapping[Path, Path], labels: Mapping[Path, str], collection: Collection
-) -> Iterator[dict[str, Any]]:
-    """Every record that can be read, with its `source` and `where`; the others become problems."""
-    for path, root in found.items():
-        where = f"{labels[root]}/{path.relative_to(root)}"
-        try:
-            record = read_record(path)
-        except (ArtefactError, FileNotFoundError) as error:
-            collection.problems.append(Problem(where, str(error).removeprefix(f"{path}: ")))
-            continue
-        yield record | {"source": labels[root], "where": where}
+def _identity(result: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(result.get(key) for key in ("metric", "filter", "subset", "value", "n"))
 
 
 def read_record(path: Path) -> dict[str, Any]:
     """A record, with `cell`, `path` and `samples_path` added.
 
     Raises:
-        ArtefactError: half-written, foreign, of another schema, or with a value that is not a finite number.
+        ArtefactError: damaged, foreign, of another schema, or with a number that is not a finite float.
     """
     record = records.read_checked(path, "record")
     cell = path.name.removesuffix(".json")
@@ -208,11 +193,15 @@ def read_record(path: Path) -> dict[str, Any]:
         if not _is_result(result):
             raise ArtefactError(f"{path}: a result without a finite value: {str(result)[:120]}")
     for name in (*SETTINGS, "chance", "truncated"):
-        value, numeric = record.get(name), name in ("chance", "truncated")
-        if not (value is None or _finite(value) or (isinstance(value, (str, bool)) and not numeric)):
-            raise ArtefactError(
-                f"{path}: '{name}' is {str(value)[:60]!r}; corrupt or not written by hpc-ewc; delete it and resubmit"
-            )
+        value, must_be_number = record.get(name), name in ("chance", "truncated")
+        is_known = value is None or finite_number(value) is not None
+        if not (is_known or (isinstance(value, (str, bool)) and not must_be_number)):
+            raise ArtefactError(f"{path}: '{name}' is {str(value)[:60]!r}; {DAMAGED}")
+    for value in record["coordinates"].values():
+        if any(isinstance(item, (dict, list)) for item in (value if isinstance(value, list) else [value])):
+            raise ArtefactError(f"{path}: 'coordinates' holds {str(value)[:60]!r}; {DAMAGED}")
+    if bad := find_bad_number(record):
+        raise ArtefactError(f"{path}: holds {bad}, which is not a finite number; {DAMAGED}")
     stage = StageDir(path.parent.parent)
     samples = stage.samples(record["step"], cell)
     samples = samples if samples.parent == path.parent else path.with_name(samples.name)
@@ -222,20 +211,12 @@ def read_record(path: Path) -> dict[str, Any]:
 def _is_result(result: Any) -> bool:
     if not isinstance(result, dict):
         return False
-    value, stderr, n = result.get("value"), result.get("stderr"), result.get("n")
+    stderr, n = result.get("stderr"), result.get("n")
     return (
         all(isinstance(result.get(name, ""), str) for name in ("metric", "filter", "subset"))
         and "metric" in result
-        and _finite(value)
-        and (stderr is None or (_finite(stderr) and stderr >= 0))
+        and finite_number(result.get("value")) is not None
+        and (stderr is None or ((error := finite_number(stderr)) is not None and error >= 0))
         and type(n) is int
-        and n > 0
+        and 0 < n < 1 << 63
     )
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _essence(result: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(result.get(key) for key in ("metric", "filter", "subset", "value", "n"))

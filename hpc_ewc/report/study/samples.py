@@ -1,4 +1,4 @@
-"""Scores of single documents, and who is paired with whom."""
+"""Scores of single documents."""
 
 from __future__ import annotations
 
@@ -15,25 +15,27 @@ from numpy.typing import NDArray
 
 from hpc_ewc import records
 from hpc_ewc.errors import ArtefactError
-from hpc_ewc.report.study.study import Column, Run, Study, primary
+from hpc_ewc.report.study.columns import Column, primary
+from hpc_ewc.report.study.runs import Run
+from hpc_ewc.report.study.study import Study
 
+Array = NDArray[np.float64]
 Key = tuple[str, int | str, str]
 """subset, doc_id and doc_hash of a document."""
 
 
 @dataclass(frozen=True, eq=False)
 class Documents:
-    """The documents of a cell; one object for all runs that were asked the same."""
+    """The documents of a cell; one object for all runs that answered the same ones."""
 
     keys: tuple[Key, ...]
-    """Of each document."""
     clusters: NDArray[np.int64] | None
-    """[n] codes of the passage, where several documents share one; None: each stands alone."""
+    """[n] codes of the passage, if several documents share one; None: each document is independent."""
     half: NDArray[np.bool_]
-    """[n] the half on which a λ may be chosen; the other is for reporting. Questions on one passage stay together; in
-    tasks without passages a document and its translation of the same number do."""
+    """[n] True on the half on which a λ may be chosen; the other half is for reporting. Questions on one passage stay
+    together; in tasks without passages so do a document and its translation of the same number."""
     guess: float | None
-    """What guessing scores where one of several answers is right: mean of one over their number. None: no answers."""
+    """Expected score of guessing one of several answers: mean of one over their number. None: there are no answers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,29 +43,29 @@ class Scores:
     """What one run scored on each document, by its primary filter."""
 
     documents: Documents
-    values: NDArray[np.float64]
+    values: Array
     """[n] fp64: the primary metric, or −log p of a text."""
-    tokens: NDArray[np.float64] | None = None
-    bytes: NDArray[np.float64] | None = None
+    tokens: Array | None = None
+    bytes: Array | None = None
 
     @property
     def is_binary(self) -> bool:
-        """Right or wrong, so McNemar's test applies."""
+        """Every score is 0 or 1, so McNemar's test applies."""
         return bool(((self.values == 0.0) | (self.values == 1.0)).all())
 
 
 class SampleReader:
-    """Reads samples of a study, keeping one `Documents` for equal ones."""
+    """Reads the samples of a study, keeping one `Documents` for equal ones."""
 
     def __init__(self, study: Study) -> None:
         self.study = study
         self.known: dict[Column, list[Documents]] = {}
 
     def scores(self, run: Run, column: Column) -> Scores | None:
-        """Of one cell; None where it has no samples, or its metric is none of single documents (a macro f1).
+        """The scores of one cell; None if it has no samples, or a metric without single documents (a macro f1).
 
         Raises:
-            ArtefactError: the file cannot be read, or says another value than the record.
+            ArtefactError: the file cannot be read, or gives another value than the record.
         """
         record = self.study.records.get((run, column))
         if record is None or record["samples_path"] is None:
@@ -71,15 +73,16 @@ class SampleReader:
         path = Path(record["samples_path"])
         rows = [row for row in records.read_samples(path) if row.get("filter", "none") == column.filter]
         try:
-            if not _is_of_documents(column, rows):
+            if column.kind != "perplexity" and rows and not any(column.metric in row["metrics"] for row in rows):
                 return None
             scores = self._parse(column, rows)
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
             what = f"{type(error).__name__}: {error}"
             raise ArtefactError(
                 f"{path}: a row lacks what samples must have ({what}); remove it and its record"
             ) from None
-        _check(path, scores, column, record)
+        with np.errstate(over="ignore"):
+            _check(path, scores, column, record)
         return scores
 
     def _parse(self, column: Column, rows: list[dict[str, Any]]) -> Scores:
@@ -89,22 +92,25 @@ class SampleReader:
             documents = _documents(column, keys, rows)
             self.known.setdefault(column, []).append(documents)
         if column.kind != "perplexity":
-            return Scores(documents, np.array([row["metrics"][column.metric] for row in rows], dtype=np.float64))
-        nats = np.array([-row["loglikelihoods"][0] for row in rows], dtype=np.float64)
-        tokens, size = (np.array([row[unit] for row in rows], dtype=np.float64) for unit in ("tokens", "bytes"))
+            return Scores(documents, _floats([row["metrics"][column.metric] for row in rows]))
+        nats = -_floats([row["loglikelihoods"][0] for row in rows])
+        tokens, size = (_floats([row[unit] for row in rows]) for unit in ("tokens", "bytes"))
         if not ((tokens > 0) & (size > 0)).all():
             raise ValueError("a text of no tokens or bytes")
         return Scores(documents, nats, tokens, size)
 
 
-def _is_of_documents(column: Column, rows: list[dict[str, Any]]) -> bool:
-    """Each document has a score; lm-eval gives some metrics, such as a macro f1, over all of them alone."""
-    return column.kind == "perplexity" or not rows or any(column.metric in row["metrics"] for row in rows)
+def _floats(values: list[Any]) -> Array:
+    """[n] fp64; numpy would take digits in a string for a number, and an integer beyond every float for an object."""
+    array = np.array(values)
+    if array.ndim != 1 or array.dtype.kind not in "fiub":
+        raise ValueError("a value that is not a number")
+    return array.astype(np.float64)
 
 
 def _documents(column: Column, keys: tuple[Key, ...], rows: list[dict[str, Any]]) -> Documents:
     if len(set(keys)) < len(keys):
-        raise ValueError("a document stands twice")
+        raise ValueError("a document appears twice")
     names = [row.get("cluster") or key for row, key in zip(rows, keys, strict=True)]
     codes = {name: code for code, name in enumerate(dict.fromkeys(names))}
     clusters = np.array([codes[name] for name in names], dtype=np.int64) if len(codes) < len(names) else None
@@ -116,7 +122,7 @@ def _documents(column: Column, keys: tuple[Key, ...], rows: list[dict[str, Any]]
 
 
 def _check(path: Path, scores: Scores, column: Column, record: Mapping[str, Any]) -> None:
-    """The samples are those the record was made of."""
+    """Raise unless the samples give the value of their record."""
     result = primary(record)
     assert result is not None
     if len(scores.values) != result["n"]:

@@ -1,4 +1,4 @@
-"""What the stages of an experiment left beside its records: manifests, summaries, and why a cell is not there."""
+"""Reads what the stages left beside the records: manifests, summaries, and why a cell is missing."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from hpc_ewc import records, sweep
 from hpc_ewc.config import Experiment, load_experiment
 from hpc_ewc.errors import ArtefactError, ConfigError
 from hpc_ewc.report.study.collect import Collection, Problem, Source
+from hpc_ewc.report.study.json_numbers import find_bad_number, finite_number
 from hpc_ewc.rundir import RunDir, StageDir
 
 
 @dataclass(frozen=True)
 class Missing:
-    """A cell that was asked for and has no value."""
+    """A cell that the experiment requests and that has no value."""
 
     source: str
     run: str
@@ -29,19 +30,19 @@ class Missing:
 
 @dataclass(frozen=True)
 class Trained:
-    """What one training said of itself. Each part is empty where its file is missing or cannot be read."""
+    """Files of one training. A part is empty if its file is missing or cannot be read."""
 
     config: Experiment | None
     summary: dict[str, Any]
-    """Of done.json."""
+    """From done.json."""
     manifest: dict[str, Any]
     fisher: dict[str, Any]
-    """Manifest of the Fisher that held it, over the summary of its done.json."""
+    """Manifest of the Fisher that it used, over the summary of the Fisher's done.json."""
     folder: StageDir
 
     @property
     def strength(self) -> float | None:
-        """λ, as the resolved configuration has it."""
+        """λ in the resolved configuration."""
         return None if self.config is None else self.config.ewc.strength
 
 
@@ -54,13 +55,13 @@ class Stages:
     trained: dict[tuple[str, str], Trained] = field(default_factory=dict)
     """By (source, run)."""
     expected: dict[tuple[str, str], set[tuple[float, str]]] = field(default_factory=dict)
-    """(fraction, cell) that each evaluated run was asked for, by (source, run)."""
+    """(fraction, cell) requested of each evaluated run, by (source, run)."""
     missing: list[Missing] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
 
 def read_stages(collection: Collection) -> Stages:
-    """Everything that is not a record, from each experiment's folder. Nothing here raises: it is listed."""
+    """Everything in the run folders but the records. Nothing here raises: files that cannot be read are listed."""
     stages = Stages()
     for source in collection.sources:
         _read_experiment(source, stages)
@@ -85,7 +86,7 @@ def _read_trained(source: Source, stages: Stages) -> None:
         config = None
         with suppress(ConfigError):
             config = load_experiment(folder.config_toml)
-        fisher = source.folder.fisher(_name(stage, "fisher"))
+        fisher = source.folder.fisher(_input_name(stage, "fisher"))
         stages.trained[source.label, folder.path.name] = Trained(
             config=config,
             summary=_summary(folder),
@@ -95,7 +96,7 @@ def _read_trained(source: Source, stages: Stages) -> None:
         )
 
 
-# ---------------------------------------------------------------------------------------------- missing
+# ---------------------------------------------------------------------------------------------- missing cells
 
 
 def _find_missing(source: Source, collection: Collection, stages: Stages) -> None:
@@ -114,14 +115,13 @@ def _find_missing(source: Source, collection: Collection, stages: Stages) -> Non
         expected = [_expected(str(name)) for name in stage["expected"]]
         stages.expected[source.label, stage["run"]] = set(expected)
         for fraction, cell in expected:
-            if (source.label, stage["run"], fraction, cell) in collection.measured:
-                continue
-            why = why or explain(source.folder, folder, stage)
-            stages.missing.append(Missing(source.label, stage["run"], fraction, cell, why))
+            if (source.label, stage["run"], fraction, cell) not in collection.measured:
+                why = why or explain(source.folder, folder, stage)
+                stages.missing.append(Missing(source.label, stage["run"], fraction, cell, why))
 
 
 def _expected(name: str) -> tuple[float, str]:
-    """`1.0:mmlu.en`, as `suites.Cell.at` writes it."""
+    """Fraction and cell of `1.0:mmlu.en`, as `suites.Cell.at` writes it."""
     fraction, _, cell = name.partition(":")
     with suppress(ValueError):
         return float(fraction), cell
@@ -129,12 +129,12 @@ def _expected(name: str) -> tuple[float, str]:
 
 
 def explain(root: RunDir, folder: StageDir, stage: Mapping[str, Any]) -> str:
-    """Why cells of one evaluated run are not there: the first thing upstream that failed or is not finished."""
-    train = _name(stage, "train")
+    """Why cells of one evaluated run are missing: the first stage upstream that failed or is not finished."""
+    train = _input_name(stage, "train")
     upstream = [("training", root.train(train))] if train else []
     upstream_stage = _read(root.train(train).stage_json, "stage") if train else dict(stage)
     for what in ("tokens", "fisher"):
-        name = _name(upstream_stage, what)
+        name = _input_name(upstream_stage, what)
         if name:
             upstream.insert(0, (what, root.stage(what, name)))
     for what, before in (*upstream, ("evaluation", folder)):
@@ -142,37 +142,36 @@ def explain(root: RunDir, folder: StageDir, stage: Mapping[str, Any]) -> str:
         if failed:
             return f"{what} failed: {first_line(failed['error'])}"
         if not before.done.is_file() and what != "evaluation":
-            return f"{what} is not finished{_how_far(before)}"
+            return f"{what} is not finished{_progress(before)}"
     return "not evaluated yet"
 
 
-def _how_far(folder: StageDir) -> str:
+def _progress(folder: StageDir) -> str:
     progress = _read(folder.progress())
-    done, total, unit = progress.get("done"), progress.get("total"), progress.get("unit")
-    return (
-        f": {unit} {done:g} of {total:g}" if isinstance(done, (int, float)) and isinstance(total, (int, float)) else ""
-    )
+    done, total = finite_number(progress.get("done")), finite_number(progress.get("total"))
+    return "" if done is None or total is None else f": {progress.get('unit')} {done:g} of {total:g}"
 
 
 def first_line(text: str) -> str:
-    """Of a message; the rest is in the file it came from."""
+    """The first line of a message that is not empty; the rest is in the file it came from."""
     return next((line.strip() for line in str(text).splitlines() if line.strip()), "")
 
 
-# ---------------------------------------------------------------------------------------------- not asked for
+# ---------------------------------------------------------------------------------------------- requested runs
 
 
-class Asked:
-    """The trainings that an experiment, as it was last submitted, asks for: the points of its grid.
+class RequestedRuns:
+    """The trainings that an experiment requests, as it was last submitted: the points of its grid.
 
-    Compared are the fields that identify a training; what its files held is in its key, which only `submit` computes.
+    Trainings are compared by the fields that identify them; the contents of their input files are part of the key,
+    which only `submit` computes.
     """
 
     def __init__(self, experiment: Experiment) -> None:
         self.points = {_identity(point.experiment) for point in sweep.expand(experiment)}
 
-    def has(self, trained: Trained) -> bool:
-        """One whose configuration cannot be read is given the benefit of the doubt."""
+    def __contains__(self, trained: Trained) -> bool:
+        """Whether a training is requested; one whose configuration cannot be read counts as requested."""
         return trained.config is None or _identity(trained.config) in self.points
 
 
@@ -195,8 +194,8 @@ def _folders(parent: Path) -> list[StageDir]:
     return [StageDir(child) for child in children if child.is_dir() and not child.name.startswith(".")]
 
 
-def _name(stage: Mapping[str, Any], what: str) -> str:
-    """Folder of an input. Its path is of the machine that submitted; the name is the same wherever runs/ lies now."""
+def _input_name(stage: Mapping[str, Any], what: str) -> str:
+    """Folder name of an input. Its path is of the machine that submitted; the name holds wherever runs/ is now."""
     return Path(str(stage.get("inputs", {}).get(what) or "")).name
 
 
@@ -206,7 +205,8 @@ def _summary(folder: StageDir) -> dict[str, Any]:
 
 
 def _read(path: Path, kind: str | None = None) -> dict[str, Any]:
-    """A JSON file, or nothing: the report goes on without what is missing or damaged here."""
+    """A JSON file, or nothing: the report goes on without files that are missing or damaged."""
     with suppress(ArtefactError, FileNotFoundError, NotADirectoryError):
-        return records.read_json(path) if kind is None else records.read_checked(path, kind)
+        value = records.read_json(path) if kind is None else records.read_checked(path, kind)
+        return {} if find_bad_number(value) else value
     return {}

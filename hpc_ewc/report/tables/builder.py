@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from hpc_ewc.report.analysis.estimates import Difference, Estimate
 from hpc_ewc.report.analysis.means import Mean
-from hpc_ewc.report.study.study import Column, language_name
+from hpc_ewc.report.study.columns import Column, language_name
 from hpc_ewc.report.tables import formats
 from hpc_ewc.report.tables.contamination import MARK, contaminated
 from hpc_ewc.report.tables.formats import NOTHING, bits, number, p_text, percent
@@ -260,7 +260,7 @@ def _circumstances(build: Builder, column: Column) -> list[str]:
     """What may have changed a score without being asked for: prompts that were cut, batches and kernels of several
     kinds.
     """
-    records = build.study.of_column[column]
+    records = build.study.records_by_column[column]
     cut = max((record.get("truncated") or 0 for record in records), default=0)
     sizes = sorted({record["batch_size"] for record in records if isinstance(record.get("batch_size"), int)})
     kernels = sorted({str(record["attention"]) for record in records if record.get("attention")})

@@ -14,7 +14,7 @@ import numpy as np
 from hpc_ewc.report.analysis import statistics
 from hpc_ewc.report.analysis.means import Mean
 from hpc_ewc.report.analysis.statistics import Array
-from hpc_ewc.report.study.study import SOURCE_LANGUAGE, Column, language_name
+from hpc_ewc.report.study.columns import SOURCE_LANGUAGE, Column, language_name
 from hpc_ewc.report.tables.builder import Builder, Cell, Head, Table
 from hpc_ewc.report.tables.formats import percent
 from hpc_ewc.report.tables.lines import Line

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from hpc_ewc import suites
 from hpc_ewc.config import FisherConfig
-from hpc_ewc.report.study.study import SOURCE_LANGUAGE, Column, Study
+from hpc_ewc.report.study.columns import SOURCE_LANGUAGE, Column
+from hpc_ewc.report.study.study import Study
 
 MARK = "†"
 

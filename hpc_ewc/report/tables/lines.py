@@ -14,7 +14,9 @@ from hpc_ewc.report.analysis import statistics
 from hpc_ewc.report.analysis.estimates import Analysis, Difference, Estimate
 from hpc_ewc.report.analysis.means import Mean
 from hpc_ewc.report.analysis.statistics import Moments
-from hpc_ewc.report.study.study import Column, Run, Study
+from hpc_ewc.report.study.columns import Column
+from hpc_ewc.report.study.runs import Run
+from hpc_ewc.report.study.study import Study
 from hpc_ewc.report.tables.formats import strength_text
 
 Key = TypeVar("Key")

@@ -13,7 +13,7 @@ from statistics import NormalDist
 
 from hpc_ewc.report.analysis.estimates import Estimate
 from hpc_ewc.report.analysis.means import Mean
-from hpc_ewc.report.study.study import Column, language_name
+from hpc_ewc.report.study.columns import Column, language_name
 from hpc_ewc.report.tables.builder import Builder, plain_name
 from hpc_ewc.report.tables.formats import bits, percent
 from hpc_ewc.report.tables.lines import Line

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from hpc_ewc.report.analysis.estimates import Estimate
-from hpc_ewc.report.study.study import Column, Run, language_name
+from hpc_ewc.report.study.columns import Column, language_name
+from hpc_ewc.report.study.runs import Run
 from hpc_ewc.report.tables.builder import Builder, Head, Table, plain_name, value_cell
 from hpc_ewc.report.tables.formats import percent
 from hpc_ewc.report.tables.lines import pooled

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hpc_ewc.report.analysis.means import Mean
-from hpc_ewc.report.study.study import language_name
+from hpc_ewc.report.study.columns import language_name
 from hpc_ewc.report.tables.builder import Builder, Head, Table, difference_cell, plain_name, value_cell
 from hpc_ewc.report.tables.formats import bits, percent
 from hpc_ewc.report.tables.texts import bits_head, shown_texts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hpc_ewc.report.study.study import PERPLEXITIES, SOURCE_LANGUAGE, Column, language_name
+from hpc_ewc.report.study.columns import PERPLEXITIES, SOURCE_LANGUAGE, Column, language_name
 from hpc_ewc.report.tables.builder import (
     Builder,
     Cell,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hpc_ewc.report.analysis.means import Mean
-from hpc_ewc.report.study.study import SOURCE_LANGUAGE, Column, language_name
+from hpc_ewc.report.study.columns import SOURCE_LANGUAGE, Column, language_name
 from hpc_ewc.report.tables.builder import Builder, Cell, Head, Table, difference_cell, plain_name
 from hpc_ewc.report.tables.formats import NOTHING, number, percent
 from hpc_ewc.report.tables.lines import Line

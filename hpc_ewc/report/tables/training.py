@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hpc_ewc.report.study.study import Run, Study
+from hpc_ewc.report.study.runs import Run
+from hpc_ewc.report.study.study import Study
 from hpc_ewc.report.tables.builder import Builder, Cell, Head, Table
 from hpc_ewc.report.tables.formats import amount, duration, measure
 from hpc_ewc.report.tables.lines import Line
@@ -120,7 +121,7 @@ def cost_table(build: Builder) -> Table | None:
     totals = [0.0, 0.0, 0.0, 0.0]
     for line in build.lines.lines:
         facts = [t for run in line.runs if (t := training_of(build.study, run)) is not None]
-        evaluated = [record for run in line.runs for record in build.study.of_run[run]]
+        evaluated = [record for run in line.runs for record in build.study.records_by_run[run]]
         tokens, seconds = _sum(t.tokens for t in facts), _sum(t.seconds for t in facts)
         taken = [seconds, _sum(t.gpu_hours for t in facts)]
         taken += [_sum(_number(r.get(name)) for r in evaluated) for name in ("seconds", "gpu_hours")]
