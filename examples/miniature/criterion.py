@@ -23,9 +23,10 @@ from hpc_ewc.report.study.columns import SOURCE_LANGUAGE, Column
 from hpc_ewc.report.study.runs import Run
 from hpc_ewc.report.study.stages import read_stages
 from hpc_ewc.report.study.study import Study, build_study
-from hpc_ewc.report.tables.builder import Builder, Cell, Head, Table, difference_cell, value_cell
+from hpc_ewc.report.tables.builder import Builder
 from hpc_ewc.report.tables.formats import NOTHING, percent, strength_text
 from hpc_ewc.report.tables.lines import Lines
+from hpc_ewc.report.tables.table import Cell, Head, Table, difference_cell, value_cell
 from hpc_ewc.report.tables.texts import bits_column
 
 LOSS, FACTOR = 0.20, 2.0

@@ -1,4 +1,4 @@
-"""Two runs against each other, on the documents both were asked: by task and overall, with a verdict in words."""
+"""Compares two runs on the documents that both answered: by task and overall, with a verdict in words."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.text import Text
 
 from hpc_ewc.errors import ConfigError, InputError
 from hpc_ewc.report.analysis.differences import analyse
-from hpc_ewc.report.analysis.estimates import Analysis, Difference
+from hpc_ewc.report.analysis.estimates import Analysis, Difference, Estimate
 from hpc_ewc.report.analysis.means import Mean
 from hpc_ewc.report.output.terminal import print_table
 from hpc_ewc.report.study.collect import Collection, Source, collect, flatten
@@ -20,28 +20,37 @@ from hpc_ewc.report.study.columns import Column, language_name
 from hpc_ewc.report.study.runs import Run
 from hpc_ewc.report.study.stages import Stages
 from hpc_ewc.report.study.study import build_study
-from hpc_ewc.report.tables.builder import Cell, Head, Table, difference_cell, plain_name, text_of, value_cell
+from hpc_ewc.report.tables.builder import mean_name, plain_name, text_of
 from hpc_ewc.report.tables.formats import clean, p_text, percent
+from hpc_ewc.report.tables.table import Cell, Head, Table, difference_cell, optional_cell, value_cell
 from hpc_ewc.rundir import RunDir
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """One line of a comparison."""
+    """The comparison in one cell, or over the tasks of a language."""
 
-    name: str
-    language: str
+    what: Column | Mean
     difference: Difference
-    higher_is_better: bool
-    a: float
-    b: float
+    a: Estimate
+    b: Estimate
+
+    @property
+    def name(self) -> str:
+        """The task; of a mean, what it is over."""
+        return mean_name(self.what) if isinstance(self.what, Mean) else plain_name(self.what)
+
+    @property
+    def language(self) -> str:
+        return self.what.language
 
     @property
     def better(self) -> str:
-        """A, B, or nothing where they cannot be told apart."""
+        """A or B; empty if the difference is not significant."""
         if not self.difference.is_significant:
             return ""
-        return "B" if (self.difference.value > 0) == self.higher_is_better else "A"
+        higher_is_better = isinstance(self.what, Mean) or self.what.higher_is_better
+        return "B" if (self.difference.value > 0) == higher_is_better else "A"
 
 
 @dataclass(frozen=True)
@@ -54,25 +63,25 @@ class Comparison:
     means: list[Judgement]
     table: Table
     only_one: list[str]
-    """Cells that only one of the two has, or that they have under other settings."""
+    """Cells that only one of the two has, or that they have under different settings."""
     left_out: list[str]
 
     @property
     def verdict(self) -> str:
-        """In words, for each language and then task by task."""
-        parts = [_overall(self, mean) for mean in self.means]
+        """The result in words, for each language and then by task."""
+        parts = [_overall(mean) for mean in self.means]
         for better, other in (("A", "B"), ("B", "A")):
             names = [f"{j.name} ({language_name(j.language)})" for j in self.tasks if j.better == better]
             if names:
                 parts.append(f"{better} is better than {other} on {', '.join(names)}.")
-        same = sum(j.better == "" for j in self.tasks)
+        same = sum(judgement.better == "" for judgement in self.tasks)
         if same:
-            parts.append(f"On {same} of {len(self.tasks)} cells they cannot be told apart.")
-        return " ".join(parts) if parts else "They share no cell: nothing can be said."
+            parts.append(f"On {same} of {len(self.tasks)} cells they do not differ significantly.")
+        return " ".join(parts) if parts else "The two runs share no cell, so they cannot be compared."
 
 
 def compare(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> Comparison:
-    """Two runs, each as records from `load_records`, at one checkpoint each.
+    """Compare two runs, each given as rows of `load_records` at one checkpoint.
 
     Raises:
         InputError: one of them is empty, or holds more than one run or checkpoint.
@@ -90,10 +99,10 @@ def compare(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> C
 
 
 def compare_paths(a: str, b: str, paths: Sequence[Path]) -> Comparison:
-    """Two runs by their folders, or by unique prefixes of their names under `paths`.
+    """Compare two runs, given by their folders or by unique prefixes of their names under `paths`.
 
     Raises:
-        ConfigError: a name that no run, or more than one, begins with.
+        ConfigError: no run, or more than one, has a name with this prefix.
         InputError: a folder that holds no run.
     """
     return compare(_rows(a, paths), _rows(b, paths))
@@ -109,7 +118,8 @@ def _rows(name: str, paths: Sequence[Path]) -> list[dict[str, Any]]:
         names = sorted({record["run"] for record in every})
         matching = [name] if name in names else [run for run in names if run.startswith(name)]
         if len(matching) != 1:
-            what = f"{len(matching)} runs begin so: {', '.join(matching)}" if matching else f"runs: {', '.join(names)}"
+            several = f"{len(matching)} runs begin with it: {', '.join(matching)}"
+            what = several if matching else f"runs: {', '.join(names)}"
             raise ConfigError(f"compare: no single run '{name}'; {what}")
         found = [record for record in every if record["run"] == matching[0]]
     last = max((record["step"] for record in found), default=0)
@@ -117,7 +127,7 @@ def _rows(name: str, paths: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def _unflattened(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Records again, from their flat results."""
+    """Records, rebuilt from their flat results."""
     records: dict[str, dict[str, Any]] = {}
     own = ("metric", "filter", "subset", "value", "stderr", "n", "higher_is_better", "primary")
     for row in rows:
@@ -129,96 +139,72 @@ def _unflattened(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _compared(records: list[dict[str, Any]], sources: list[Source]) -> Comparison:
     names = [next(record["run"] for record in records if record["side"] == side) for side in "AB"]
-    for record in records:  # A is made the base of B; both may be the same run
+    for record in records:  # A becomes the base of B; both may be the same run
         side = record["side"]
         record |= {"run": side, "model_hash": side, "base_hash": "A", "where": f"{side}: {record['where']}"}
     study = build_study(Collection(sources=sources, records=records), Stages())
     sides = {run.model_hash: run for run in study.runs}
     if set(sides) != {"A", "B"}:
         raise InputError("compare: one of the two has no cell with a value")
-    one, other = sides["A"], sides["B"]
     analysis = analyse(study)
-    tasks = [
-        Judgement(
-            plain_name(column),
-            column.language,
-            analysis.differences[other, column, column.metric],
-            column.higher_is_better,
-            analysis.values[one, column, column.metric].value,
-            analysis.values[other, column, column.metric].value,
-        )
-        for column in study.columns
-        if (other, column, column.metric) in analysis.differences
-    ]
-    means = [
-        Judgement(
-            "mean over tasks" if mean.single is None else f"{plain_name(mean.single)} alone",
-            mean.language,
-            analysis.mean_differences[other, mean],
-            True,
-            analysis.mean_values[one, mean].value,
-            analysis.mean_values[other, mean].value,
-        )
-        for mean in analysis.means
-        if (other, mean) in analysis.mean_differences
-    ]
-    shared = {column for _, column in study.records if all((run, column) in study.records for run in (one, other))}
-    only = [f"{column.label} ({column.language})" for column in study.columns if column not in shared]
-    left_out = [*analysis.left_out, *(f"{p.where}: {p.what}" for p in study.problems)]
-    return Comparison(names[0], names[1], tasks, means, _table(analysis, one, other), only, left_out)
+    tasks = _judgements(analysis, sides, study.columns)
+    means = _judgements(analysis, sides, analysis.means)
+    complete = {column for column in study.columns if all((run, column) in study.records for run in sides.values())}
+    only = [f"{column.label} ({column.language})" for column in study.columns if column not in complete]
+    left_out = [*analysis.left_out, *(f"{problem.where}: {problem.what}" for problem in study.problems)]
+    return Comparison(names[0], names[1], tasks, means, _table([*tasks, *means]), only, left_out)
 
 
-def _table(analysis: Analysis, one: Run, other: Run) -> Table:
-    heads = [Head("cell", is_label=True), Head("A"), Head("B"), Head("B − A"), Head("p Holm"), Head("seen from")]
+def _judgements(analysis: Analysis, sides: Mapping[str, Run], columns: Sequence[Column | Mean]) -> list[Judgement]:
+    found = []
+    for what in columns:
+        difference, a, b = analysis.difference(sides["B"], what), *(analysis.value(sides[side], what) for side in "AB")
+        if difference is not None and a is not None and b is not None:
+            found.append(Judgement(what, difference, a, b))
+    return found
+
+
+def _table(judgements: Sequence[Judgement]) -> Table:
+    heads = [Head("cell", is_label=True), *map(Head, ("A", "B", "B − A", "p Holm", "detectable"))]
     table = Table("compare", "B against A", heads, [])
-    for column in analysis.study.columns:
-        difference = analysis.differences.get((other, column, column.metric))
-        if difference is not None:
-            table.rows.append(_row(analysis, (one, other), column, difference))
-    for mean in analysis.means:
-        difference = analysis.mean_differences.get((other, mean))
-        if difference is not None and mean.single is None:
-            table.rows.append(_row(analysis, (one, other), mean, difference))
+    for judgement in judgements:
+        what, difference = judgement.what, judgement.difference
+        if isinstance(what, Mean) and what.single is not None:
+            continue
+        text = text_of(what)
+        name = what.label if isinstance(what, Mean) else f"{plain_name(what)} ({what.language})"
+        values = [value_cell((value, None), text) for value in (judgement.a, judgement.b)]
+        p = optional_cell(difference.p_holm, p_text)
+        detectable = optional_cell(difference.detectable, text)
+        table.rows.append([Cell(name), *values, difference_cell(difference, text), p, detectable])
     table.notes.append(
         "± standard error, paired by document. p after Holm's correction over the cells, and over the means. "
-        "Seen from: a true difference smaller than this may well have gone unseen (80 % power, before correction)."
+        "Detectable: minimum detectable effect (80 % power, before correction)."
     )
     return table
 
 
-def _row(analysis: Analysis, runs: tuple[Run, Run], what: Column | Mean, difference: Difference) -> list[Cell]:
-    if isinstance(what, Mean):
-        values = [analysis.mean_values[run, what] for run in runs]
-        name, text = what.label, percent
-    else:
-        values = [analysis.values[run, what, what.metric] for run in runs]
-        name, text = f"{plain_name(what)} ({what.language})", text_of(what)
-    cells = [Cell(name), *(value_cell((value, None), text) for value in values), difference_cell(difference, text)]
-    seen = difference.detectable
-    return [*cells, Cell(p_text(difference.p_holm), difference.p_holm), Cell("–" if seen is None else text(seen), seen)]
-
-
-def _overall(comparison: Comparison, mean: Judgement) -> str:
+def _overall(mean: Judgement) -> str:
     difference = mean.difference
-    words = f"{language_name(mean.language)}, {mean.name}: B changes A's {percent(mean.a)} by "
+    words = f"{language_name(mean.language)}, {mean.name}: B changes A's {percent(mean.a.value)} by "
     words += percent(difference.value, difference.stderr, sign=True)
     if difference.low is not None and difference.high is not None:
         words += f" (95 %: {percent(difference.low, sign=True)} to {percent(difference.high, sign=True)})"
     if mean.better:
         return f"{words} points: {mean.better} is better."
-    seen = "" if not difference.detectable else f"; less than {percent(difference.detectable)} would often go unseen"
-    return f"{words} points: they cannot be told apart{seen}."
+    missed = f"; minimum detectable effect {percent(difference.detectable)}" if difference.detectable else ""
+    return f"{words} points: no significant difference{missed}."
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
-    """Verdict, table, and what could not be compared."""
+    """Print the verdict, the table, and the cells that could not be compared."""
     console.print(Text(clean(f"A: {comparison.a}")))
     console.print(Text(clean(f"B: {comparison.b}")))
     console.print(Text(clean(comparison.verdict), style="bold"))
     console.print()
     if comparison.table.rows:
         print_table(comparison.table, console)
-    console.print(Text("With one seed each this is about these two checkpoints.", style="dim"))
+    console.print(Text("Single seed each: the conclusions apply to these two checkpoints only.", style="dim"))
     for cell in comparison.only_one:
         console.print(Text(clean(f"- not compared: {cell}: only one of the two has it under these settings")))
     for line in comparison.left_out:

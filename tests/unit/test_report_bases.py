@@ -17,8 +17,8 @@ from hpc_ewc.report.study.collect import collect
 from hpc_ewc.report.study.samples import SampleReader
 from hpc_ewc.report.study.stages import read_stages
 from hpc_ewc.report.study.study import build_study
-from hpc_ewc.report.tables.builder import Table
 from hpc_ewc.report.tables.document import Document, build_document
+from hpc_ewc.report.tables.table import Table
 from tests.unit.report_fixture import RunBuilder, digest
 
 OTHER = "google/gemma-2-9b-it"
@@ -77,7 +77,7 @@ def test_each_run_is_set_against_its_own_base(document: Document) -> None:
         assert row[place].sort == pytest.approx(100 * (mine.values.sum() / theirs.values.sum() - 1))
         drawn = rng.integers(0, 24, (4000, 24))
         ratios = mine.values[drawn].sum(1) / theirs.values[drawn].sum(1)
-        found = document.build.lines.other_difference(line, column, "bits_per_byte")
+        found = document.build.lines.difference(line, column, "bits_per_byte")
         assert found is not None
         assert found.relative_stderr == pytest.approx(ratios.std(), rel=0.15)
 

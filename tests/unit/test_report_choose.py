@@ -20,10 +20,11 @@ from hpc_ewc.report.study.samples import SampleReader
 from hpc_ewc.report.study.stages import read_stages
 from hpc_ewc.report.study.study import build_study
 from hpc_ewc.report.tables.builder import Builder
-from hpc_ewc.report.tables.choose import _pick, choice_table, choose, sentence
+from hpc_ewc.report.tables.choose import _pick, choose
 from hpc_ewc.report.tables.lines import Lines
 from hpc_ewc.report.tables.measure import gain
-from hpc_ewc.report.tables.tradeoff import front
+from hpc_ewc.report.tables.recommendation import choice_table, sentence
+from hpc_ewc.report.tables.summary import front
 from tests.unit.report_fixture import RunBuilder
 
 TASKS = ("arc_easy", "belebele", "mmlu")
@@ -87,7 +88,7 @@ def test_the_recommendation_is_reported_on_documents_it_was_not_chosen_on(analys
     assert choice.best.old_reported.value == pytest.approx(np.mean(values))
     said = sentence(build, choice)
     assert said.startswith("Recommended: λ = 1e4.")
-    assert "about these checkpoints" in said
+    assert said.endswith("Single seed per setting: the conclusion applies to these checkpoints only.")
 
 
 def test_how_often_each_strength_would_be_chosen_is_counted_under_resampled_documents(analysis: Analysis) -> None:
@@ -158,7 +159,7 @@ def test_two_runs_are_compared_by_task_and_overall(analysis: Analysis) -> None:
     out = io.StringIO()
     print_comparison(comparison, Console(file=out, width=80))
     assert "A: strength=0-" in out.getvalue()
-    assert "about these two checkpoints" in out.getvalue()
+    assert "apply to these two checkpoints only" in out.getvalue()
 
 
 def test_a_comparison_is_the_reports_own_difference(analysis: Analysis) -> None:
@@ -178,7 +179,7 @@ def test_a_comparison_is_the_reports_own_difference(analysis: Analysis) -> None:
 def test_a_run_equals_itself(analysis: Analysis) -> None:
     comparison = compare(rows(analysis, 1e4), rows(analysis, 1e4))
     assert all(judgement.better == "" for judgement in comparison.tasks)
-    assert "they cannot be told apart" in comparison.verdict
+    assert "no significant difference" in comparison.verdict
 
 
 def test_a_comparison_needs_one_run_a_side(analysis: Analysis) -> None:

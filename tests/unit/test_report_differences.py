@@ -226,7 +226,7 @@ def damaged(folder: Path, damage: str) -> Analysis:
         ("gone", None),
     ],
 )
-def test_samples_that_cannot_be_trusted_are_listed_and_their_cell_is_unpaired(
+def test_samples_that_cannot_be_trusted_are_listed_and_their_cell_is_unpaired_difference(
     tmp_path: Path, damage: str, said: str | None
 ) -> None:
     analysis = damaged(tmp_path, damage)

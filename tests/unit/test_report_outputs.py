@@ -312,7 +312,7 @@ def test_what_a_missing_package_leaves_out_is_said(root: Path, tmp_path: Path) -
         (["{root}", "--max-loss", "-1"], "--max-loss -1: allowed is 0 to 100"),
         (["{root}", "--resamples", "10"], "--resamples 10: at least 100"),
         (["{root}", "--seed", "-3"], "--seed -3: allowed is 0 or more"),
-        (["compare", "base", "strength=1", "{root}"], "no single run 'strength=1'; 2 runs begin so"),
+        (["compare", "base", "strength=1", "{root}"], "no single run 'strength=1'; 2 runs begin with it"),
         (["compare", "base", "other", "{root}"], "no single run 'other'; runs: base, strength=0-"),
         (["compare", "base", "other"], "compare: base: no such folder"),
     ],

@@ -120,8 +120,10 @@ def test_a_training_that_overshot_is_named_before_the_tables(tmp_path: Path) -> 
     path.write_text(json.dumps(done | {"summary": done["summary"] | {"overshot": True}}))
     document = document_of(run.dir.root)
     (said,) = [lead for lead in document.leads if lead.startswith("Overshot")]
-    assert said.startswith("Overshot, so not what their λ would do: λ = 1e6.")
-    held = next(table for table in document.tables if table.key == "held")
+    assert said.startswith(
+        "Overshot: λ = 1e6. Loss and penalty ended above where they began, so these runs do not show"
+    )
+    held = next(table for table in document.tables if table.key == "penalty")
     assert any(note.startswith("Overshot: λ = 1e6. Loss and penalty ended above") for note in held.notes)
 
 
@@ -154,7 +156,7 @@ def test_another_wording_or_engine_is_another_column(tmp_path: Path, changes: di
 def test_several_versions_and_kernels_are_said(tmp_path: Path) -> None:
     versions = {"hpc_ewc": "0.1.0", "lm_eval": "0.4.12", "torch": "2.13.0"}
     document = rewritten(tmp_path, "arc_easy.en", 0.0, versions=versions, attention="flash_attention_2")
-    said = "Measured by several versions (lm_eval 0.4.12, 0.4.13): a difference between runs may be theirs."
+    said = "Measured by several versions (lm_eval 0.4.12, 0.4.13): they may explain a difference between runs."
     assert said in document.leads
     notes = next(table for table in document.tables if table.key == "accuracy.en").notes
     assert "attention eager, flash_attention_2" in notes[0]

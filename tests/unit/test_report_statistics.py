@@ -12,9 +12,8 @@ from scipy import stats
 from hpc_ewc.report.analysis import statistics
 from hpc_ewc.report.analysis.columns import tied_with_best
 from hpc_ewc.report.analysis.estimates import Estimate
-from hpc_ewc.report.analysis.pairs import unpaired
+from hpc_ewc.report.analysis.pairs import unpaired_difference
 from hpc_ewc.report.analysis.statistics import Moments
-from hpc_ewc.report.tables.lines import _over_seeds
 
 
 def clustered(rng: np.random.Generator, groups: int, size: int, share: float = 0.7) -> tuple[np.ndarray, np.ndarray]:
@@ -261,7 +260,7 @@ def test_nothing_is_detectable_where_no_error_says_it() -> None:
 
 @pytest.mark.parametrize(("n", "p"), [(2, 0.5), (5, 0.0625), (8, 0.0078125)])
 def test_all_against_none_without_pairs_says_no_more_than_so_many_draws(n: int, p: float) -> None:
-    difference = unpaired(Estimate(1.0, 0.0, n), Estimate(0.0, 0.0, n), is_bits=False)
+    difference = unpaired_difference(Estimate(1.0, 0.0, n), Estimate(0.0, 0.0, n), is_bits=False)
     assert difference.p == pytest.approx(p)
 
 
@@ -269,13 +268,13 @@ def test_two_values_without_pairs_are_welchs_test() -> None:
     rng = np.random.default_rng(15)
     one, other = rng.normal(0.4, 1.0, 12), rng.normal(0.0, 2.0, 30)
     values = [Estimate(float(x.mean()), float(stats.sem(x)), len(x)) for x in (one, other)]
-    difference = unpaired(*values, is_bits=False)
+    difference = unpaired_difference(*values, is_bits=False)
     assert difference.p == pytest.approx(stats.ttest_ind(one, other, equal_var=False).pvalue)
-    assert unpaired(Estimate(1.0, None, 1), values[1], is_bits=False).p is None
+    assert unpaired_difference(Estimate(1.0, None, 1), values[1], is_bits=False).p is None
 
 
 def test_a_mean_without_any_error_says_no_more_than_its_smallest_task() -> None:
     """All of 3 and all of 5 documents changed alike: no t, and no certainty either."""
     mean = statistics.mean_of([Moments(1.0, 0.0, 2), Moments(1.0, 0.0, 4)])
     assert statistics.student(mean) == pytest.approx(2 * 0.5**3)
-    assert _over_seeds([1.0, 1.0], [0.0, 0.0]).df == 1
+    assert statistics.mean_over_seeds([1.0, 1.0], [0.0, 0.0]).df == 1

@@ -15,8 +15,8 @@ from hpc_ewc.report.build import Options, report
 from hpc_ewc.report.study.collect import collect
 from hpc_ewc.report.study.stages import read_stages
 from hpc_ewc.report.study.study import Study, build_study
-from hpc_ewc.report.tables.builder import Table
 from hpc_ewc.report.tables.document import Document, build_document
+from hpc_ewc.report.tables.table import Table
 from tests.unit.report_fixture import RunBuilder
 
 
@@ -282,7 +282,7 @@ def test_mmlu_by_group_is_shown_on_request_apart_from_subjects(tmp_path: Path) -
 def test_a_setting_with_one_seed_is_about_checkpoints(tmp_path: Path) -> None:
     run = make(tmp_path)
     run.build()
-    assert any("about these checkpoints" in line for line in document_of(run.dir.root).leads)
+    assert any("conclusions apply to these checkpoints only" in line for line in document_of(run.dir.root).leads)
 
 
 def test_only_a_very_small_model_is_an_illustration(tmp_path: Path) -> None:

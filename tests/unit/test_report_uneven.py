@@ -21,13 +21,14 @@ from hpc_ewc.report.study.collect import collect
 from hpc_ewc.report.study.samples import SampleReader
 from hpc_ewc.report.study.stages import read_stages
 from hpc_ewc.report.study.study import build_study
-from hpc_ewc.report.tables.builder import Builder, Table
-from hpc_ewc.report.tables.choose import sentence
+from hpc_ewc.report.tables.builder import Builder
 from hpc_ewc.report.tables.document import Document, build_document
 from hpc_ewc.report.tables.lines import Lines
 from hpc_ewc.report.tables.measure import gain
+from hpc_ewc.report.tables.recommendation import sentence
+from hpc_ewc.report.tables.summary import front
+from hpc_ewc.report.tables.table import Table
 from hpc_ewc.report.tables.texts import bits_column
-from hpc_ewc.report.tables.tradeoff import front
 from tests.unit.report_fixture import RunBuilder
 
 ENGLISH = ("arc_easy.en", "mmlu.en")
@@ -218,7 +219,7 @@ def test_tasks_at_chance_do_not_choose(analysis: Analysis, document: Document) -
     assert choice.best.line.first.strength == 1e4, "keeps English, and has the fewest bits per byte of those that do"
     said = sentence(document.build, choice)
     assert "bits per byte of held-out text flores" in said
-    assert "no run, the base included, can be told from chance in ARC easy" in said
+    assert "no run, the base included, is significantly above chance in ARC easy" in said
     assert choice_fields(document)["gain_in"] == "bits_per_byte of ppl_heldout.lt.flores"
     # the reported gain, by hand, on the documents that were not chosen on
     reader, run = SampleReader(analysis.study), choice.best.line.first
@@ -251,7 +252,7 @@ def test_the_measure_can_be_asked_for(analysis: Analysis, root: Path, capsys: py
     asked = {name: gain(Builder(Lines(analysis), name)) for name in ("auto", "accuracy", "text")}
     assert {name: found.sign for name, found in asked.items() if found} == {"auto": -1, "accuracy": 1, "text": -1}
     assert asked["accuracy"] is not None
-    assert asked["accuracy"].why == "as asked"
+    assert asked["accuracy"].why == "as requested"
     assert main([str(root), "--gain", "txt"]) == 2
     assert "ConfigError: --gain txt: allowed are auto, accuracy, text; did you mean" in capsys.readouterr().err
 

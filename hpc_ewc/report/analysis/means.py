@@ -1,4 +1,4 @@
-"""Which columns may be averaged into one number for a language: each task once, under one limit and precision."""
+"""Which columns may be averaged into one number per language: each task once, under one limit and precision."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from hpc_ewc.report.study.columns import Column, language_name
 from hpc_ewc.report.study.runs import Run
 from hpc_ewc.report.study.study import Study
 
-ALIKE = ("limit", "backend", "dtype", "seed")
-"""Settings that all tasks of a mean must share. Shots may differ from task to task, as they do by custom."""
-MOST = 64
-"""Combinations of columns that are looked at, of one run: mostly there is one."""
+SHARED_SETTINGS = ("limit", "backend", "dtype", "seed")
+"""Settings that all tasks of a mean must share. Shots may differ from task to task, as is customary."""
+MAX_COMBINATIONS = 64
+"""Combinations of columns that are tried for one run; mostly there is one."""
 
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over the tasks of a language; two runs have comparable ones where the columns are the same."""
+    """A mean over the tasks of a language; two runs have comparable ones if the columns are the same."""
 
     language: str
     variant: str
@@ -26,16 +26,16 @@ class Mean:
 
     @property
     def single(self) -> Column | None:
-        """The only task, where there is but one: then this is no mean, and is not called one."""
+        """The task, if there is only one: tables then name the task and do not call it a mean."""
         return self.columns[0] if len(self.columns) == 1 else None
 
-    def is_whole(self, study: Study, run: Run) -> bool:
-        """The run has a value in every column: a mean over fewer tasks would be another quantity."""
+    def is_complete(self, study: Study, run: Run) -> bool:
+        """Whether the run has a value in every column: a mean over fewer tasks would be another quantity."""
         return all((run, column) in study.records for column in self.columns)
 
 
 def means(study: Study) -> list[Mean]:
-    """The means that at least one run has whole, by language; usually one a language."""
+    """The means that are complete for at least one run, by language; usually one per language."""
     found: list[Mean] = []
     for language in study.languages():
         columns = study.means(language)
@@ -50,19 +50,18 @@ def means(study: Study) -> list[Mean]:
 
 
 def _sets(study: Study, run: Run, columns: list[Column], variant: str) -> list[tuple[Column, ...]]:
-    """Every choice of one column a task in which this run has a value, all alike in ALIKE.
+    """Every choice of one column per task in which this run has a value, with the SHARED_SETTINGS equal.
 
-    Of this variant where the task has it. A run without some task of the language has none.
+    Columns are of this variant if the task has it. There is no choice if the run lacks a task of the language.
     """
-    tasks = dict.fromkeys(column.task for column in columns)
     choices = []
-    for task in tasks:
-        of_task = [c for c in columns if c.task == task]
-        mine = [c for c in of_task if c.variant == variant] or [c for c in of_task if c.variant == ""]
-        choices.append([c for c in mine if (run, c) in study.records])
-    products = itertools.islice(itertools.product(*choices), MOST)
-    return [chosen for chosen in products if chosen and _alike(chosen)]
+    for task in dict.fromkeys(column.task for column in columns):
+        of_task = [column for column in columns if column.task == task]
+        usable = [c for c in of_task if c.variant == variant] or [c for c in of_task if c.variant == ""]
+        choices.append([column for column in usable if (run, column) in study.records])
+    products = itertools.islice(itertools.product(*choices), MAX_COMBINATIONS)
+    return [chosen for chosen in products if chosen and _share_settings(chosen)]
 
 
-def _alike(chosen: tuple[Column, ...]) -> bool:
-    return all(len({column.setting(name) for column in chosen}) == 1 for name in ALIKE)
+def _share_settings(chosen: tuple[Column, ...]) -> bool:
+    return all(len({column.setting(name) for column in chosen}) == 1 for name in SHARED_SETTINGS)

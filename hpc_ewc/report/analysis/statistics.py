@@ -1,8 +1,8 @@
-"""Tests, intervals and corrections: arrays in, numbers out. Nothing here knows of runs or files.
+"""Tests, intervals and corrections: arrays in, numbers out, without runs or files.
 
-The documents of a task are taken as a random draw; the tasks themselves are fixed, so an interval for a mean over
-tasks resamples documents within each task (a stratified bootstrap) and never the tasks. Documents that share a
-passage are one draw: standard errors and resampling are by cluster.
+The documents of a task are a random sample; the tasks themselves are fixed, so an interval for a mean over tasks
+resamples documents within each task (a stratified bootstrap) and never the tasks. Documents that share a passage count
+as one draw: standard errors and resampling are by cluster.
 
 Sources: McNemar 1947, exact form (Edwards 1948 has the corrected one); Efron & Tibshirani 1993, chapters 6, 13 and 16
 (paired and percentile bootstrap); Cochran 1977, section 2.11 (ratios), section 9A (clusters); Holm 1979;
@@ -12,9 +12,11 @@ Welch 1947 and Satterthwaite 1946 (degrees of freedom of a sum); Miller 2024, ar
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,12 +28,12 @@ RESAMPLES = 2000
 CONFIDENCE = 0.95
 POWER = 0.8
 CHUNK = 1 << 22
-"""Draws held at once, so that memory stays bounded whatever the number of documents."""
+"""Draws in memory at once, so that memory stays bounded whatever the number of documents."""
 
 
 @dataclass(frozen=True)
 class Moments:
-    """An estimate, its standard error (NaN from one draw) and the error's degrees of freedom."""
+    """An estimate, its standard error (NaN with a single draw) and the error's degrees of freedom."""
 
     value: float
     stderr: float
@@ -47,9 +49,9 @@ def ratio(numerator: Array, denominator: Array | None = None, clusters: Index | 
     With b = 1 and no clusters that is the mean and s/√n.
 
     Args:
-        numerator: [n] fp64, such as one 0/1 a document, or −log p of each text.
+        numerator: [n] fp64, such as one 0/1 per document, or −log p of each text.
         denominator: [n] fp64, such as bytes of each text; None: ones.
-        clusters: [n] codes 0…G−1 of what was drawn together; None: each document alone.
+        clusters: [n] codes 0…G−1 of documents that were drawn together; None: each document alone.
     """
     total = float(denominator.sum()) if denominator is not None else float(len(numerator))
     value = float(numerator.sum()) / total
@@ -63,20 +65,35 @@ def ratio(numerator: Array, denominator: Array | None = None, clusters: Index | 
 
 
 def mean_of(parts: Sequence[Moments]) -> Moments:
-    """The mean of independent estimates; degrees of freedom by Satterthwaite, the fewest where none has an error."""
-    count = len(parts)
-    variances = np.array([part.stderr**2 for part in parts]) / count**2
-    value, total, dfs = sum(part.value for part in parts) / count, float(variances.sum()), [part.df for part in parts]
-    return Moments(value, math.sqrt(total), min(dfs) if total == 0 else satterthwaite(variances, dfs))
+    """The mean of independent estimates; degrees of freedom by Satterthwaite, the fewest if none has an error."""
+    count, stderrs, dfs = len(parts), [part.stderr for part in parts], [part.df for part in parts]
+    stderr = math.hypot(*stderrs) / count
+    return Moments(
+        sum(part.value for part in parts) / count, stderr, satterthwaite(stderrs, dfs) if stderr else min(dfs)
+    )
 
 
-def satterthwaite(variances: Sequence[float] | Array, dfs: Sequence[float]) -> float:
-    """Degrees of freedom of a sum of independent variances; infinite where all are zero."""
-    total = float(np.sum(variances))
-    if not total > 0:
+def satterthwaite(stderrs: Sequence[float], dfs: Sequence[float]) -> float:
+    """Degrees of freedom of the standard error of a sum of independent estimates; infinite if all errors are zero."""
+    largest = max(stderrs)
+    if not largest > 0:
         return math.inf
-    size = sum(float(v) ** 2 / df for v, df in zip(variances, dfs, strict=True) if v > 0 and df > 0)
-    return total**2 / size if size > 0 else math.inf
+    variances = [(stderr / largest) ** 2 for stderr in stderrs]
+    size = sum(v**2 / df for v, df in zip(variances, dfs, strict=True) if v > 0 and df > 0)
+    return sum(variances) ** 2 / size if size > 0 else math.inf
+
+
+def mean_over_seeds(values: Sequence[float], stderrs: Sequence[float]) -> Moments:
+    """The mean of one estimate per seed; its error has the documents' and the seeds' part: √(SE² + SD²/k).
+
+    The documents' error is the seeds' mean, as if all seeds had one error, which they nearly have.
+    """
+    seeds = len(values)
+    with np.errstate(over="ignore", invalid="ignore"):
+        parts = [float(np.mean(stderrs)), float(np.std(values, ddof=1)) / math.sqrt(seeds)]
+    stderr = math.hypot(*parts)
+    df = satterthwaite(parts, [math.inf, seeds - 1]) if stderr else seeds - 1
+    return Moments(sum(values) / seeds, stderr, df)
 
 
 # ---------------------------------------------------------------------------------------------- tests
@@ -95,9 +112,9 @@ def mcnemar(lost: int, gained: int) -> float:
 
 
 def student(moments: Moments) -> float:
-    """Two-sided p-value of an estimate against 0, by Student's t. Needs scipy. NaN where there is no standard error.
+    """Two-sided p-value of an estimate against 0, by Student's t. Needs scipy. NaN if there is no standard error.
 
-    Where every draw says the same, t has no scale: then by the sign test, 2·½^draws.
+    If all draws are the same, t has no scale: then by the sign test, 2·½^draws.
     """
     from scipy.special import ndtr, stdtr
 
@@ -112,7 +129,7 @@ def student(moments: Moments) -> float:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Holm's step-down adjusted p-values: the family-wise error is at most α where all below α are called different.
+    """Holm's step-down adjusted p-values: calling all below α different has a family-wise error of at most α.
 
     NaN stays NaN and does not count.
     """
@@ -125,17 +142,25 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def p_value(test: Callable[..., float], *arguments: Any) -> float | None:
+    """The p-value of a test; None without scipy or without a standard error."""
+    try:
+        p = test(*arguments)
+    except ModuleNotFoundError:
+        return None
+    return None if math.isnan(p) else p
+
+
 def minimum_detectable(
     stderr: float, n: int, *, binary: bool, alpha: float = 0.05, power: float = POWER
 ) -> float | None:
     """The smallest true difference that this comparison would have found with probability `power` at level `alpha`.
 
     (z_{1−α/2} + z_power) · standard error: 2.80 of them. For paired 0/1 outcomes never less than the difference at
-    which McNemar's exact test can reject at all: 6 of n documents, since 2·2⁻⁵ > 0.05 ≥ 2·2⁻⁶. None where no standard
-    error says it: from one draw, or where all scores are the same.
+    which McNemar's exact test can reject at all: 6 of n documents, since 2·2⁻⁵ > 0.05 ≥ 2·2⁻⁶. None without a standard
+    error: from one draw, or if all scores are the same.
     """
-    normal = _normal_quantile
-    size = (normal(1 - alpha / 2) + normal(power)) * stderr
+    size = (normal_quantile(1 - alpha / 2) + normal_quantile(power)) * stderr
     if math.isnan(size):
         return None
     if binary:
@@ -143,11 +168,7 @@ def minimum_detectable(
     return size or None
 
 
-@cache
-def _normal_quantile(p: float) -> float:
-    from statistics import NormalDist
-
-    return NormalDist().inv_cdf(p)
+normal_quantile = cache(NormalDist().inv_cdf)
 
 
 # ---------------------------------------------------------------------------------------------- bootstrap
@@ -161,14 +182,14 @@ def resampled(
     clusters: Index | None = None,
     resamples: int = RESAMPLES,
 ) -> Array:
-    """[resamples, R]: Σa / Σb of each column under the same resamples of documents, so columns stay paired.
+    """[resamples, R] Σa / Σb of each column under the same resamples of documents, so that columns stay paired.
 
     Args:
-        values: [n, R] fp64, one row a document.
-        seed: of the generator; the same seed and documents give the same resamples.
-        denominator: [n] fp64, or [n, R] of each column; None: ones.
+        values: [n, R] fp64, one row per document.
+        seed: seed of the generator; the same seed and documents give the same resamples.
+        denominator: [n] fp64, or [n, R], one per column; None: ones.
         clusters: [n] codes; whole clusters are drawn.
-        resamples: how many.
+        resamples: number of resamples.
     """
     below = np.ones((len(values), 1)) if denominator is None else denominator.reshape(len(values), -1)
     if clusters is not None:
@@ -182,14 +203,14 @@ def resampled(
 
 
 def _summed(values: Array, clusters: Index) -> Array:
-    """[G, R] sums of [n, R] over what was drawn together."""
+    """[G, R] sums of [n, R] over the documents of each cluster."""
     sums = np.zeros((int(clusters.max()) + 1, values.shape[1]))
     np.add.at(sums, clusters, values)
     return sums
 
 
 def _weights(n: int, seed: Sequence[int], resamples: int) -> Iterator[Array]:
-    """How often each of n documents is drawn in each resample, some resamples at a time."""
+    """[some resamples, n] how often each document is drawn, until there are `resamples`."""
     random = np.random.default_rng(list(seed))
     step = max(1, min(resamples, CHUNK // n))
     for start in range(0, resamples, step):
@@ -201,7 +222,7 @@ def _weights(n: int, seed: Sequence[int], resamples: int) -> Iterator[Array]:
 def interval(replicates: Array, confidence: float = CONFIDENCE) -> tuple[Array, Array]:
     """Percentile interval of each column of [resamples, R]."""
     tail = (1 - confidence) / 2
-    # a copy with each column in one piece: to partition columns where they lie takes four times as long
+    # a copy in which each column is contiguous: partitioning strided columns takes four times as long
     columns = np.array(replicates.T, order="C")
     low, high = np.quantile(columns, [tail, 1 - tail], axis=1, overwrite_input=True)
     return low, high

@@ -9,10 +9,10 @@ from hpc_ewc.report.drawing.plane import MOST_NAMES
 from hpc_ewc.report.drawing.style import MANY
 from hpc_ewc.report.drawing.training import drawn
 from hpc_ewc.report.study.columns import SOURCE_LANGUAGE, language_name
-from hpc_ewc.report.tables.builder import Builder
-from hpc_ewc.report.tables.choose import points_text
+from hpc_ewc.report.tables.builder import Builder, mean_name, plain_name
 from hpc_ewc.report.tables.document import Document
-from hpc_ewc.report.tables.measure import gain, over
+from hpc_ewc.report.tables.measure import gain
+from hpc_ewc.report.tables.recommendation import points_text
 from hpc_ewc.report.tables.texts import shown_texts
 
 
@@ -56,10 +56,12 @@ def _measured(build: Builder) -> str:
     """What the axes of the trade-off are."""
     old, new = build.analysis.mean(SOURCE_LANGUAGE), gain(build)
     if new is not None and not isinstance(new.what, Mean):
-        first = f"accuracy of {over(old)}" if old is not None and old.single else "mean accuracy over tasks"
+        first = (
+            f"accuracy of {plain_name(old.single)}" if old is not None and old.single else "mean accuracy over tasks"
+        )
         return f"{first}; {new.unit}, fewer above"
     means = [mean for mean in (old, None if new is None else new.what) if isinstance(mean, Mean)]
-    alone = [f"{language_name(mean.language)}: {over(mean)} alone" for mean in means if mean.single]
+    alone = [f"{language_name(mean.language)}: {mean_name(mean)}" for mean in means if mean.single]
     return "; ".join(["mean accuracy over tasks", *alone])
 
 

@@ -229,7 +229,7 @@ def _mean_curves(build: Builder, paper: bool, *, several: bool = False) -> list[
                 Curve(
                     plain(f"{language_name(language)}{alone}"),
                     look(place),
-                    lambda line, mean=mean: build.lines.mean_value(line, mean)[0],  # type: ignore[misc]
+                    lambda line, mean=mean: build.lines.value(line, mean)[0],  # type: ignore[misc]
                     paper=accuracy_curve("mean", language) if paper else None,
                 )
             )

@@ -15,11 +15,12 @@ from hpc_ewc.report.drawing.curves import MOST_GROUPS, groups
 from hpc_ewc.report.drawing.style import GREY, GROUP_MARKERS, INK, MANY, legend_below, look, plain
 from hpc_ewc.report.study.columns import SOURCE_LANGUAGE, language_name
 from hpc_ewc.report.tables.builder import Builder
-from hpc_ewc.report.tables.choose import Choice, points_text
+from hpc_ewc.report.tables.choose import Choice
 from hpc_ewc.report.tables.formats import strength_text
 from hpc_ewc.report.tables.lines import Line
 from hpc_ewc.report.tables.measure import Gain, gain
-from hpc_ewc.report.tables.tradeoff import front
+from hpc_ewc.report.tables.recommendation import points_text
+from hpc_ewc.report.tables.summary import front
 
 MOST_NAMES = 16
 """Points that are all named; of more some are."""
@@ -33,7 +34,7 @@ def tradeoff_figure(build: Builder, choice: Choice | None) -> Figure | None:
     scale = 100.0 if isinstance(new.what, Mean) else 1.0
     points: dict[Line, tuple[float, float, float, float]] = {}
     for line in build.lines.lines:
-        kept, learnt = build.lines.mean_value(line, old)[0], new.value(build, line)
+        kept, learnt = build.lines.value(line, old)[0], new.value(build, line)
         if kept is not None and learnt is not None:
             errors = (100 * (kept.stderr or 0.0), scale * (learnt.stderr or 0.0))
             points[line] = (100 * kept.value, scale * learnt.value, *errors)

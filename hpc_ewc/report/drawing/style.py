@@ -76,8 +76,10 @@ def styled() -> Iterator[None]:
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(RC)  # type: ignore[arg-type]  # its keys are literals
-        yield
-        plt.close("all")
+        try:
+            yield
+        finally:
+            plt.close("all")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The numbers for other programs: CSV and JSON, long and wide. docs/report.md says what each field is."""
+"""The numbers for other programs: CSV and JSON, long and wide. docs/report.md explains each field."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Any
 from hpc_ewc.report.analysis.estimates import Analysis, Difference, Estimate
 from hpc_ewc.report.analysis.means import Mean
 from hpc_ewc.report.study.runs import Run
-from hpc_ewc.report.tables.choose import sentence
 from hpc_ewc.report.tables.document import Document
 from hpc_ewc.report.tables.formats import clean
+from hpc_ewc.report.tables.recommendation import sentence
 
 SCHEMA = 1
 LONG = (

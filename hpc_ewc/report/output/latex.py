@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from hpc_ewc.report.tables.builder import Cell, Table
 from hpc_ewc.report.tables.document import Document, Figure
 from hpc_ewc.report.tables.formats import SOFT_HYPHEN, clean
+from hpc_ewc.report.tables.table import Cell, Table
 
 ESCAPED = {
     "\\": r"\textbackslash{}",

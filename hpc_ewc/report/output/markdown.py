@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hpc_ewc.report.tables.builder import Cell, Table, explanations
 from hpc_ewc.report.tables.document import Document, Figure, interleaved
 from hpc_ewc.report.tables.formats import SOFT_HYPHEN, clean
+from hpc_ewc.report.tables.table import Cell, Table, explanations
 
 SPECIAL = str.maketrans({c: f"\\{c}" for c in "\\`*_[]|#"} | {"<": "&lt;", ">": "&gt;", "&": "&amp;", "\n": " "})
 

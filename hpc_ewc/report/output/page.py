@@ -10,9 +10,9 @@ from html import escape
 from importlib import resources
 from typing import Any
 
-from hpc_ewc.report.tables.builder import Cell, Table
 from hpc_ewc.report.tables.document import Document, Figure, interleaved
 from hpc_ewc.report.tables.formats import SOFT_HYPHEN, clean
+from hpc_ewc.report.tables.table import Cell, Table
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 """What the page may load: nothing from anywhere."""

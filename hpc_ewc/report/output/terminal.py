@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from hpc_ewc.report.tables.builder import Cell, Table, explanations
 from hpc_ewc.report.tables.document import Document
 from hpc_ewc.report.tables.formats import SOFT_HYPHEN, clean
+from hpc_ewc.report.tables.table import Cell, Table, explanations
 
 
 def print_document(document: Document, console: Console) -> None:

@@ -56,6 +56,15 @@ class Column:
         """`task.language[.variant]`."""
         return ".".join(part for part in (self.task, self.language, self.variant) if part)
 
+    def shows(self, result: Mapping[str, Any]) -> bool:
+        """Whether a result is over the whole task and, if of the primary metric, by the primary filter.
+
+        GSM8K gives exact_match by two filters; only the primary one is the column's value.
+        """
+        is_whole = bool(result.get("subset", "") == "")
+        is_primary = bool(result.get("filter", "none") == self.filter)
+        return is_whole and (result["metric"] != self.metric or is_primary)
+
 
 def language_name(code: str) -> str:
     """English for en; an unknown code stays as it is."""

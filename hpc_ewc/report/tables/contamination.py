@@ -1,4 +1,4 @@
-"""Columns whose documents the Fisher was computed on: EWC was told which parameters matter for just these."""
+"""Columns whose documents the Fisher was computed on, so that EWC protects the parameters that just these need."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MARK = "†"
 
 
 def contaminated(study: Study) -> dict[Column, str]:
-    """What to say of each column that the Fisher has seen, or has seen the original of."""
+    """Columns whose documents, or their originals, the Fisher was computed on, with a note for each."""
     found: dict[Column, str] = {}
     for fisher in _fishers(study):
         for column in study.columns:
@@ -28,7 +28,7 @@ def contaminated(study: Study) -> dict[Column, str]:
 
 
 def _fishers(study: Study) -> list[FisherConfig]:
-    """Of every training that was held by one, and those that the experiments name."""
+    """The Fisher of every training with λ > 0, and those that the experiments name."""
     trained = [study.trained(run) for run in study.runs if run.strength]
     configs = [t.config.fisher for t in trained if t is not None and t.config is not None]
     return list(dict.fromkeys([*configs, *(e.fisher for e in study.stages.experiments.values())]))

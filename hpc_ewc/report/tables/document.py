@@ -1,4 +1,4 @@
-"""A report as it is read, before any medium: title, what to know first, tables, lists."""
+"""A report before it is rendered: title, first sentences, tables, lists."""
 
 from __future__ import annotations
 
@@ -7,29 +7,31 @@ from dataclasses import dataclass
 
 from hpc_ewc.report.analysis.estimates import Analysis
 from hpc_ewc.report.study.study import SMALL_MODEL, Study
-from hpc_ewc.report.tables.builder import Builder, Table, differences, knowledge
-from hpc_ewc.report.tables.choose import MAX_LOSS, Choice, choice_table, choose, sentence
+from hpc_ewc.report.tables.accuracy import accuracy, differences
+from hpc_ewc.report.tables.builder import Builder
+from hpc_ewc.report.tables.choose import MAX_LOSS, Choice, choose
 from hpc_ewc.report.tables.lines import Lines
+from hpc_ewc.report.tables.recommendation import choice_table, sentence
 from hpc_ewc.report.tables.subsets import subset_tables
-from hpc_ewc.report.tables.summary import summary
+from hpc_ewc.report.tables.summary import summary, tradeoff
+from hpc_ewc.report.tables.table import Table
 from hpc_ewc.report.tables.texts import fluency, judged, texts
-from hpc_ewc.report.tables.tradeoff import tradeoff
-from hpc_ewc.report.tables.training import cost_table, held_table, overshot
+from hpc_ewc.report.tables.training import cost_table, overshot, penalty_table
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure in every form it was drawn in."""
+    """A figure in every format in which it was saved."""
 
     name: str
     caption: str
     files: dict[str, bytes]
-    """By ending."""
+    """By file ending."""
 
 
 @dataclass
 class Document:
-    """What every medium renders."""
+    """The report that every medium renders."""
 
     title: str
     leads: list[str]
@@ -47,8 +49,8 @@ def build_document(
 
     Args:
         analysis: the numbers.
-        subsets: "groups", "subjects": tables of the parts of a task too.
-        max_loss: of accuracy in the old language that a recommended λ may cost.
+        subsets: "groups", "subjects": also tabulate the parts of a task.
+        max_loss: accuracy in the old language that a recommended λ may cost.
         gain: how the gain in the new language is measured: auto, accuracy or text.
     """
     study = analysis.study
@@ -65,16 +67,16 @@ def build_document(
 
 
 def _tables(build: Builder, choice: Choice | None, subsets: Sequence[str]) -> list[Table]:
-    """In reading order."""
+    """All tables in reading order."""
     if not build.study.runs:
         return []
     tables: list[Table | None] = [summary(build), tradeoff(build), choice_table(build, choice)]
     tables.append(texts(build))
-    tables += [knowledge(build, language) for language in build.languages]
+    tables += [accuracy(build, language) for language in build.languages]
     tables += [differences(build, language) for language in build.languages]
     tables += [fluency(build, column) for column in build.study.columns if column.kind == "perplexity"]
     tables += [judged(build, column) for column in build.study.columns if column.kind == "judged"]
-    tables += [held_table(build), cost_table(build)]
+    tables += [penalty_table(build), cost_table(build)]
     tables += [table for kind in subsets for table in subset_tables(build, kind)]
     return [table for table in tables if table is not None]
 
@@ -83,13 +85,13 @@ FIGURES_AFTER = {
     "tradeoff": ("tradeoff", "mean"),
     "accuracy": ("accuracy",),
     "fluency": ("perplexity",),
-    "held": ("training", "fisher"),
+    "penalty": ("training", "fisher"),
 }
-"""Which figures stand after the last table of a kind."""
+"""Figures that follow the last table of a kind."""
 
 
 def interleaved(tables: Sequence[Table], figures: Sequence[Figure]) -> list[Table | Figure]:
-    """Tables, each figure after those that hold its numbers; a figure without a table comes last."""
+    """Tables, each figure after the tables with its numbers; a figure without a table comes last."""
     waiting = {figure.name: figure for figure in figures}
     kinds = [table.key.split(".")[0] for table in tables]
     found: list[Table | Figure] = []
@@ -101,7 +103,7 @@ def interleaved(tables: Sequence[Table], figures: Sequence[Figure]) -> list[Tabl
 
 
 def leads(analysis: Analysis, build: Builder, choice: Choice | None) -> list[str]:
-    """What a reader must know before any number."""
+    """Sentences that a reader needs before any number."""
     study = analysis.study
     found = []
     if study.illustration:
@@ -113,29 +115,29 @@ def leads(analysis: Analysis, build: Builder, choice: Choice | None) -> list[str
         found.append("No cell has a value yet.")
     elif not any(run.is_base for run in study.runs):
         found.append(
-            "The base model is not among these records: there is nothing to compare to. evaluate.base = true asks for "
-            "it; where it was measured, give its folder too."
+            "The base model is not among these records: there is nothing to compare to. evaluate.base = true requests "
+            "it; if it was measured elsewhere, give that folder too."
         )
     trained = [run for run in study.runs if run.strength is not None]
     if trained and not build.lines.repeated:
-        found.append("One seed a setting: what is said here is about these checkpoints, not about a λ.")
+        found.append("Single seed per setting: conclusions apply to these checkpoints only.")
     elif build.lines.repeated:
         found.append(
-            "Settings were repeated with several seeds: a value is their mean, ± holds documents and seeds, and the "
+            "Settings were repeated with several seeds: a value is their mean, ± covers documents and seeds, and the "
             "standard deviation over seeds follows in brackets."
         )
     found += [] if choice is None else [sentence(build, choice)]
-    if jittered := overshot(build):
+    if names := overshot(build):
         found.append(
-            f"Overshot, so not what their λ would do: {'; '.join(jittered)}. Their loss with the penalty ended above "
-            "where it began (docs/penalty.md)."
+            f"Overshot: {'; '.join(names)}. Loss and penalty ended above where they began, so these runs do not show "
+            "the effect of their λ (docs/penalty.md)."
         )
     found += [] if (several := versions(study)) is None else [several]
     return [*found, *(f"Left out: {part}." for part in analysis.left_out)]
 
 
 def versions(study: Study) -> str | None:
-    """What to say where the runs were measured by several versions of a package; None where by one."""
+    """A warning if the runs were measured by several versions of a package, else None."""
     seen: dict[str, set[str]] = {}
     for record in study.records.values():
         facts = record.get("versions")
@@ -144,11 +146,11 @@ def versions(study: Study) -> str | None:
     several = [f"{name} {', '.join(sorted(each))}" for name, each in sorted(seen.items()) if len(each) > 1]
     if not several:
         return None
-    return f"Measured by several versions ({'; '.join(several)}): a difference between runs may be theirs."
+    return f"Measured by several versions ({'; '.join(several)}): they may explain a difference between runs."
 
 
 def missing(study: Study) -> tuple[str, list[str]]:
-    """Cells without a value, those of one reason together."""
+    """Cells without a value, grouped by reason."""
     groups: dict[tuple[str, str, float, str], list[str]] = {}
     for cell in study.missing:
         groups.setdefault((cell.source, cell.run, cell.fraction, cell.why), []).append(cell.cell)
@@ -160,5 +162,5 @@ def missing(study: Study) -> tuple[str, list[str]]:
 
 
 def problems(study: Study) -> tuple[str, list[str]]:
-    """Files that were not taken."""
-    return "Not taken", [f"{problem.where}: {problem.what}" for problem in study.problems]
+    """Files that were skipped."""
+    return "Skipped files", [f"{problem.where}: {problem.what}" for problem in study.problems]

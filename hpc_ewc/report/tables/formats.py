@@ -1,4 +1,4 @@
-"""Numbers as they are read: a value with its standard error, to the digits that the error leaves meaning to."""
+"""Formats numbers for readers: a value with its standard error, to as many digits as the error justifies."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import re
 
 MINUS = "−"
 NOTHING = "–"
-"""Stands where there is no value; the list of missing cells says why."""
+"""Shown in place of a missing value; the list of missing cells says why."""
 SOFT_HYPHEN = "\u00ad"
-"""Where a head may be broken on a terminal; other media leave it out."""
+"""Where a head may be broken on a terminal; other media drop it."""
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-"""Control characters and marks of direction: a name could otherwise move the cursor or turn the line around."""
+"""Control characters and direction marks, by which a name could move the cursor or reverse a line."""
 
 TASK_HEADS = {
     "arc_easy": "ARC easy",
@@ -29,17 +29,12 @@ TASK_HEADS = {
 
 
 def clean(text: str) -> str:
-    """Text that does nothing to a terminal but stand there."""
+    """Text without control characters and direction marks."""
     return CONTROL.sub("�", text)
 
 
-def task_name(task: str) -> str:
-    """ARC easy for arc_easy; what is not known here keeps its own name."""
-    return TASK_HEADS.get(task, task).replace(SOFT_HYPHEN, "")
-
-
 def strength_text(strength: float | None) -> str:
-    """λ as in the paper: 0, 1e2, 2.5e6."""
+    """λ as the paper writes it: 0, 1e2, 2.5e6."""
     if strength is None:
         return NOTHING
     if strength == 0 or 0.01 <= strength < 100:
@@ -49,12 +44,12 @@ def strength_text(strength: float | None) -> str:
 
 
 def percent(value: float, stderr: float | None = None, *, sign: bool = False) -> str:
-    """A share in per cent: 61.2±1.3. With `sign`, a difference in points: +1.3±0.4."""
+    """A share in per cent: 61.2±1.3; with `sign` a difference in points: +1.3±0.4."""
     return _with_error(_fixed(100 * value, 1, sign=sign, whole=100.0), stderr, 100, 1)
 
 
 def number(value: float, stderr: float | None = None, *, sign: bool = False) -> str:
-    """A perplexity or a count, with three digits or as many as the error leaves: 12.7±0.3, 784±53, 1.2e+08."""
+    """A perplexity or a count, to three digits or as many as the error justifies: 12.7±0.3, 784±53, 1.2e+08."""
     if abs(value) >= 1e5:
         text = f"{value:+.1e}" if sign else f"{value:.1e}"
         return text.replace("-", MINUS) + ("" if stderr is None or math.isnan(stderr) else f"±{stderr:.1e}")
@@ -64,20 +59,21 @@ def number(value: float, stderr: float | None = None, *, sign: bool = False) -> 
 
 
 def bits(value: float, stderr: float | None = None, *, sign: bool = False) -> str:
-    """Bits per byte, to three decimals, five where the error is smaller than that: 0.208±0.004, +0.00023±0.00003."""
+    """Bits per byte to three decimals, or five if the error is smaller: 0.208±0.004, +0.00023±0.00003."""
     digits = 5 if stderr is not None and 0 < stderr < 5e-4 else 3
     return _with_error(_fixed(value, digits, sign=sign), stderr, 1, digits)
 
 
 def amount(value: float | None) -> str:
-    """A quantity of any size to three digits: 4,096, 1.23e9, 0.0312."""
+    """A count in full, or any other quantity to three digits: 4,096, 1.23e9, 0.0312."""
     if value is None:
         return NOTHING
-    return f"{int(value):,}".replace("-", MINUS) if value == int(value) and abs(value) < 1e7 else measure(value)
+    is_count = float(value).is_integer() and abs(value) < 1e7
+    return f"{int(value):,}".replace("-", MINUS) if is_count else measure(value)
 
 
 def measure(value: float | None) -> str:
-    """What is measured and not counted, to three digits: 1.23e9, 0.0312."""
+    """A measured quantity to three digits: 1.23e9, 0.0312."""
     if value is None:
         return NOTHING
     if 1000 <= abs(value) < 9999.5:
@@ -86,7 +82,7 @@ def measure(value: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """33 s, 5.4 min, 2.1 h."""
+    """A time in a unit that suits it: 33 s, 5.4 min, 2.1 h."""
     if seconds is None:
         return NOTHING
     if seconds < 99.5:
@@ -95,7 +91,7 @@ def duration(seconds: float | None) -> str:
 
 
 def p_text(p: float | None) -> str:
-    """.03, <.001; nothing where there is none."""
+    """A p-value: .03, <.001; a dash if there is none."""
     if p is None:
         return NOTHING
     return "<.001" if p < 0.001 else f"{p:.3f}".lstrip("0") if p < 0.1 else f"{p:.2f}".lstrip("0") if p < 0.995 else "1"

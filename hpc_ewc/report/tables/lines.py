@@ -1,30 +1,26 @@
-"""The rows of the tables: a checkpoint each, or a setting each where it was repeated with several seeds."""
+"""The rows of the tables: one per checkpoint, or one per setting if it was repeated with several seeds."""
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import TypeVar
+from dataclasses import dataclass
 
 import numpy as np
 
 from hpc_ewc.report.analysis import statistics
+from hpc_ewc.report.analysis.differences import correct
 from hpc_ewc.report.analysis.estimates import Analysis, Difference, Estimate
 from hpc_ewc.report.analysis.means import Mean
-from hpc_ewc.report.analysis.statistics import Moments
 from hpc_ewc.report.study.columns import Column
 from hpc_ewc.report.study.runs import Run
 from hpc_ewc.report.study.study import Study
 from hpc_ewc.report.tables.formats import strength_text
 
-Key = TypeVar("Key")
-
 
 @dataclass(frozen=True)
 class Line:
-    """Runs that differ in their seeds alone; mostly one."""
+    """Runs that differ only in their seeds; mostly one."""
 
     runs: tuple[Run, ...]
 
@@ -35,16 +31,14 @@ class Line:
 
 @dataclass(frozen=True)
 class Spread:
-    """Standard deviation over seeds, and how many there are."""
+    """Standard deviation over seeds, and their number."""
 
     deviation: float
     seeds: int
 
 
 class Lines:
-    """Values and differences by line. With several seeds a value is their mean, and its standard error holds both the
-    documents' (as if those of all seeds were one, which they nearly are) and the seeds': √(SE² + SD²/k).
-    """
+    """Values and differences by line. With several seeds a value is their mean, as `mean_over_seeds` computes it."""
 
     def __init__(self, analysis: Analysis) -> None:
         self.analysis = analysis
@@ -55,128 +49,96 @@ class Lines:
         self.lines = [Line(tuple(runs)) for runs in groups.values()]
         self.bases = [line for line in self.lines if line.first.is_base]
         self.repeated = any(len(line.runs) > 1 for line in self.lines)
+        self.labels = label_columns(self.study, self.lines)
+        columns: list[Column | Mean] = [*self.study.columns, *analysis.means]
         self._differences = {
-            (line, column): self._difference(
-                [analysis.differences.get((run, column, column.metric)) for run in line.runs]
-            )
-            for line in self.lines
-            for column in self.study.columns
+            (line, what): self._pooled_difference(line, what, None) for line in self.lines for what in columns
         }
-        self._means = {
-            (line, mean): self._difference([analysis.mean_differences.get((run, mean)) for run in line.runs])
-            for line in self.lines
-            for mean in analysis.means
-        }
-        if self.repeated:
-            _correct(self._differences)
-            _correct(self._means)
+        for family in (Column, Mean) if self.repeated else ():
+            correct(self._differences, [k for k, d in self._differences.items() if d and isinstance(k[1], family)])
 
     def name(self, line: Line) -> str:
-        """Of a line in a sentence: base, or λ = 1e6, step 90."""
-        (_, who), *others = label_columns(self.study, self.lines)
+        """A line's name in a sentence: base, or λ = 1e6, step 90."""
+        (_, who), *others = self.labels
         parts = [f"λ = {who[line]}" if line.first.strength is not None else who[line]]
         return ", ".join([*parts, *(f"{head} {texts[line]}" for head, texts in others if texts[line])])
 
     def setting(self, line: Line) -> str:
-        """What a line shares with those that differ from it in λ alone: learning_rate 0.0002, seed 1."""
-        _, *others = label_columns(self.study, self.lines)
+        """What a line shares with those that differ from it only in λ: learning_rate 0.0002, seed 1."""
+        _, *others = self.labels
         return ", ".join(f"{head} {texts[line]}" for head, texts in others if texts[line] and head != "step")
 
-    def value(self, line: Line, column: Column, metric: str | None = None) -> tuple[Estimate | None, Spread | None]:
-        """Of a column's primary metric, or of another."""
-        metric = metric or column.metric
-        return pooled([self.analysis.values.get((run, column, metric)) for run in line.runs])
+    def value(
+        self, line: Line, what: Column | Mean, metric: str | None = None
+    ) -> tuple[Estimate | None, Spread | None]:
+        """The value in a column, by its primary metric or another, or the mean over tasks."""
+        return pooled([self.analysis.value(run, what, metric) for run in line.runs])
 
-    def mean_value(self, line: Line, mean: Mean) -> tuple[Estimate | None, Spread | None]:
-        """Over the tasks of a language."""
-        return pooled([self.analysis.mean_values.get((run, mean)) for run in line.runs])
+    def difference(self, line: Line, what: Column | Mean, metric: str | None = None) -> Difference | None:
+        """The difference to the base; one in a metric that is not the column's primary one is in no family."""
+        if metric is None or isinstance(what, Mean) or metric == what.metric:
+            return self._differences[line, what]
+        return self._pooled_difference(line, what, metric)
 
-    def difference(self, line: Line, column: Column) -> Difference | None:
-        """To the base, in a column's primary metric."""
-        return self._differences[line, column]
-
-    def mean_difference(self, line: Line, mean: Mean) -> Difference | None:
-        """To the base, over the tasks of a language."""
-        return self._means[line, mean]
-
-    def other_difference(self, line: Line, column: Column, metric: str) -> Difference | None:
-        """To the base, in a metric that is not the column's primary one; it is in no family."""
-        return self._difference([self.analysis.differences.get((run, column, metric)) for run in line.runs])
-
-    def _difference(self, each: list[Difference | None]) -> Difference | None:
-        """Over seeds: tested by Student's t with Satterthwaite's degrees of freedom."""
+    def _pooled_difference(self, line: Line, what: Column | Mean, metric: str | None) -> Difference | None:
+        """Over several seeds: tested by Student's t with Satterthwaite's degrees of freedom."""
+        each = [self.analysis.difference(run, what, metric) for run in line.runs]
         known = [difference for difference in each if difference is not None]
-        if len(known) < len(each) or not known:
-            return None
-        if len(known) == 1:
-            return known[0]
-        moments = _over_seeds([d.value for d in known], [d.stderr for d in known])
-        try:
-            p = statistics.student(moments)
-        except ModuleNotFoundError:
-            p = math.nan
-        shares = [d.relative for d in known if d.relative is not None]
-        relative = _over_seeds(shares, [d.relative_stderr for d in known]) if len(shares) == len(known) else None
+        if len(known) < len(each) or len(known) < 2:
+            return known[0] if len(each) == len(known) == 1 else None
+        moments = statistics.mean_over_seeds([d.value for d in known], [d.stderr for d in known])
+        ratios = [d.relative for d in known if d.relative is not None]
+        relative = None
+        if len(ratios) == len(known):
+            relative = statistics.mean_over_seeds(ratios, [d.relative_stderr for d in known])
         return Difference(
             value=moments.value,
             stderr=moments.stderr,
             n=known[0].n,
             method=f"{known[0].method}, {len(known)} seeds",
             relative=None if relative is None else relative.value,
-            relative_stderr=math.nan if relative is None else relative.stderr,
+            relative_stderr=np.nan if relative is None else relative.stderr,
             df=moments.df,
-            p=None if math.isnan(p) else p,
+            p=statistics.p_value(statistics.student, moments),
             detectable=statistics.minimum_detectable(moments.stderr, known[0].n, binary=False),
         )
 
 
 def pooled(each: list[Estimate | None]) -> tuple[Estimate | None, Spread | None]:
+    """The mean of one estimate per seed, with their spread; None if one is missing."""
     known = [estimate for estimate in each if estimate is not None]
     if len(known) < len(each) or not known:
         return None, None
     if len(known) == 1:
         return known[0], None
     values = [estimate.value for estimate in known]
-    spread = Spread(float(np.std(values, ddof=1)), len(values))
-    stderrs = [estimate.stderr for estimate in known]
-    if any(stderr is None for stderr in stderrs):
+    stderrs = [estimate.stderr for estimate in known if estimate.stderr is not None]
+    with np.errstate(over="ignore", invalid="ignore"):
+        spread = Spread(float(np.std(values, ddof=1)), len(values))
+    if len(stderrs) < len(known):
         return Estimate(sum(values) / len(values), None, known[0].n), spread
-    moments = _over_seeds(values, [float(stderr or 0.0) for stderr in stderrs])
+    moments = statistics.mean_over_seeds(values, stderrs)
     return Estimate(moments.value, moments.stderr, known[0].n), spread
-
-
-def _over_seeds(values: list[float], stderrs: list[float]) -> Moments:
-    seeds = len(values)
-    variances = [float(np.mean(stderrs)) ** 2, float(np.var(values, ddof=1)) / seeds]
-    df = statistics.satterthwaite(variances, [math.inf, seeds - 1]) if sum(variances) > 0 else seeds - 1
-    return Moments(sum(values) / seeds, math.sqrt(sum(variances)), df)
-
-
-def _correct(differences: dict[tuple[Line, Key], Difference | None]) -> None:
-    known = [(key, difference) for key, difference in differences.items() if difference is not None]
-    adjusted = statistics.holm([math.nan if d.p is None else d.p for _, d in known])
-    for (key, difference), p in zip(known, adjusted, strict=True):
-        differences[key] = replace(difference, p_holm=None if math.isnan(p) else p)
 
 
 # ---------------------------------------------------------------------------------------------- names of lines
 
 
 def label_columns(study: Study, lines: list[Line]) -> list[tuple[str, dict[Line, str]]]:
-    """Heads and texts of the columns that say which line this is: λ first, then whatever else varies.
+    """Heads and texts of the label columns: λ first, then whatever else varies.
 
-    Of several base models each has its hash, and what the runs that it is the base of have in common.
+    If there are several base models, each has its hash, and whatever the runs trained from it have in common.
     """
     trained = [line for line in lines if not line.first.is_base]
     several = len(lines) - len(trained) > 1
-    columns = [("λ", {line: _who(line.first, several=several) for line in lines})]
+    columns = [("λ", {line: _name(line.first, with_hash=several) for line in lines})]
 
-    def texts(of: Callable[[Run], str]) -> dict[Line, str]:
+    def texts(describe: Callable[[Run], str]) -> dict[Line, str]:
         found: dict[Run, set[str]] = defaultdict(set)
         for run, base in study.bases.items() if several else ():
-            found[base].add(of(run))
+            found[base].add(describe(run))
         shared = {base: each.pop() if len(each) == 1 else "" for base, each in found.items()}
-        return {line: shared.get(line.first, "") if line.first.is_base else of(line.first) for line in lines}
+        return {line: shared.get(line.first, "") if line.first.is_base else describe(line.first) for line in lines}
 
     if len({line.first.source for line in trained}) > 1:
         columns.append(("experiment", texts(lambda run: run.source)))
@@ -194,10 +156,9 @@ def label_columns(study: Study, lines: list[Line]) -> list[tuple[str, dict[Line,
     return columns
 
 
-def _who(run: Run, *, several: bool) -> str:
-    """base; with some of its hash where there are several."""
+def _name(run: Run, *, with_hash: bool) -> str:
     if run.is_base:
-        return f"base {run.model_hash[:6]}" if several else "base"
+        return f"base {run.model_hash[:6]}" if with_hash else "base"
     return run.name if run.strength is None else strength_text(run.strength)
 
 

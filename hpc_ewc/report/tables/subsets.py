@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from hpc_ewc.report.analysis.estimates import Estimate
 from hpc_ewc.report.study.columns import Column, language_name
 from hpc_ewc.report.study.runs import Run
-from hpc_ewc.report.tables.builder import Builder, Head, Table, plain_name, value_cell
+from hpc_ewc.report.tables.builder import Builder, plain_name
 from hpc_ewc.report.tables.formats import percent
-from hpc_ewc.report.tables.lines import pooled
+from hpc_ewc.report.tables.lines import Line, pooled
+from hpc_ewc.report.tables.table import Cell, Table, value_cell
 
 GROUPS = ("stem", "humanities", "social_sciences", "other")
-"""Of MMLU."""
+"""Groups of MMLU's subjects."""
 SUBSETS = ("groups", "subjects")
 
 
@@ -21,32 +24,25 @@ def subset_tables(build: Builder, kind: str) -> list[Table]:
 
 
 def _table(build: Builder, column: Column, kind: str) -> Table | None:
-    parts: dict[str, None] = {}
+    values: dict[str, dict[Run, Estimate]] = {}
     for run in build.study.runs:
         record = build.study.records.get((run, column))
         for result in () if record is None else record["results"]:
-            name = result.get("subset", "")
-            if name and (name in GROUPS) == (kind == "groups") and result["metric"] == column.metric:
-                parts.setdefault(name)
-    if not parts:
+            part = result.get("subset", "")
+            is_primary = result["metric"] == column.metric and result.get("filter", "none") == column.filter
+            if part and is_primary and (part in GROUPS) == (kind == "groups"):
+                estimate = Estimate(result["value"], result.get("stderr"), result["n"])
+                values.setdefault(part, {}).setdefault(run, estimate)
+    if not values:
         return None
-    title = f"{language_name(column.language)}: {plain_name(column)} by {kind.removesuffix('s')}"
-    table = build.table(f"{kind}.{column.language}.{column.label.replace(' ', '.')}", title)
-    table.heads += [Head(part.replace("_", " ")) for part in sorted(parts)]
-    for line in build.lines.lines:
-        row = build.labelled(line)
-        for part in sorted(parts):
-            each = [_result(build, run, column, part) for run in line.runs]
-            row.append(value_cell(pooled(each), percent))
-        table.rows.append(row)
-    table.legend.append("Accuracy in per cent ± standard error of the part. Parts were not tested.")
+    table = build.table(
+        f"{kind}.{column.language}.{column.label.replace(' ', '.')}",
+        f"{language_name(column.language)}: {plain_name(column)} by {kind.removesuffix('s')}",
+        [(part.replace("_", " "), partial(_cell, each)) for part, each in sorted(values.items())],
+    )
+    table.legend.append("Accuracy in per cent ± standard error of the part. Parts are not tested.")
     return table
 
 
-def _result(build: Builder, run: Run, column: Column, part: str) -> Estimate | None:
-    record = build.study.records.get((run, column))
-    for result in () if record is None else record["results"]:
-        same_filter = result.get("filter", "none") == column.filter
-        if result.get("subset") == part and result["metric"] == column.metric and same_filter:
-            return Estimate(result["value"], result.get("stderr"), result["n"])
-    return None
+def _cell(values: dict[Run, Estimate], line: Line) -> Cell:
+    return value_cell(pooled([values.get(run) for run in line.runs]), percent)

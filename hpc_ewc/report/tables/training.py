@@ -1,184 +1,161 @@
-"""What a training said of itself: how hard it was held, how far it moved, what it cost."""
+"""Tables of the trainings: penalty strength, distance to the anchor, cost."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
 
+from hpc_ewc.report.study.json_numbers import finite_number
 from hpc_ewc.report.study.runs import Run
 from hpc_ewc.report.study.study import Study
-from hpc_ewc.report.tables.builder import Builder, Cell, Head, Table
+from hpc_ewc.report.tables.builder import Builder, ColumnOf
 from hpc_ewc.report.tables.formats import amount, duration, measure
 from hpc_ewc.report.tables.lines import Line
+from hpc_ewc.report.tables.table import Cell, Table
+
+Facts = dict[str, float | None]
+"""Numbers of one training; None if its files do not give them."""
 
 
-@dataclass(frozen=True)
-class Training:
-    """Facts of one run; None where its files do not say."""
+def training_facts(study: Study, run: Run) -> Facts | None:
+    """Numbers that a training reports, with those derived from them; None for a model that was not trained here.
 
-    steps: float | None
-    tokens: float | None
-    seconds: float | None
-    gpus: float | None
-    loss: float | None
-    penalty: float | None
-    distance: float | None
-    """‖θ−θ*‖ at the end."""
-    free: float | None
-    """Parameters whose Fisher is zero: no λ holds them."""
-    free_distance: float | None
-    """‖θ−θ*‖ over these alone."""
-    trace: float | None
-    """tr F."""
-    parameters: float | None
-    strength: float | None
-    overshot: bool
-    """It ended worse than where it began by its own measure: its steps were too long for its λ."""
-
-    @property
-    def scaled_trace(self) -> float | None:
-        """λ·tr F: what makes λs under different Fishers comparable."""
-        return None if self.trace is None or self.strength is None else self.strength * self.trace
-
-    @property
-    def scaled_mean(self) -> float | None:
-        """λ·tr F / P."""
-        return None if self.scaled_trace is None or not self.parameters else self.scaled_trace / self.parameters
-
-    @property
-    def gpu_hours(self) -> float | None:
-        return None if self.seconds is None or self.gpus is None else self.seconds * self.gpus / 3600
-
-
-def training_of(study: Study, run: Run) -> Training | None:
-    """Facts of a run; None for a model that was not trained here."""
+    distance: ‖θ−θ*‖ at the end; free_distance: the same over the free parameters, those whose Fisher is zero and which
+    no λ constrains; scaled_trace: λ·tr F, which makes λs under different Fishers comparable; scaled_mean: λ·tr F/P.
+    """
     trained = study.trained(run)
     if trained is None or run.is_base:
         return None
-    summary, manifest = trained.summary, trained.manifest
+    names = ("steps", "tokens", "seconds", "loss", "penalty", "distance", "free_parameters", "free_distance")
+    facts = {name: finite_number(trained.summary.get(name)) for name in names}
     fisher = trained.fisher.get("summary")
     fisher = fisher if isinstance(fisher, dict) else {}
-    trace = _number(summary.get("fisher_trace"))
-    free, distance = _number(summary.get("free_parameters")), _number(summary.get("distance"))
-    return Training(
-        steps=_number(summary.get("steps")),
-        tokens=_number(summary.get("tokens")),
-        seconds=_number(summary.get("seconds")),
-        gpus=_number(manifest.get("gpus")),
-        loss=_number(summary.get("loss")),
-        penalty=_number(summary.get("penalty")),
-        distance=distance,
-        free=free,
-        free_distance=_number(summary.get("free_distance")),
-        trace=_number(fisher.get("trace")) if trace is None else trace,
-        parameters=_number(fisher.get("parameters")),
-        strength=run.strength,
-        overshot=summary.get("overshot") is True,
-    )
+    trace = finite_number(trained.summary.get("fisher_trace"))
+    trace = finite_number(fisher.get("trace")) if trace is None else trace
+    parameters, gpus = finite_number(fisher.get("parameters")), finite_number(trained.manifest.get("gpus"))
+    seconds = facts["seconds"]
+    scaled = None if trace is None or run.strength is None else run.strength * trace
+    return facts | {
+        "parameters": parameters,
+        "scaled_trace": scaled,
+        "scaled_mean": None if scaled is None or not parameters else scaled / parameters,
+        "gpu_hours": None if seconds is None or gpus is None else seconds * gpus / 3600,
+    }
 
 
 def overshot(build: Builder) -> list[str]:
-    """Names of the rows in which a training overshot."""
-    return [
-        build.lines.name(line)
-        for line in build.lines.lines
-        if any((t := training_of(build.study, run)) is not None and t.overshot for run in line.runs)
-    ]
+    """Names of the rows in which a training overshot: loss and penalty ended above where they began."""
+
+    def did(run: Run) -> bool:
+        trained = None if run.is_base else build.study.trained(run)
+        return trained is not None and trained.summary.get("overshot") is True
+
+    return [build.lines.name(line) for line in build.lines.lines if any(map(did, line.runs))]
 
 
-def held_table(build: Builder) -> Table | None:
-    """How hard each run was held, and what moved all the same."""
-    table = build.table("held", "How hard it was held")
-    names = ("λ·tr F", "λ·tr F/P", "penalty", "‖θ−θ*‖", "free parameters", "‖θ−θ*‖ of free", "last loss")
-    table.heads += [Head(name) for name in names]
-    for line in _trained(build):
-        facts = [t for run in line.runs if (t := training_of(build.study, run)) is not None]
-        row = build.labelled(line)
-        row += [_amount(facts, name) for name in ("scaled_trace", "scaled_mean", "penalty", "distance")]
-        row.append(_free(facts))
-        row += [_amount(facts, name) for name in ("free_distance", "loss")]
-        table.rows.append(row)
+def penalty_table(build: Builder) -> Table | None:
+    """Strength of the penalty in each run, and how far the parameters moved."""
+    names = {"λ·tr F": "scaled_trace", "λ·tr F/P": "scaled_mean", "penalty": "penalty", "‖θ−θ*‖": "distance"}
+    later = {"‖θ−θ*‖ of free": "free_distance", "last loss": "loss"}
+    columns: list[ColumnOf] = [(head, partial(_mean, build, name)) for head, name in names.items()]
+    columns.append(("free parameters", partial(_free, build)))
+    columns += [(head, partial(_mean, build, name)) for head, name in later.items()]
+    lines = [line for line in build.lines.lines if _trainings(build, line)]
+    table = build.table("penalty", "Penalty strength", columns, lines)
     table.notes.append(
-        "λ means nothing without its Fisher's scale: compare λ·tr F, or by parameter λ·tr F/P. Free: parameters whose "
-        "Fisher is zero, such as embeddings of tokens that its data never holds; no λ holds them."
+        "λ means nothing without its Fisher's scale: compare λ·tr F, or per parameter λ·tr F/P. Free: parameters whose "
+        "Fisher is zero, such as embeddings of tokens that its data never contains; no λ constrains them."
     )
-    jittered = overshot(build)
-    if jittered:
+    if names_of := overshot(build):
         table.notes.append(
-            f"Overshot: {'; '.join(jittered)}. Loss and penalty ended above where they began: the steps were too long "
-            'for this λ, so what these runs show is not what λ does. ewc.mode = "proximal" holds at any λ.'
+            f"Overshot: {'; '.join(names_of)}. Loss and penalty ended above where they began: the steps were too long "
+            'for this λ, so these runs do not show its effect. ewc.mode = "proximal" is stable at any λ.'
         )
-    return _if_any(table, build)
+    return _unless_empty(table, build)
 
 
 def cost_table(build: Builder) -> Table | None:
-    """What each run took."""
-    table = build.table("cost", "Cost")
-    names = ("steps", "tokens", "tokens/s", "training", "training GPU-h", "evaluation", "evaluation GPU-h")
-    table.heads += [Head(name) for name in names]
-    totals = [0.0, 0.0, 0.0, 0.0]
-    for line in build.lines.lines:
-        facts = [t for run in line.runs if (t := training_of(build.study, run)) is not None]
-        evaluated = [record for run in line.runs for record in build.study.records_by_run[run]]
-        tokens, seconds = _sum(t.tokens for t in facts), _sum(t.seconds for t in facts)
-        taken = [seconds, _sum(t.gpu_hours for t in facts)]
-        taken += [_sum(_number(r.get(name)) for r in evaluated) for name in ("seconds", "gpu_hours")]
-        row = build.labelled(line)
-        row += [_cell(_sum(t.steps for t in facts)), _cell(tokens)]
-        row.append(_cell(round(tokens / seconds) if tokens and seconds else None))
-        table.rows.append([*row, *_taken(taken)])
-        totals = [total + (value or 0.0) for total, value in zip(totals, taken, strict=True)]
-    table.foot.append(build.foot("sum", [Cell(""), Cell(""), Cell(""), *_taken(totals)]))
+    """Time and GPU-hours of each run."""
+    costs: list[tuple[str, Callable[[float | None], str], Callable[[Line], float | None]]] = [
+        ("training", duration, lambda line: _sum(build, "seconds", line)),
+        ("training GPU-h", measure, lambda line: _sum(build, "gpu_hours", line)),
+        ("evaluation", duration, lambda line: _sum_of_records(build, "seconds", line)),
+        ("evaluation GPU-h", measure, lambda line: _sum_of_records(build, "gpu_hours", line)),
+    ]
+
+    def speed(line: Line) -> Cell:
+        tokens, seconds = _sum(build, "tokens", line), _sum(build, "seconds", line)
+        return _amount(tokens / seconds, digits=0) if tokens and seconds else _amount(None)
+
+    columns: list[ColumnOf] = [
+        ("steps", lambda line: _amount(_sum(build, "steps", line))),
+        ("tokens", lambda line: _amount(_sum(build, "tokens", line))),
+        ("tokens/s", speed),
+    ]
+    columns += [(head, partial(_cost, text, value)) for head, text, value in costs]
+    table = build.table("cost", "Cost", columns)
+    totals = [sum(value(line) or 0.0 for line in build.lines.lines) for _, _, value in costs]
+    sums = [Cell(text(total), total) for (_, text, _), total in zip(costs, totals, strict=True)]
+    table.foot.append(build.foot("sum", [Cell(""), Cell(""), Cell(""), *sums]))
     table.notes.append(
-        "Time of a training's steps and of an evaluation's cells: without queue, loading, and steps that were made "
-        "twice. GPU-h: times the GPUs of the job, 0 on CPUs."
+        "Time of a training's steps and of an evaluation's cells: without queueing, loading, and repeated steps. "
+        "GPU-h: multiplied by the GPUs of the job, 0 on CPUs."
     )
-    return _if_any(table, build)
+    return _unless_empty(table, build)
 
 
-def _taken(values: Sequence[float | None]) -> list[Cell]:
-    """Seconds and GPU-hours, twice."""
-    texts = (duration, measure, duration, measure)
-    return [Cell(text(value), value) for text, value in zip(texts, values, strict=True)]
+def _cost(text: Callable[[float | None], str], value: Callable[[Line], float | None], line: Line) -> Cell:
+    return Cell(text(value(line)), value(line))
 
 
-def _trained(build: Builder) -> list[Line]:
-    return [line for line in build.lines.lines if any(training_of(build.study, run) for run in line.runs)]
+def _trainings(build: Builder, line: Line) -> list[Facts]:
+    return [training for run in line.runs if (training := training_facts(build.study, run)) is not None]
 
 
-def _if_any(table: Table, build: Builder) -> Table | None:
-    """The table, if it says anything."""
+def _unless_empty(table: Table, build: Builder) -> Table | None:
+    """The table, unless all its cells are empty."""
     start = len(build.labels)
     return table if any(cell.sort is not None for row in table.rows for cell in row[start:]) else None
 
 
-def _amount(facts: Sequence[Training], name: str) -> Cell:
-    values = [getattr(fact, name) for fact in facts]
-    value = None if not values or None in values else sum(values) / len(values)
+def _mean(build: Builder, name: str, line: Line) -> Cell:
+    values = [training[name] for training in _trainings(build, line)]
+    total = _total(values)
+    value = None if total is None else total / len(values)
     return Cell(measure(value), value)
 
 
-def _free(facts: Sequence[Training]) -> Cell:
-    """How many, and their share of all."""
-    values = [fact.free for fact in facts if fact.free is not None]
-    if not values or len(values) < len(facts):
-        return _cell(None)
-    count, parameters = sum(values) / len(values), facts[0].parameters
+def _free(build: Builder, line: Line) -> Cell:
+    """Number of free parameters, and their share of all."""
+    trainings = _trainings(build, line)
+    values = [free for training in trainings if (free := training["free_parameters"]) is not None]
+    if not values or len(values) < len(trainings):
+        return _amount(None)
+    count, parameters = sum(values) / len(values), trainings[0]["parameters"]
     share = f" ({100 * count / parameters:.1f} %)" if parameters else ""
     return Cell(f"{amount(count)}{share}", count)
 
 
-def _cell(value: float | None) -> Cell:
+def _amount(value: float | None, digits: int | None = None) -> Cell:
+    value = value if value is None or digits is None else round(value, digits)
     return Cell(amount(value), value)
 
 
-def _sum(values: Any) -> float | None:
-    known = list(values)
-    return None if not known or any(value is None for value in known) else math.fsum(known)
+def _sum(build: Builder, name: str, line: Line) -> float | None:
+    return _total([training[name] for training in _trainings(build, line)])
 
 
-def _number(value: Any) -> float | None:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if is_number else None
+def _sum_of_records(build: Builder, name: str, line: Line) -> float | None:
+    return _total([finite_number(record.get(name)) for run in line.runs for record in build.study.records_by_run[run]])
+
+
+def _total(values: Sequence[float | None]) -> float | None:
+    """The sum, rounded once; None if there are no values or one is missing."""
+    known = [value for value in values if value is not None]
+    if not known or len(known) < len(values):
+        return None
+    try:
+        return math.fsum(known)
+    except OverflowError:
+        return math.inf
