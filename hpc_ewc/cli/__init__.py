@@ -1,4 +1,4 @@
-"""The command line `hpc-ewc`: the list of commands, and what becomes of their errors.
+"""The command line `hpc-ewc`: the list of commands, and the handling of their errors.
 
 Each command is a module of this package. It has `Settings`, a frozen dataclass whose field docstrings are the help, and
 `run(settings)`, which returns the exit status. A command is imported when it is called; `hpc-ewc --help` imports none.

@@ -52,6 +52,26 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
     assert "--no-" not in out
 
 
+def test_help_lists_the_commands_in_the_order_of_the_work(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    lines = re.findall(r"^  (\w+) +([A-Z].*)\.$", capsys.readouterr().out, re.MULTILINE)
+    order = ["prefetch", "doctor", "submit", "status", "logs", "cancel", "evaluate", "report", "compare"]
+    assert [name for name, _ in lines] == order
+    assert not [sentence for _, sentence in lines if ". " in sentence], "a sentence each"
+    with pytest.raises(SystemExit, match="2"):
+        main([])
+    assert "usage: hpc-ewc COMMAND" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("out", "tables"), [((), "runs/small/report"), (("--out", "results/x"), "results/x")])
+def test_tables_go_into_the_run_folder_unless_out_names_another(
+    out: tuple[str, ...], tables: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["submit", str(write_experiment(tmp_path)), "--dry-run", *out]) == 0
+    assert f"tables: {tmp_path}/{tables}. A dry run" in capsys.readouterr().out
+
+
 def test_python_m(repository: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(repository)}
     command = [sys.executable, "-m", "hpc_ewc", "status", "nowhere"]

@@ -204,6 +204,20 @@ def test_no_light_module_imports_a_heavy_package_later_either() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_no_public_function_of_the_login_node_takes_a_positional_boolean() -> None:
+    """`submit(sweep, None, True, False)` cannot be read; `dry_run=True` can."""
+    wrong = [
+        f"{name}.{function.name}({argument.arg})"
+        for name, path in MODULES.items()
+        if room(name) in LIGHT
+        for function in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(function, ast.FunctionDef) and not function.name.startswith("_")
+        for argument in (*function.args.posonlyargs, *function.args.args)
+        if argument.annotation is not None and ast.unparse(argument.annotation).startswith("bool")
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
 @pytest.mark.parametrize("folder", sorted({path.parent for path in MODULES.values()}), ids=lambda path: path.name)
 def test_a_folder_can_be_read(folder: Path) -> None:
     lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in folder.glob("*.py"))

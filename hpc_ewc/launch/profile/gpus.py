@@ -38,7 +38,6 @@ the others."""
 class Rates:
     """Assumed TFLOP/s of a GPU by stage, its bandwidth and memory."""
 
-    name: str
     train: float
     fisher: float
     evaluate: float
@@ -57,11 +56,10 @@ def rates(name: str, tflops: float | None) -> Rates:
     source = "gpu_tflops of the profile" if tflops is not None else f"{SHARES['train']:.0%} of the data sheet"
     guess = "" if name else f", which is assumed: the profile names none (gpu = …: {', '.join(GPUS)})"
     return Rates(
-        known,
-        usual * scale,
-        SHARES["fisher"] * gpu.fp32_tflops * scale,
-        SHARES["evaluate"] * gpu.bf16_tflops * scale,
-        gpu.bandwidth_tb_s,
-        gpu.memory_gb,
-        f"{usual * scale:.0f} TFLOP/s in training ({source}, {known}{guess})",
+        train=usual * scale,
+        fisher=SHARES["fisher"] * gpu.fp32_tflops * scale,
+        evaluate=SHARES["evaluate"] * gpu.bf16_tflops * scale,
+        bandwidth_tb_s=gpu.bandwidth_tb_s,
+        memory_gb=gpu.memory_gb,
+        stated=f"{usual * scale:.0f} TFLOP/s in training ({source}, {known}{guess})",
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
 from hpc_ewc.launch.slurm.output import (
@@ -123,23 +123,20 @@ def ask(main_ids: Iterable[str], since: float | None = None, user: str | None = 
     if not wanted:
         return Answer({})
     errors: list[SchedulerError] = []
-
-    def attempt(source: Callable[[], list[SlurmJob]]) -> list[SlurmJob]:
-        try:
-            return source()
-        except SchedulerError as error:
-            errors.append(error)
-            return []
-
-    now = attempt(lambda: queue(user, ended=True))
+    known: dict[str, SlurmJob] = {}
+    try:
+        queued = [job for job in queue(user, ended=True) if job.main_id in wanted]
+    except SchedulerError as error:
+        errors.append(error)
+        queued = []
     queue_answered = not errors
-    before = attempt(lambda: accounted(job_ids=wanted, since=since))
-    if len(errors) == 2:
-        raise SchedulerError(f"{errors[0]}; {errors[1]}", errors[0].kind)
-    known = {job.job_id: job for job in before if job.main_id in wanted}
-    for job in now:
-        if job.main_id in wanted:
-            known[job.job_id] = _both(job, known.get(job.job_id))
+    try:
+        known = {job.job_id: job for job in accounted(job_ids=wanted, since=since) if job.main_id in wanted}
+    except SchedulerError as error:
+        errors.append(error)
+        if not queue_answered:
+            raise SchedulerError(f"{errors[0]}; {error}", errors[0].kind) from None
+    known |= {job.job_id: _both(job, known.get(job.job_id)) for job in queued}
     by_main: dict[str, list[SlurmJob]] = {}
     for job in sorted(known.values(), key=lambda job: (int(job.main_id), int(job.element or -1))):
         by_main.setdefault(job.main_id, []).append(job)

@@ -16,7 +16,7 @@ from hpc_ewc.report.tables.recommendation import points_text
 from hpc_ewc.report.tables.texts import shown_texts
 
 
-def captions(document: Document, overlay: bool) -> dict[str, str]:
+def captions(document: Document, *, overlay: bool) -> dict[str, str]:
     """Of every figure, by its name.
 
     Args:

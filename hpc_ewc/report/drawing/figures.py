@@ -34,7 +34,7 @@ def draw_figures(document: Document, *, overlay: bool = False, endings: Sequence
     from hpc_ewc.report.drawing.training import fisher_figure, training_figure
 
     build = document.build
-    said = captions(document, overlay)
+    said = captions(document, overlay=overlay)
     with styled():
         figures: dict[str, Canvas | None] = {
             "accuracy": accuracy_figure(build, paper=overlay),
