@@ -1,4 +1,4 @@
-"""What `make site` adds to mkdocs, so that the pages read the same in the repository and as a site.
+"""Hooks of mkdocs for `make site`: the pages read the same in the repository and as a site.
 
 - Files outside docs/ that a page links to join the site: Markdown as a page, anything else as a file to download. The
   repository's README is the home page.
@@ -23,7 +23,7 @@ from pymdownx.slugs import slugify
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 HOME = {"README.md", "docs/README.md"}
-"""Repository paths whose place in the site is the home page."""
+"""Repository paths that lead to the home page of the site."""
 ALWAYS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md", "results/LOG.md"]
 
 FENCE = re.compile(r"^ *(```|~~~)")
@@ -35,7 +35,7 @@ LOADED = re.compile(
       | (?:@import|url\()\s*["']?(?:https?:)?//[^"')\s]+""",
     re.X | re.I,
 )
-"""What a browser fetches by itself; a link to click on is none of it."""
+"""Resources that a browser would fetch from a network; links to click on are allowed."""
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -60,7 +60,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """Lead each link to its place in the site, and write lists as Python-Markdown reads them."""
+    """Return a page with its links as they are in the site, and its lists as Python-Markdown reads them."""
     source = repository_path(page.file.src_uri)
 
     def moved(found: re.Match[str]) -> str:
@@ -84,26 +84,26 @@ def on_post_build(config: MkDocsConfig) -> None:
 
 
 def site_path(path: str) -> str:
-    """Place in the site of a file, by its path in the repository."""
+    """Return the place in the site of a file in the repository."""
     return "index.md" if path in HOME else path.removeprefix("docs/")
 
 
 def repository_path(src_uri: str) -> str:
-    """Path in the repository of a page, by its place in the site."""
+    """Return the path in the repository of a page of the site."""
     if src_uri == "index.md":
         return "README.md"
     return f"docs/{src_uri}" if (REPOSITORY / "docs" / src_uri).is_file() else src_uri
 
 
 def links(path: str) -> Iterator[str]:
-    """Repository paths that a page links to."""
+    """Yield the repository paths that a page links to."""
     for line, fenced in python_markdown((REPOSITORY / path).read_text(encoding="utf-8")):
         for _, target, _ in [] if fenced else LINK.findall(line):
             yield posixpath.normpath(posixpath.join(posixpath.dirname(path), target))
 
 
 def python_markdown(text: str) -> Iterator[tuple[str, bool]]:
-    """Each line as Python-Markdown wants it, and whether it belongs to a fenced block."""
+    """Yield each line as Python-Markdown reads it, and whether it belongs to a fenced block."""
     items: list[int] = []  # the column at which the content of each open list item begins
     pad, fence, before = "", -1, ""
     for line in text.splitlines():

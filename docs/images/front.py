@@ -38,7 +38,7 @@ STYLE = """
 
 
 def read_changes() -> dict[tuple[str, float], tuple[float, float, float]]:
-    """Change in bits per byte against the base and its 95 % interval, by text and λ."""
+    """Return the change in bits per byte against the base, and its 95 % interval, by text and λ."""
     with RESULTS.open(encoding="utf-8", newline="") as file:
         return {
             (row["cell"], float(row["strength"])): (
@@ -52,12 +52,12 @@ def read_changes() -> dict[tuple[str, float], tuple[float, float, float]]:
 
 
 def across(change: float) -> float:
-    """Place on the horizontal axis."""
+    """Return the horizontal position of a change."""
     return round(LEFT + (change - LOW) / (HIGH - LOW) * (RIGHT - LEFT), 1)
 
 
 def render() -> str:
-    """The picture: a row for each text, with the change of both runs and its 95 % interval."""
+    """Return the picture: a row for each text, with the change of both runs and its 95 % interval."""
     changes = read_changes()
     bottom = TOP + ROW * len(TEXTS)
     parts = [

@@ -1,7 +1,7 @@
 """Write the pages beside this file from the code: `python docs/reference/generate.py`, or `make docs`.
 
 Commands come from the dataclasses and parsers that read them, keys from the dataclasses that TOML becomes. A test
-holds that the pages are what this writes.
+compares the pages with what this writes.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ TYPES = {str: "string", int: "whole number", float: "number", bool: "true or fal
 
 
 def pages() -> dict[str, str]:
-    """Each page by its file name."""
-    made = {"commands.md": commands(), "experiment.md": experiment(), "profile.md": profiles()}
+    """Return the text of each page, by file name."""
+    made = {"commands.md": render_commands(), "experiment.md": render_experiment(), "profile.md": render_profile()}
     return {name: f"{GENERATED}\n{text.rstrip()}\n" for name, text in made.items()}
 
 
@@ -41,10 +41,10 @@ def pages() -> dict[str, str]:
 
 @dataclasses.dataclass(frozen=True)
 class Argument:
-    """A line of a command's table."""
+    """An argument of a command: one row of its table."""
 
     shown: str
-    """As it is typed: `--profile PATH`, or `SWEEP` where it has a place and no name."""
+    """As a user types it: `--profile PATH`, or `SWEEP` for a positional argument."""
     default: str
     text: str
     optional: bool = True
@@ -55,14 +55,14 @@ class Argument:
         return f"[{first}]" if self.optional and not first.startswith("[") else first
 
 
-def commands() -> str:
-    blocks = ["# Every command", "Options may stand anywhere in the line. `--help` after a command prints the same."]
+def render_commands() -> str:
+    blocks = ["# Every command", "Options may come anywhere in the line. `--help` after a command prints the same."]
     for name in cli.COMMANDS:
         settings = importlib.import_module(f"hpc_ewc.cli.{name}").Settings
-        blocks += command(f"hpc-ewc {name}", inspect.cleandoc(settings.__doc__ or ""), read_settings(settings))
+        blocks += render_command(f"hpc-ewc {name}", inspect.cleandoc(settings.__doc__ or ""), read_settings(settings))
     blocks += ["`python -m hpc_ewc.report` is the same as `hpc-ewc report`, with `compare` as `hpc-ewc compare`."]
     miniature = importlib.import_module("examples.miniature.__main__")
-    blocks += parsed("python -m examples.miniature", "Make the miniature's files.", lambda: miniature.main([]))
+    blocks += render_parser("python -m examples.miniature", "Make the miniature's files.", lambda: miniature.main([]))
     with sandbox() as main:
         blocks += sandbox_commands(main)
     blocks += [
@@ -71,12 +71,12 @@ def commands() -> str:
     ]
     for stage in ("tokens", "fisher", "train", "evaluate"):
         worker = importlib.import_module(f"hpc_ewc.worker.{stage}")
-        blocks += parsed(f"python -m hpc_ewc.worker {stage}", "", lambda worker=worker: worker.main([]))  # type: ignore[misc]
+        blocks += render_parser(f"python -m hpc_ewc.worker {stage}", "", lambda worker=worker: worker.main([]))  # type: ignore[misc]
     return "\n\n".join(block for block in blocks if block)
 
 
 def sandbox_commands(main: dict[str, Any]) -> list[str]:
-    """A line a command: they have nearly all in common."""
+    """Return one table of all commands of the sandbox, which share their options."""
     rows = ["| command | arguments | does |", "|---|---|---|"]
     for name, sentence in main["COMMANDS"].items():
         line = [name, *(["NAME"] if name.partition("-")[0] in ("power", "kill", "restart") else [])]
@@ -87,7 +87,7 @@ def sandbox_commands(main: dict[str, Any]) -> list[str]:
     return ["## python3 slurm/sandbox", "    python3 slurm/sandbox COMMAND [OPTIONS]", text, "\n".join(rows)]
 
 
-def command(program: str, text: str, arguments: list[Argument]) -> list[str]:
+def render_command(program: str, text: str, arguments: list[Argument]) -> list[str]:
     required = [argument.usage for argument in arguments if not argument.shown.startswith("-")]
     usage = " ".join([program, *required, *(["[OPTIONS]"] if len(required) < len(arguments) else [])])
     rows = ["| argument | default | is |", "|---|---|---|"]
@@ -119,14 +119,14 @@ def read_settings(cls: type) -> list[Argument]:
     return places + options
 
 
-def parsed(program: str, text: str, call: Callable[[], Any]) -> list[str]:
-    return command(program, text, read_parser(call))
+def render_parser(program: str, text: str, call: Callable[[], Any]) -> list[str]:
+    return render_command(program, text, read_parser(call))
 
 
 def read_parser(call: Callable[[], Any]) -> list[Argument]:
-    """The same of a command that reads its line with argparse."""
+    """Return the arguments of a command that uses argparse; `call` runs it without arguments."""
     arguments = []
-    for action in reader(call)._actions:
+    for action in find_parser(call)._actions:
         if isinstance(action, argparse._HelpAction):
             continue
         metavar = action.metavar or ("|".join(map(str, action.choices)) if action.choices else action.dest.upper())
@@ -138,19 +138,19 @@ def read_parser(call: Callable[[], Any]) -> list[Argument]:
 
 
 class _FoundError(Exception):
-    """Carries the parser out of the function that made it."""
+    """Carries a parser out of the function that made it."""
 
 
-def reader(call: Callable[[], Any]) -> argparse.ArgumentParser:
-    """The parser that a command line meets last: of the subcommand, where there are some."""
+def find_parser(call: Callable[[], Any]) -> argparse.ArgumentParser:
+    """Return the parser that `call` uses, the innermost one where there are subcommands."""
     real = argparse.ArgumentParser.parse_known_args
 
-    def caught(self: argparse.ArgumentParser, args: Any = None, namespace: Any = None) -> Any:
+    def capture(self: argparse.ArgumentParser, args: Any = None, namespace: Any = None) -> Any:
         if any(isinstance(action, argparse._SubParsersAction) for action in self._actions):
             return real(self, args, namespace)
         raise _FoundError(self)
 
-    argparse.ArgumentParser.parse_known_args = caught  # type: ignore[method-assign]
+    argparse.ArgumentParser.parse_known_args = capture  # type: ignore[method-assign]
     try:
         call()
     except _FoundError as found:
@@ -162,7 +162,7 @@ def reader(call: Callable[[], Any]) -> argparse.ArgumentParser:
 
 @contextlib.contextmanager
 def sandbox() -> Iterator[dict[str, Any]]:
-    """The names of `slurm/sandbox/__main__.py`: the modules beside it are no package, and are gone afterwards."""
+    """Yield the names of `slurm/sandbox/__main__.py`, and unload its modules afterwards: they are no package."""
     before = set(sys.modules)
     try:
         yield runpy.run_path(str(SANDBOX), run_name="sandbox")
@@ -175,16 +175,17 @@ def sandbox() -> Iterator[dict[str, Any]]:
 # ---------------------------------------------------------------------------------------------- keys
 
 
-def experiment() -> str:
+def render_experiment() -> str:
     blocks = [
         "# Every key of an experiment",
         "A file in `sweeps/`; its name is the experiment's. An unknown key, a wrong type or a value out of range is "
-        "refused before anything starts. *Name* says whether the key enters the hash that names what is made "
-        "(models and files by their content, not their path). A key that does not may change between two submits, and "
-        "nothing is made again. What changes a score in `[evaluate]` enters the key of each record.",
+        "refused before anything starts. *Name* says whether the key enters the hash that names an artefact "
+        "(models and files by their content, not their path). A key that does not enter it may change between two "
+        "submits without anything being made again. A key of `[evaluate]` that changes a score "
+        "enters the key of each record.",
     ]
     for name, cls in config.SECTIONS.items():
-        blocks += section(f"[{name}]", cls, named=name != "evaluate")
+        blocks += render_section(f"[{name}]", cls, named=name != "evaluate")
     blocks += [
         "## [grid]",
         "Lists of values for any key of "
@@ -193,28 +194,28 @@ def experiment() -> str:
         "such as `ewc.strength = [0, 1e6]`; there is one run for each combination.",
     ]
     stages = " ".join(config.STAGES)
-    blocks += section(f"[resources.STAGE], one of {stages}", config.Resources)
-    blocks.append(f"If neither the profile nor the experiment says it: one node, one rank, {DEFAULT_TIME_MIN} min.")
+    blocks += render_section(f"[resources.STAGE], one of {stages}", config.Resources)
+    blocks.append(f"Without a value in the profile or the experiment: one node, one rank, {DEFAULT_TIME_MIN} min.")
     return "\n\n".join(blocks)
 
 
-def profiles() -> str:
+def render_profile() -> str:
     blocks = [
         "# Every key of a profile",
         "A file in `slurm/`: one machine or cluster. No key of it changes what is computed.",
     ]
-    blocks += section("Top of the file", keys.Profile)
-    blocks += section('[local], with `executor = "local"`', keys.LocalConfig)
-    blocks += section('[slurm], with `executor = "slurm"`', keys.SlurmConfig)
+    blocks += render_section("Top of the file", keys.Profile)
+    blocks += render_section('[local], with `executor = "local"`', keys.LocalConfig)
+    blocks += render_section('[slurm], with `executor = "slurm"`', keys.SlurmConfig)
     own = ", ".join(f"`{field.name}`" for field in dataclasses.fields(keys.StageConfig))
     blocks += ["## [slurm.stage.STAGE]", f"Overrides `[slurm]` for one stage: {own}."]
-    blocks += section("[container]", keys.ContainerConfig)
-    blocks += section("[resources.STAGE]", config.Resources)
+    blocks += render_section("[container]", keys.ContainerConfig)
+    blocks += render_section("[resources.STAGE]", config.Resources)
     blocks.append("Overrides the [experiment's own](experiment.md), key by key.")
     return "\n\n".join(blocks)
 
 
-def section(heading: str, cls: type, named: bool = False) -> list[str]:
+def render_section(heading: str, cls: type, named: bool = False) -> list[str]:
     docs, hints = config.option_docs(cls), typing.get_type_hints(cls)
     rows = ["| key | type | allowed | default |" + (" name |" if named else "") + " is |"]
     rows.append("|---" * (6 if named else 5) + "|")
@@ -253,7 +254,7 @@ def field_default(field: dataclasses.Field[Any]) -> str:
 
 
 def shown_default(value: Any) -> str:
-    """As it would be typed, on a command line or (lists, tables) in TOML."""
+    """Return a default as a user types it, on a command line or (lists, tables) in TOML."""
     if value is None or value in ("", (), {}):
         return "absent"
     return f"`{value if isinstance(value, str) else config.render_value(value)}`"

@@ -22,9 +22,9 @@ PAGES = sorted(
 )
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.M | re.S)
 SYNOPSIS = re.compile(r"\[([^\s\]$][^\]$]*)\](?=\s|$)")
-"""`[--watch]`, `[PATH …]`: what may be left out is checked as if it were there."""
+"""`[--watch]`, `[PATH …]`: optional words are checked as if they were given."""
 SHELL_WORDS = {"until", "while", "do", "sudo", "then", "if"}
-"""A command follows."""
+"""Words that a command follows."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Command:
     place: str
     words: tuple[str, ...]
     shown: str
-    """The line it stands in."""
+    """Its whole line."""
 
 
 def blocks(page: Path) -> Iterator[Block]:
@@ -59,7 +59,7 @@ def blocks(page: Path) -> Iterator[Block]:
 
 
 def commands_of(block: Block) -> Iterator[Command]:
-    """The simple commands of a block of shell, those inside `$(…)` too."""
+    """Yield the simple commands of a block of shell, also those inside `$(…)`."""
     for line in block.text.replace("\\\n", " ").splitlines():
         for part in [*re.findall(r"\$\(([^()]*)\)", line), line]:
             for words in simple(part):
@@ -89,7 +89,7 @@ def simple(line: str) -> Iterator[list[str]]:
 
 
 def spans(page: Path) -> Iterator[Command]:
-    """The commands named in running text."""
+    """Yield the commands named in running text."""
     text = FENCE.sub(lambda found: "\n" * found[0].count("\n"), page.read_text(encoding="utf-8"))
     for found in re.finditer(r"(?<!`)`([^`\n]+)`(?!`)", text):
         code = found[1].replace("\\|", "|")
@@ -100,7 +100,7 @@ def spans(page: Path) -> Iterator[Command]:
 
 
 def links(page: Path) -> Iterator[tuple[str, str]]:
-    """File and anchor of every link that stays in the repository."""
+    """Yield file and anchor of every link inside the repository."""
     text = FENCE.sub("", page.read_text(encoding="utf-8"))
     for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`\n]*`", "", text)):
         if "://" not in target and not target.startswith("mailto:"):
@@ -109,6 +109,6 @@ def links(page: Path) -> Iterator[tuple[str, str]]:
 
 
 def anchors(page: Path) -> set[str]:
-    """Of its headings, as GitHub and Forgejo make them."""
+    """Return the anchors of a page's headings, as GitHub and Forgejo make them."""
     heads = re.findall(r"^#+ (.+)$", FENCE.sub("", page.read_text(encoding="utf-8")), re.M)
     return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}

@@ -1,4 +1,4 @@
-"""What the documentation shows is true: commands are run or read by their own parsers; so are TOML, Python, links."""
+"""Commands on the pages are run, or read by their own parsers; TOML, Python, links and names are checked."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ BLOCKS = [block for page in PAGES for block in blocks(page)]
 
 
 def once(commands: Iterable[Command]) -> list[Command]:
-    """Each line of words where it stands first."""
+    """Return each command at its first place."""
     found: dict[tuple[str, ...], Command] = {}
     for command in commands:
         found.setdefault(command.words, command)
@@ -76,7 +76,7 @@ def name(command: Command) -> str:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, miniature: Path) -> Path:
-    """A checkout as its user has it: experiments, profiles, one of their own each, and three run folders."""
+    """Return a checkout as a user has it: experiments and profiles, one of their own each, and three run folders."""
     folder = tmp_path_factory.mktemp("checkout")
     link_miniature(folder, miniature)
     shutil.copytree(REPOSITORY / "sweeps", folder / "sweeps")
@@ -92,7 +92,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, miniature: Path) -> Path:
 
 
 def make_run_folder(root: Path) -> None:
-    """Finished, with the runs of the experiment of that name: records, trainings, and what their ranks printed."""
+    """Make the finished run folder of an experiment: records, trainings, output of ranks."""
     strengths = load_experiment(REPOSITORY / "sweeps" / f"{root.name}.toml").grid["ewc.strength"]
     builder = RunBuilder(root, strengths=strengths, tasks=("arc_easy",), n=6)
     built = builder.build()
@@ -145,7 +145,7 @@ def test_a_command_that_is_named(command: Command, at_home: Path, monkeypatch: p
 
 
 def check(command: Command, at_home: Path, monkeypatch: pytest.MonkeyPatch, run: bool) -> None:
-    """Run it, or read it with its own parser; nothing passes that neither of the two knows."""
+    """Run a command, or read it with its own parser; fail if it can be neither run nor read."""
     match command.words:
         case ("hpc-ewc", *words):
             check_ours(words, monkeypatch)
@@ -166,7 +166,7 @@ def check(command: Command, at_home: Path, monkeypatch: pytest.MonkeyPatch, run:
 
 
 def check_ours(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real parser, with a command that only notes that it was called."""
+    """Read a command with the real parser; the command itself only records the call."""
     called: list[object] = []
     assert words[0] in cli.COMMANDS
     module = importlib.import_module(f"hpc_ewc.cli.{words[0]}")
@@ -177,14 +177,14 @@ def check_ours(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def check_as_job(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """All but sbatch itself."""
+    """Run everything but sbatch."""
     answer = subprocess.CompletedProcess(["sbatch"], 0, "123\n", "")
     monkeypatch.setattr("hpc_ewc.launch.fetch.prefetch.subprocess.run", lambda *_, **__: answer)
     assert cli.main(words) == 0
 
 
 def submit(words: list[str]) -> None:
-    """As a dry run."""
+    """Submit as a dry run."""
     assert cli.main([*words, *(["--dry-run"] if "--dry-run" not in words else [])]) == 0
 
 
@@ -232,7 +232,7 @@ def check_python(python: str, words: list[str], run: bool, monkeypatch: pytest.M
 
 
 def check_report(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a run folder that is there, for real, in the cheapest form; else its line is read."""
+    """Run the report in its cheapest form if its run folder exists; otherwise read the line."""
 
     def cheap(paths: tuple[Path, ...], out: Path | None, options: Options, console: Console) -> None:
         if all(path.exists() for path in paths):
@@ -249,7 +249,7 @@ READ_SANDBOX = "import runpy, sys; runpy.run_path('slurm/sandbox', run_name='rea
 
 
 def check_worker(words: list[str]) -> None:
-    """It reads its line, then looks for its folder, in vain."""
+    """Let a worker read its line and fail on the missing folder."""
     assert words[0] in STAGES
     main = importlib.import_module(f"hpc_ewc.worker.{words[0]}").main
     if words[0] == "tokens":
@@ -338,7 +338,7 @@ def test_every_page_is_in_the_index() -> None:
 
 
 WALKS = [page for page in PAGES if page.name not in ("LOG.md", "commands.md")]
-"""All pages but the log, which names what was there then."""
+"""All pages but the log, whose names are those of its day."""
 MADE_UP = ("sweeps/x.toml", "slurm/NAME.toml")
 
 

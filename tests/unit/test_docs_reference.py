@@ -1,4 +1,4 @@
-"""docs/reference is what the code says, and all that it says."""
+"""docs/reference and the front page's picture equal what the code writes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_the_pages_are_those_of_this_code(generate: ModuleType) -> None:
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_a_page_has_what_help_has(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """tyro's own parser is the oracle."""
+    """Compare with tyro's own parser."""
     with pytest.raises(SystemExit):
         cli.main([name, "--help"])
     assert options_of("commands.md", f"hpc-ewc {name}") == flags(capsys.readouterr().out) - {"-h", "--help"}
@@ -61,7 +61,7 @@ def options_of(page: str, heading: str) -> set[str]:
 
 
 def flags(text: str) -> set[str]:
-    """The options that lines, or a cell, begin with: `-y, --yes`, `--profile PATH`."""
+    """Return the options at the beginning of lines or of a cell: `-y, --yes`, `--profile PATH`."""
     beginnings = re.findall(r"^[│ ]*(-\S.*?)(?=  |$)", text, re.M)
     return {flag for beginning in beginnings for flag in re.findall(r"(?:^|[\s,|])(--?[a-z][a-z-]*)", beginning)}
 

@@ -27,7 +27,7 @@ def hooks() -> ModuleType:
 
 
 def places(entry: object) -> list[str]:
-    """Every page in a part of the navigation."""
+    """Return every page in a part of the navigation."""
     if isinstance(entry, str):
         return [entry]
     parts = entry.values() if isinstance(entry, dict) else entry
