@@ -15,7 +15,7 @@ INPUTS = Identities(model="sha256:m", tokenizer="sha256:t", corpus="sha256:c", q
 
 
 def experiment(**tables: dict[str, object]) -> Experiment:
-    return build_experiment({"model": {"path": "m"}, "data": {"source": "a/corpus"}, **tables}, "x.toml")
+    return build_experiment({"model": {"path": "m"}, "data": {"source": "miniature"}, **tables}, "x.toml")
 
 
 def test_keys_are_pinned() -> None:
@@ -30,11 +30,11 @@ def test_keys_are_the_same_in_another_process_with_other_hash_seed_and_key_order
     program = (
         "from hpc_ewc.config import build_experiment\n"
         "from hpc_ewc.sweep import Identities, train_key\n"
-        "tables = {'data': {'packing': 'truncate', 'source': 'a/corpus'}, 'model': {'path': 'm'}}\n"
+        "tables = {'data': {'packing': 'truncate', 'source': 'miniature'}, 'model': {'path': 'm'}}\n"
         "inputs = Identities(questions='sha256:q', corpus='sha256:c', tokenizer='sha256:t', model='sha256:m')\n"
         "print(train_key(build_experiment(tables, 'x'), inputs))\n"
     )
-    here = train_key(experiment(data={"source": "a/corpus", "packing": "truncate"}), INPUTS)
+    here = train_key(experiment(data={"source": "miniature", "packing": "truncate"}), INPUTS)
     for seed in ("1", "2"):
         run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True,
                              env={"PYTHONHASHSEED": seed})  # fmt: skip
