@@ -1,4 +1,4 @@
-"""Command lines of workers: on this machine, or on a node of a cluster, inside or outside a container."""
+"""Command lines of workers, inside or outside a container."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from hpc_ewc import rundir
 from hpc_ewc.artefacts.artefact import REPORT, Element
-from hpc_ewc.node.task import SlurmTask
+from hpc_ewc.node.task import JobTask
 
 WORKER = "hpc_ewc.worker"
 REPORT_MODULE = "hpc_ewc.report"
@@ -26,9 +25,11 @@ def uses_torchrun(stage: str) -> bool:
     return stage in ("fisher", "train")
 
 
-def worker_arguments(stage: str, folder: Path | str, arguments: Sequence[str]) -> tuple[str, ...]:
+def worker_arguments(task: JobTask, element: Element) -> tuple[str, ...]:
     """Python's arguments for one worker. Always -m: run by path, `import evaluate` would find our own package."""
-    return ("-m", WORKER, stage, str(folder), *arguments)
+    if task.stage == REPORT:
+        return ("-m", REPORT_MODULE, task.folder, "--out", task.out)
+    return ("-m", WORKER, task.stage, task.folder, *element.arguments)
 
 
 def torchrun_arguments(
@@ -47,51 +48,19 @@ def torchrun_arguments(
     return ("-m", "torch.distributed.run", *rendezvous, *ranks, *redirect, *program)
 
 
-# ---------------------------------------------------------------------------------------------- on this machine
-
-
-def local_command(
-    python: str, stage: str, folder: Path, arguments: Sequence[str], *, ranks: int, job: Path
-) -> tuple[str, ...]:
-    """The command line of a worker on one machine.
-
-    Args:
-        python: interpreter of the jobs.
-        stage: tokens, fisher, train or evaluate.
-        folder: of the artefact.
-        arguments: further arguments of the worker.
-        ranks: processes of fisher and train; the ranks of all nodes, since all nodes are this machine.
-        job: folder of the job.
-    """
-    worker = worker_arguments(stage, folder, arguments)
-    if not uses_torchrun(stage):
-        return (python, *worker)
-    return (python, *torchrun_arguments(STANDALONE, ranks, worker, rundir.rank_logs(job)))
-
-
-def report_command(python: str, root: Path | str, out: Path | str) -> tuple[str, ...]:
-    """The command line of the report job."""
-    return (python, "-m", REPORT_MODULE, str(root), "--out", str(out))
-
-
-# ---------------------------------------------------------------------------------------------- on a node
-
-
-def plain_command(task: SlurmTask, element: Element) -> tuple[str, ...]:
+def plain_command(task: JobTask, element: Element) -> tuple[str, ...]:
     """The command line of one worker without torchrun, or of the report."""
-    if task.stage == REPORT:
-        return python_command(task, report_command("", task.folder, task.out)[1:])
-    return python_command(task, worker_arguments(task.stage, task.folder, element.arguments))
+    return python_command(task, worker_arguments(task, element))
 
 
-def torchrun_command(task: SlurmTask, element: Element, rendezvous: Sequence[str], logs: Path) -> tuple[str, ...]:
+def torchrun_command(task: JobTask, element: Element, rendezvous: Sequence[str], logs: Path) -> tuple[str, ...]:
     """The command line of torchrun on one node; arguments as in `torchrun_arguments`."""
     logs.mkdir(parents=True, exist_ok=True)
-    worker = worker_arguments(task.stage, task.folder, element.arguments)
-    return python_command(task, torchrun_arguments(rendezvous, task.nproc_per_node, worker, logs))
+    program = worker_arguments(task, element)
+    return python_command(task, torchrun_arguments(rendezvous, task.nproc_per_node, program, logs))
 
 
-def python_command(task: SlurmTask, arguments: Sequence[str]) -> tuple[str, ...]:
+def python_command(task: JobTask, arguments: Sequence[str]) -> tuple[str, ...]:
     """Python with these arguments, inside the profile's container if it has one."""
     box = task.container
     if not box.runtime:

@@ -1,4 +1,4 @@
-"""The workers of one node of a job on Slurm, from start to end."""
+"""The workers of one node of a job, from start to end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hpc_ewc.node import rendezvous
 from hpc_ewc.node.attempt import POLL_S, Attempt
 from hpc_ewc.node.commands import plain_command, torchrun_command, uses_torchrun
 from hpc_ewc.node.environment import node_caches, node_environment, node_folder
-from hpc_ewc.node.task import SlurmContext, SlurmTask
+from hpc_ewc.node.task import JobContext, JobTask
 from hpc_ewc.node.worker_process import WorkerProcess
 from hpc_ewc.process import children, kill_tree
 from hpc_ewc.rundir import StageDir
@@ -27,10 +27,9 @@ RENDEZVOUS_IDLE_S, SHUTDOWN_IDLE_S = 5.0, 60.0
 class NodeAttempt(Attempt):
     """One attempt on one node: torchrun with its ranks, one plain worker, or one plain worker on each GPU."""
 
-    def __init__(self, task: SlurmTask) -> None:
-        self.context = SlurmContext.read()
-        super().__init__(task.job(self.context.job_id), self.context.restart)
-        self.task = task.at(self.context.index)
+    def __init__(self, task: JobTask, context: JobContext) -> None:
+        super().__init__(task.job(context.job_id), context.restart)
+        self.task, self.context = task.at(context.index), context
         self.elements = task.elements[self.context.index]
         self.folder = StageDir(Path(self.task.folder))
         self.logs = rundir.node_logs(self.job, self.restart, self.context.node)

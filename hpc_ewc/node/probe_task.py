@@ -9,13 +9,13 @@ from hpc_ewc.errors import StageError
 from hpc_ewc.node.commands import python_command, torchrun_arguments
 from hpc_ewc.node.node_attempt import NodeAttempt
 from hpc_ewc.node.rendezvous import rendezvous_arguments
-from hpc_ewc.node.task import SlurmTask
+from hpc_ewc.node.task import JobContext, JobTask
 
 PROBE = "hpc_ewc.worker.probe"
 
 
 @dataclass(frozen=True)
-class ProbeTask(SlurmTask):
+class ProbeTask(JobTask):
     """The test job's task; `folder` receives the findings, `nonce` is a file that all nodes should see."""
 
     nonce: str = ""
@@ -26,7 +26,7 @@ class ProbeTask(SlurmTask):
         Raises:
             StageError: one of the two failed on this node.
         """
-        attempt = NodeAttempt(self)
+        attempt = NodeAttempt(self, JobContext.from_slurm())
         attempt.job.mkdir(parents=True, exist_ok=True)
         with attempt.worker_environment() as environment:
             node = ("-m", PROBE, "node", "--out", self.folder, "--nonce", self.nonce)

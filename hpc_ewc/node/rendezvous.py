@@ -16,7 +16,7 @@ from hpc_ewc import records, rundir
 from hpc_ewc.errors import StageError
 from hpc_ewc.node.attempt import poll_until
 from hpc_ewc.node.commands import STANDALONE
-from hpc_ewc.node.task import SlurmContext
+from hpc_ewc.node.task import JobContext
 
 JOIN_S = 600
 """How long nodes wait for each other: imports from a busy file system take minutes."""
@@ -24,7 +24,7 @@ JOIN_S = 600
 
 @contextmanager
 def rendezvous_arguments(
-    context: SlurmContext, job: Path, host_suffix: str = "", is_over: Callable[[], bool] = lambda: False
+    context: JobContext, job: Path, host_suffix: str = "", is_over: Callable[[], bool] = lambda: False
 ) -> Iterator[tuple[str, ...] | None]:
     """Yield torchrun's arguments by which the nodes of one attempt find each other, and reserve the port meanwhile.
 

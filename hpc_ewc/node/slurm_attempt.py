@@ -29,7 +29,7 @@ from hpc_ewc.node.attempts import begin_attempt
 from hpc_ewc.node.failure import build_failure, lost_peer, write_reason
 from hpc_ewc.node.node_attempt import NodeAttempt
 from hpc_ewc.node.slurm_command import SchedulerError, scontrol
-from hpc_ewc.node.task import SlurmTask
+from hpc_ewc.node.task import JobContext, JobTask
 from hpc_ewc.rundir import RunDir
 
 KILL_WAIT_S = 90.0
@@ -44,7 +44,7 @@ class StoppedError(StageError):
 
 
 @dataclass(frozen=True)
-class StageTask(SlurmTask):
+class StageTask(JobTask):
     """The task of a job that makes an artefact, or the report."""
 
     def __call__(self) -> str:
@@ -61,8 +61,10 @@ class StageTask(SlurmTask):
 class SlurmAttempt(NodeAttempt):
     """One attempt, on one node."""
 
-    reported = ""
-    """Fingerprint of the evaluations that a report is about to read."""
+    def __init__(self, task: JobTask) -> None:
+        super().__init__(task, JobContext.from_slurm())
+        self.reported = ""
+        """Fingerprint of the evaluations that a report is about to read."""
 
     def run(self) -> str:
         """Run the workers and end as the module docstring says; any exception fails the job.

@@ -1,4 +1,4 @@
-"""The task that submitit calls in a job of Slurm, and the part of Slurm's environment that it reads."""
+"""The task that submitit calls in a job, and the job's place on this machine or on the cluster."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hpc_ewc.node.container import ContainerConfig
 
 
 @dataclass(frozen=True)
-class SlurmTask:
+class JobTask:
     """What a job runs; plain values only, so that its pickle can be read on any node, and no secrets."""
 
     name: str
@@ -52,7 +52,7 @@ class SlurmTask:
         """runs/NAME/jobs/<job_id>; given a token, the folder of the submission."""
         return Path(self.jobs) / job_id
 
-    def at(self, index: int) -> SlurmTask:
+    def at(self, index: int) -> JobTask:
         """The task of one array index, which makes one artefact."""
         if not self.folders:
             return self
@@ -61,24 +61,24 @@ class SlurmTask:
 
 
 @dataclass(frozen=True)
-class SlurmContext:
-    """This process's place in Slurm: which job, which attempt, which node."""
+class JobContext:
+    """This process's place: which job, which attempt, which node."""
 
     job_id: str
-    """`123`, or `123_4`."""
-    raw_id: str
+    """Name of its folder under jobs/; on Slurm `123`, or `123_4`."""
+    raw_id: str = ""
     """The id that scontrol takes: an array element has a number of its own."""
-    index: int
-    restart: int
-    node: int
-    hosts: tuple[str, ...]
+    index: int = 0
+    restart: int = 0
+    node: int = 0
+    hosts: tuple[str, ...] = ("localhost",)
 
     @staticmethod
-    def read() -> SlurmContext:
-        """Read it from the environment of a task."""
+    def from_slurm() -> JobContext:
+        """Read it from the environment of a task on Slurm."""
         from submitit import JobEnvironment
 
         env = JobEnvironment()
         index = int(env.array_task_id or 0)
         restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-        return SlurmContext(env.job_id, env.raw_job_id, index, restart, env.node, tuple(env.hostnames))
+        return JobContext(env.job_id, env.raw_job_id, index, restart, env.node, tuple(env.hostnames))

@@ -65,9 +65,25 @@ def safetensors(rows: int, data: int | None = None) -> bytes:
     return struct.pack("<Q", len(header)) + header + b"\0" * (rows * 8 if data is None else data)
 
 
-def fake_command(orders: Path, python: str, stage: str, folder: Path, arguments: Any, **_: Any) -> tuple[str, ...]:
-    """In place of `local_command`: this file as a worker."""
-    return (sys.executable, str(Path(__file__).absolute()), str(orders), stage, str(folder), *arguments)
+FAKE_PYTHON = """#!/bin/sh
+for word; do
+  case $word in
+  hpc_ewc.worker) while [ "$1" != "$word" ]; do shift; done; shift; exec {python} {world} {orders} "$@" ;;
+  hpc_ewc.report) exec {python} -c "{report}" "$3" "$5" ;;
+  esac
+done
+exec {python} "$@"
+"""
+REPORT = "import sys; print('the table of', sys.argv[1].rsplit('/', 1)[1]); open(sys.argv[2] + '/table.md', 'w')"
+
+
+def write_fake_python(orders: Path) -> Path:
+    """An interpreter of jobs that runs this file as the worker, and a small report."""
+    script = orders / "python"
+    world = Path(__file__).absolute()
+    script.write_text(FAKE_PYTHON.format(python=sys.executable, world=world, orders=orders, report=REPORT))
+    script.chmod(0o755)
+    return script
 
 
 def read_events(orders: Path) -> list[dict[str, Any]]:

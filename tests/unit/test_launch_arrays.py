@@ -13,7 +13,7 @@ from hpc_ewc import rundir
 from hpc_ewc.cli import evaluate
 from hpc_ewc.launch.inputs.checkpoints import find_checkpoints
 from hpc_ewc.launch.ledger.job_history import Ledger
-from hpc_ewc.node.task import SlurmTask
+from hpc_ewc.node.task import JobTask
 from hpc_ewc.rundir import RunDir
 from tests.conftest import use_hub_cache
 from tests.unit import fake_slurm
@@ -54,7 +54,7 @@ def give(tmp_path: Path, *more: str, cells: str = "gpu", suites: str = "arc_easy
         assert evaluate.run(settings) == 0
 
 
-def tasks(tmp_path: Path) -> list[SlurmTask]:
+def tasks(tmp_path: Path) -> list[JobTask]:
     """What the jobs of each submission run, oldest first."""
     found = sorted((tmp_path / "runs" / "mine" / "jobs").iterdir(), key=lambda folder: folder.name)
     return [pickle.loads(rundir.task_file(folder).read_bytes()).function for folder in found]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import shutil
@@ -12,27 +11,27 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hpc_ewc import rundir
+from hpc_ewc.artefacts.artefact import Element
 from hpc_ewc.artefacts.failure import read_failure
 from hpc_ewc.cli import submit
 from hpc_ewc.launch.ledger.job_history import Ledger
 from hpc_ewc.launch.submit import local
 from hpc_ewc.launch.watch.reader import read_status
 from hpc_ewc.launch.watch.status import status
-from hpc_ewc.node.commands import local_command
+from hpc_ewc.node.commands import STANDALONE, plain_command, torchrun_command
 from hpc_ewc.node.environment import worker_environment
 from hpc_ewc.node.local_attempt import LocalTask
 from hpc_ewc.process import this_process
 from hpc_ewc.rundir import RunDir
 from tests.conftest import use_hub_cache
-from tests.unit.launch_world import fake_command, order, read_events, write_experiment
-
-REPORT = "import sys; print('the table of', sys.argv[1].rsplit('/', 1)[1]); open(sys.argv[2] + '/table.md', 'w')"
+from tests.unit.launch_world import order, read_events, write_experiment, write_fake_python
 
 
 @pytest.fixture
@@ -41,9 +40,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     orders = tmp_path / "orders"
     orders.mkdir()
     (tmp_path / "runs" / "small" / "report").mkdir(parents=True)
-    monkeypatch.setattr(local, "local_command", functools.partial(fake_command, orders))
-    report: Callable[..., Any] = lambda python, root, out: (python, "-c", REPORT, str(root), str(out))  # noqa: E731
-    monkeypatch.setattr(local, "report_command", report)
+    write_fake_python(orders)
     monkeypatch.setenv("HPC_EWC_CACHE", str(tmp_path / "cache"))
     use_hub_cache(monkeypatch, tmp_path / "hf")
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
@@ -51,9 +48,14 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return orders
 
 
-def run(sweep: Path, cpus: int = 4) -> int:
+def write_profile(sweep: Path, cpus: int = 4) -> Path:
     profile = sweep.parent / "profile.toml"
-    profile.write_text(f"[local]\ncpus = {cpus}\n")
+    profile.write_text(f'python = "{sweep.parent}/orders/python"\n[local]\ncpus = {cpus}\n')
+    return profile
+
+
+def run(sweep: Path, cpus: int = 4) -> int:
+    profile = write_profile(sweep, cpus)
     return submit.run(submit.Settings(sweep=sweep, profile=profile))
 
 
@@ -197,22 +199,19 @@ sys.exit(main(["cancel", str(root), "strength=0", "--yes"]))
 """
 
 SUBMIT = """
-import functools, signal, sys
-from pathlib import Path
+import signal, sys
 from hpc_ewc import cli
 from hpc_ewc.launch.submit import local
-from tests.unit.launch_world import fake_command
-local.local_command = functools.partial(fake_command, Path(sys.argv[2]))
 local.SAVE_S = 3.0
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a test runner in the background has it ignored
-sys.exit(cli.main(["submit", sys.argv[1]]))
+sys.exit(cli.main(["submit", sys.argv[1], "--profile", sys.argv[2]]))
 """
 
 
 def start_submit(world: Path, sweep: Path, repository: Path) -> subprocess.Popen[str]:
     """A submit of its own process group, as a shell starts it."""
     return subprocess.Popen(
-        [sys.executable, "-c", SUBMIT, str(sweep), str(world)],
+        [sys.executable, "-c", SUBMIT, str(sweep), str(write_profile(sweep))],
         env=os.environ | {"PYTHONPATH": str(repository)},
         stderr=subprocess.PIPE,
         text=True,
@@ -287,13 +286,39 @@ def test_jobs_whose_submit_was_killed_save_and_are_waited_for(world: Path, repos
 # ---------------------------------------------------------------------------------------------- the launcher
 
 
+IMPORTS = (
+    "import sys; from hpc_ewc.process import Process; from hpc_ewc.node.local_attempt import LocalTask; "
+    "from hpc_ewc.node.container import ContainerConfig; from hpc_ewc.artefacts.artefact import Element"
+)
+
+
+def local_task(tmp_path: Path, stage: str, *arguments: str, ranks: int = 1) -> LocalTask:
+    return LocalTask(
+        name=f"small/{stage}",
+        stage=stage,
+        folder=str(tmp_path),
+        jobs=str(tmp_path),
+        token="job",
+        elements=((Element("0", arguments),),),
+        python="py",
+        environment={},
+        nproc_per_node=ranks,
+    )
+
+
+def printed(tmp_path: Path) -> str:
+    return (rundir.node_logs(tmp_path / "job", 0, 0) / "0" / "0" / "stdout.log").read_text()
+
+
 def launch(tmp_path: Path, program: str, **changes: Any) -> subprocess.Popen[str]:
     """A launcher of its own, around a small worker."""
-    folder = tmp_path / "job"
-    folder.mkdir(exist_ok=True)
-    job = LocalTask((sys.executable, "-c", program), "j1", str(folder), **changes)
-    imports = "import sys; from hpc_ewc.process import Process; from hpc_ewc.node.local_attempt import LocalTask"
-    code = f"{imports}; sys.exit({job!r}())"
+    (tmp_path / "job").mkdir(exist_ok=True)
+    (tmp_path / "program.py").write_text(program)
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\nexec {sys.executable} {tmp_path}/program.py\n")
+    python.chmod(0o755)
+    job = replace(local_task(tmp_path, "tokens"), python=str(python), **changes)
+    code = f"{IMPORTS}; sys.exit({job!r}())"
     return subprocess.Popen([sys.executable, "-c", code], text=True)
 
 
@@ -318,7 +343,7 @@ def test_term_becomes_a_stop_file_and_usr2(tmp_path: Path, monkeypatch: pytest.M
     launcher.terminate()
     assert launcher.wait(timeout=120) == 0
     assert (tmp_path / "job" / "stop.0").exists()
-    assert (tmp_path / "job" / "ranks" / "attempt_0" / "0" / "stdout.log").read_text() == "told\n"
+    assert printed(tmp_path) == "told\n"
     assert json.loads((tmp_path / "job" / "exit.0").read_text())["status"] == 0
 
 
@@ -328,7 +353,9 @@ def test_usr2_before_a_handler_is_up_kills_nobody(tmp_path: Path, monkeypatch: p
     wait_until(lambda: (tmp_path / "job" / "born").exists(), "the worker is born")
     (tmp_path / "job" / "stop.0").touch()
     assert launcher.wait(timeout=120) == 0
-    assert (tmp_path / "job" / "ranks" / "attempt_0" / "0" / "stdout.log").read_text() == "saw the file\n"
+    assert (
+        tmp_path / "job" / "ranks" / "restart_0" / "node_0" / "0" / "0" / "stdout.log"
+    ).read_text() == "saw the file\n"
 
 
 def test_a_worker_does_not_outlive_its_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -361,9 +388,11 @@ def test_a_job_that_is_stopped_before_it_starts_starts_nothing(tmp_path: Path) -
 
 
 def test_torchrun_is_asked_for_all_ranks_of_all_nodes(tmp_path: Path) -> None:
-    command = local_command("py", "train", tmp_path, (), ranks=4, job=tmp_path / "job")
+    task = local_task(tmp_path, "train", ranks=4)
+    command = torchrun_command(task, task.elements[0][0], STANDALONE, tmp_path / "job")
     assert command[:3] == ("py", "-m", "torch.distributed.run")
     assert "--nproc-per-node=4" in command
     assert command[-4:] == ("-m", "hpc_ewc.worker", "train", str(tmp_path))
-    plain = local_command("py", "tokens", tmp_path, ("--part", "0/2"), ranks=1, job=tmp_path)
+    task = local_task(tmp_path, "tokens", "--part", "0/2")
+    plain = plain_command(task, task.elements[0][0])
     assert plain == ("py", "-m", "hpc_ewc.worker", "tokens", str(tmp_path), "--part", "0/2")

@@ -12,11 +12,11 @@ from hpc_ewc import records, rundir
 from hpc_ewc.errors import StageError
 from hpc_ewc.node import rendezvous
 from hpc_ewc.node.environment import node_caches, node_folder
-from hpc_ewc.node.task import SlurmContext
+from hpc_ewc.node.task import JobContext
 
 
 def test_the_published_port_is_kept_for_the_one_who_listens(tmp_path: Path) -> None:
-    context = SlurmContext("7", "7", 0, 0, 0, ("n1", "n2"))
+    context = JobContext("7", "7", 0, 0, 0, ("n1", "n2"))
     with rendezvous.rendezvous_arguments(context, tmp_path, "i") as arguments:
         assert arguments is not None
         port = int(rundir.port_file(tmp_path, 0).read_text())
@@ -33,7 +33,7 @@ def test_the_published_port_is_kept_for_the_one_who_listens(tmp_path: Path) -> N
 
 
 def test_a_node_does_not_wait_for_the_port_of_an_attempt_that_is_over(tmp_path: Path) -> None:
-    context = SlurmContext("7", "7", 0, 0, 1, ("n1", "n2"))
+    context = JobContext("7", "7", 0, 0, 1, ("n1", "n2"))
     with rendezvous.rendezvous_arguments(context, tmp_path, is_over=lambda: True) as arguments:
         assert arguments is None
 

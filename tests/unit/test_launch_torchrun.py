@@ -24,7 +24,7 @@ from hpc_ewc.node.commands import plain_command, python_command, torchrun_comman
 from hpc_ewc.node.container import ContainerConfig
 from hpc_ewc.node.slurm_attempt import StageTask, StoppedError
 from hpc_ewc.node.slurm_command import SchedulerError
-from hpc_ewc.node.task import SlurmTask
+from hpc_ewc.node.task import JobTask
 from hpc_ewc.rundir import RunDir, StageDir
 from tests.unit.launch_world import order, read_events, write_experiment
 
@@ -75,7 +75,7 @@ def handlers() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-def job(task: SlurmTask) -> Path:
+def job(task: JobTask) -> Path:
     return Path(task.jobs) / "7"
 
 
@@ -96,14 +96,14 @@ def when_it_waits(tmp_path: Path, then: Any) -> threading.Thread:
 # ---------------------------------------------------------------------------------------------- how attempts end
 
 
-def test_what_is_made_is_finished(task: SlurmTask) -> None:
+def test_what_is_made_is_finished(task: JobTask) -> None:
     assert task() == "finished"
     assert read_outcome(rundir.exit_file(job(task), 0)) == "finished"
     assert read_exit(rundir.exit_file(job(task), 0))["status"] == 0
 
 
 def test_an_error_fails_the_job_with_its_traceback_first(
-    task: SlurmTask, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    task: JobTask, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     order(tmp_path / "orders", "raise", "tokens")
     with pytest.raises(StageError, match="ValueError: as it was told") as caught:
@@ -113,22 +113,20 @@ def test_an_error_fails_the_job_with_its_traceback_first(
     assert read_outcome(rundir.exit_file(job(task), 0)) == "failed"
 
 
-def test_an_exit_of_zero_is_no_success(task: SlurmTask, tmp_path: Path, folder: StageDir) -> None:
+def test_an_exit_of_zero_is_no_success(task: JobTask, tmp_path: Path, folder: StageDir) -> None:
     order(tmp_path / "orders", "leave", "tokens")
     with pytest.raises(StageError, match="the worker ended with status 0, not done"):
         task()
     assert records.read_json(folder.failed)["job_id"] == "7"
 
 
-def test_a_killed_worker_says_by_what(task: SlurmTask, tmp_path: Path) -> None:
+def test_a_killed_worker_says_by_what(task: JobTask, tmp_path: Path) -> None:
     order(tmp_path / "orders", "die", "tokens")
     with pytest.raises(StageError, match="was killed by signal 9"):
         task()
 
 
-def test_usr2_saves_requeues_and_never_returns(
-    task: SlurmTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_usr2_saves_requeues_and_never_returns(task: JobTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An exit before Slurm ends the job would make it COMPLETED or FAILED."""
     told: list[tuple[str, ...]] = []
     monkeypatch.setattr(slurm_attempt, "scontrol", lambda *words: told.append(words) or "")
@@ -143,7 +141,7 @@ def test_usr2_saves_requeues_and_never_returns(
 
 
 def test_a_requeue_that_is_refused_is_asked_for_again(
-    task: SlurmTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    task: JobTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[tuple[str, ...]] = []
 
@@ -161,7 +159,7 @@ def test_a_requeue_that_is_refused_is_asked_for_again(
     assert len(told) > 1
 
 
-def test_term_waits_and_asks_for_nothing(task: SlurmTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_term_waits_and_asks_for_nothing(task: JobTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Preemption, scancel, requeue: Slurm knows already what becomes of the job."""
     monkeypatch.setattr(slurm_attempt, "scontrol", lambda *words: pytest.fail(str(words)))
     order(tmp_path / "orders", "wait", "tokens")
@@ -173,7 +171,7 @@ def test_term_waits_and_asks_for_nothing(task: SlurmTask, tmp_path: Path, monkey
 
 
 def test_a_stop_file_of_a_person_ends_the_job_at_once(
-    task: SlurmTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    task: JobTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(slurm_attempt, "KILL_WAIT_S", 600.0)
     order(tmp_path / "orders", "wait", "tokens")
@@ -182,14 +180,14 @@ def test_a_stop_file_of_a_person_ends_the_job_at_once(
         task()
 
 
-def test_a_job_that_is_cancelled_before_it_starts_starts_nothing(task: SlurmTask, tmp_path: Path) -> None:
+def test_a_job_that_is_cancelled_before_it_starts_starts_nothing(task: JobTask, tmp_path: Path) -> None:
     records.write_text(rundir.stop_file(job(task), 0), "")
     with pytest.raises(StoppedError, match=r"stopped \(on request\)"):
         task()
     assert read_events(tmp_path / "orders") == []
 
 
-def test_a_chain_leaves_for_its_successor(task: SlurmTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_chain_leaves_for_its_successor(task: JobTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slurm_attempt, "scontrol", lambda *words: pytest.fail(str(words)))
     monkeypatch.setattr(slurm_attempt, "KILL_WAIT_S", 600.0)
     order(tmp_path / "orders", "wait", "tokens")
@@ -199,7 +197,7 @@ def test_a_chain_leaves_for_its_successor(task: SlurmTask, tmp_path: Path, monke
 
 
 def test_a_successor_with_nothing_to_do_leaves_at_once(
-    task: SlurmTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    task: JobTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task()
     monkeypatch.setenv("SLURM_JOB_ID", "8")
@@ -208,7 +206,7 @@ def test_a_successor_with_nothing_to_do_leaves_at_once(
 
 
 def test_a_successor_of_a_failure_does_not_try_again(
-    task: SlurmTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    task: JobTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order(tmp_path / "orders", "raise", "tokens")
     with pytest.raises(StageError):
@@ -219,7 +217,7 @@ def test_a_successor_of_a_failure_does_not_try_again(
 
 
 def test_three_restarts_without_progress_give_up(
-    task: SlurmTask, tmp_path: Path, folder: StageDir, monkeypatch: pytest.MonkeyPatch
+    task: JobTask, tmp_path: Path, folder: StageDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order(tmp_path / "orders", "leave", "tokens")
     for restart in range(3):
@@ -237,7 +235,7 @@ def test_three_restarts_without_progress_give_up(
 
 
 def test_progress_starts_the_count_again(
-    task: SlurmTask, tmp_path: Path, folder: StageDir, monkeypatch: pytest.MonkeyPatch
+    task: JobTask, tmp_path: Path, folder: StageDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order(tmp_path / "orders", "leave", "tokens")
     for restart in range(5):
@@ -247,7 +245,7 @@ def test_progress_starts_the_count_again(
             task()
 
 
-def test_an_error_pickle_of_an_earlier_attempt_is_removed(task: SlurmTask) -> None:
+def test_an_error_pickle_of_an_earlier_attempt_is_removed(task: JobTask) -> None:
     records.write_bytes(job(task) / "7_0_result.pkl", b"error")
     task()
     assert not (job(task) / "7_0_result.pkl").exists()
@@ -273,7 +271,7 @@ def test_progress_is_what_a_restart_begins_with(tmp_path: Path, stage: str, path
 # ---------------------------------------------------------------------------------------------- several nodes
 
 
-def second_node(task: SlurmTask, monkeypatch: pytest.MonkeyPatch) -> StageTask:
+def second_node(task: JobTask, monkeypatch: pytest.MonkeyPatch) -> StageTask:
     monkeypatch.setenv("SLURM_NODEID", "1")
     monkeypatch.setenv("SLURM_PROCID", "1")
     monkeypatch.setenv("SLURM_JOB_NODELIST", "n[1-2]")
@@ -282,7 +280,7 @@ def second_node(task: SlurmTask, monkeypatch: pytest.MonkeyPatch) -> StageTask:
 
 @pytest.mark.parametrize(("wrote", "error"), [("finished", None), ("failed", StageError), ("stopped", StoppedError)])
 def test_other_nodes_end_as_node_0_says(
-    task: SlurmTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrote: str, error: type[Exception] | None
+    task: JobTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrote: str, error: type[Exception] | None
 ) -> None:
     order(tmp_path / "orders", "leave", "tokens")
     monkeypatch.setattr(slurm_attempt, "KILL_WAIT_S", 60.0)
@@ -299,7 +297,7 @@ def test_other_nodes_end_as_node_0_says(
 
 
 def test_a_node_that_is_gone_requeues_the_job(
-    task: SlurmTask, tmp_path: Path, folder: StageDir, monkeypatch: pytest.MonkeyPatch
+    task: JobTask, tmp_path: Path, folder: StageDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its ranks lost a peer, and no other node says why: the machine failed, not the run."""
     told: list[tuple[str, ...]] = []
@@ -312,7 +310,7 @@ def test_a_node_that_is_gone_requeues_the_job(
 
 
 def test_the_cause_on_another_node_is_what_fails(
-    task: SlurmTask, tmp_path: Path, folder: StageDir, monkeypatch: pytest.MonkeyPatch
+    task: JobTask, tmp_path: Path, folder: StageDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(slurm_attempt, "scontrol", lambda *words: pytest.fail(str(words)))
     order(tmp_path / "orders", "lose", "tokens")
@@ -331,7 +329,7 @@ def test_the_cause_on_another_node_is_what_fails(
 
 
 def test_a_torchrun_that_waits_for_nobody_is_ended(
-    task: SlurmTask, tmp_path: Path, folder: StageDir, monkeypatch: pytest.MonkeyPatch
+    task: JobTask, tmp_path: Path, folder: StageDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Told to stop while the nodes still meet: the others do not come any more."""
     monkeypatch.setattr(node_attempt, "RENDEZVOUS_IDLE_S", 0.5)
@@ -366,7 +364,7 @@ rm {here}/running/$$
 """A worker that ends once the other of its pair has begun."""
 
 
-def test_a_whole_node_runs_a_worker_on_each_gpu(task: SlurmTask, tmp_path: Path) -> None:
+def test_a_whole_node_runs_a_worker_on_each_gpu(task: JobTask, tmp_path: Path) -> None:
     """Four elements, two GPUs: two at once and never more, each seeing one."""
     script = tmp_path / "python"
     (tmp_path / "running").mkdir()
@@ -383,7 +381,7 @@ def test_a_whole_node_runs_a_worker_on_each_gpu(task: SlurmTask, tmp_path: Path)
 # ---------------------------------------------------------------------------------------------- command lines
 
 
-def test_torchrun_meets_and_logs_by_node(task: SlurmTask, tmp_path: Path) -> None:
+def test_torchrun_meets_and_logs_by_node(task: JobTask, tmp_path: Path) -> None:
     train = replace(task, stage="train", nproc_per_node=4)
     command = torchrun_command(train, Element("0"), ("--nnodes=2",), tmp_path / "logs")
     assert command[:3] == (task.python, "-m", "torch.distributed.run")
@@ -391,7 +389,7 @@ def test_torchrun_meets_and_logs_by_node(task: SlurmTask, tmp_path: Path) -> Non
     assert command[-4:] == ("-m", "hpc_ewc.worker", "train", task.folder)
 
 
-def test_apptainer_holds_torchrun_alone(task: SlurmTask) -> None:
+def test_apptainer_holds_torchrun_alone(task: JobTask) -> None:
     box = ContainerConfig(runtime="apptainer", image="/proj/x.sif", binds=("/scratch",))
     command = plain_command(replace(task, container=box, gpus_per_node=1), Element("0"))
     assert command[:3] == ("apptainer", "exec", "--nv")
@@ -406,7 +404,7 @@ def test_apptainer_holds_torchrun_alone(task: SlurmTask) -> None:
     )
 
 
-def test_pyxis_is_a_step_on_this_node(task: SlurmTask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pyxis_is_a_step_on_this_node(task: JobTask, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURMD_NODENAME", "n1")
     box = ContainerConfig(runtime="pyxis", image="/proj/x.sqsh", binds=("/scratch",))
     command = python_command(replace(task, container=box), ("-m", "x"))

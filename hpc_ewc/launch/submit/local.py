@@ -1,14 +1,14 @@
-"""A graph run on this machine, in the foreground: as many jobs at once as fit, whatever unblocks most first.
+"""Runs a graph on this machine, in the foreground: as many jobs at once as fit, the one that unblocks most first.
 
-submitit's LocalExecutor starts a job; when to start it, and how it ended, is decided here: it would start everything at
-once, ends jobs after two minutes, and calls `sys.exit(3)` finished.
+submitit's LocalExecutor starts a job; when to start it and how it ended is decided here: submitit would start all jobs
+at once, end them after two minutes, and report `sys.exit(3)` as finished.
 """
 
 from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,27 +21,27 @@ from hpc_ewc.artefacts.failure import describe_exit, last_error, record_failure
 from hpc_ewc.artefacts.job_logs import tail
 from hpc_ewc.artefacts.outcome import Outcome, decide_outcome, read_exit
 from hpc_ewc.launch.ledger.job_history import Ledger
-from hpc_ewc.launch.plan.graph import Graph, Node, elements, priorities
-from hpc_ewc.launch.profile.keys import Profile
+from hpc_ewc.launch.plan.graph import Node, elements, priorities
+from hpc_ewc.launch.plan.plan import Plan
 from hpc_ewc.launch.show.display import Display
 from hpc_ewc.launch.show.rows import Row, duration, read_progress
 from hpc_ewc.launch.submit.local_job import LiveJob, start
-from hpc_ewc.node.commands import local_command, report_command, uses_torchrun
+from hpc_ewc.node.attempt import POLL_S, poll_until
+from hpc_ewc.node.commands import uses_torchrun
 from hpc_ewc.node.environment import worker_environment
 from hpc_ewc.node.local_attempt import LocalTask
 from hpc_ewc.process import Process, kill_tree, process, this_process
 
-POLL_S = 0.2
-LOOK_S = 1.0
-"""Between two looks at the ledger for runs that were cancelled, and at progress."""
+CANCEL_POLL_S = 1.0
+"""Time between two checks of the ledger for cancelled runs."""
 SAVE_S = 60.0
-"""What jobs get to save in when they are to stop; then they are killed."""
-SETTLED = ("done", "failed", "stopped", "blocked")
+"""Time that jobs get to save after a stop request, before they are killed."""
+ENDED = ("done", "failed", "stopped", "blocked")
 
 
 @dataclass
 class NodeRun:
-    """One node as this submit goes through it."""
+    """The state of one graph node in this submit."""
 
     node: Node
     state: str
@@ -53,41 +53,28 @@ class NodeRun:
 
 
 class LocalRun:
-    """Runs what is missing of a graph.
+    """Runs the missing jobs of a plan.
 
     Args:
-        graph: of the experiment.
-        found: by id, what is there of each node; the folders of those not done are ready for their workers.
-        profile: how much of this machine may be used.
-        ledger: where every job is written down.
+        plan: of the submit; its unfinished artefacts have their stage files.
+        ledger: records every job.
         code: folder of the package for the jobs.
-        out: folder of the tables.
-        display: where progress goes.
+        display: shows progress.
     """
 
-    def __init__(
-        self,
-        graph: Graph,
-        found: dict[str, Completeness],
-        profile: Profile,
-        ledger: Ledger,
-        code: Path,
-        out: Path,
-        display: Display,
-    ) -> None:
-        self.graph, self.profile, self.ledger = graph, profile, ledger
-        self.code, self.out, self.display = code, out, display
-        self.runs = {name: self._plan(node, found[name]) for name, node in graph.nodes.items()}
-        wanted = [name for name, run in self.runs.items() if run.state != "done"]
-        self.priority = priorities(graph, wanted)
-        self.free_gpus = list(range(profile.local.gpus))
+    def __init__(self, plan: Plan, ledger: Ledger, code: Path, display: Display) -> None:
+        self.graph, self.profile, self.out = plan.graph, plan.profile, plan.out
+        self.ledger, self.code, self.display = ledger, code, display
+        self.runs = {name: self._node_run(node, plan.found[name]) for name, node in self.graph.nodes.items()}
+        self.priority = priorities(self.graph, [name for name, run in self.runs.items() if run.state != "done"])
+        self.free_gpus = list(range(self.profile.local.gpus))
         self.interrupts = 0
         self.count = 0
         self.stamp = time.strftime("%Y%m%d-%H%M%S")
-        self.looked_at = 0.0
+        self.cancel_checked_at = 0.0
         self.report_token = ""
 
-    def _plan(self, node: Node, found: Completeness) -> NodeRun:
+    def _node_run(self, node: Node, found: Completeness) -> NodeRun:
         if found.done:
             return NodeRun(node, "done")
         return NodeRun(node, "waiting", elements(node, found.missing or None), note=found.note)
@@ -95,39 +82,37 @@ class LocalRun:
     # ------------------------------------------------------------------------------------------ the loop
 
     def run(self) -> bool:
-        """Go through the graph; False if it was interrupted."""
-        with self._interrupts():
+        """Run the jobs to their end; False if it was interrupted."""
+        with self._handle_interrupts():
             try:
                 while not self.interrupts:
-                    self._reap()
-                    self._look_around()
-                    self._settle_waiting()
-                    while (chosen := self._next()) is not None:
+                    self._collect_ended()
+                    self._drop_cancelled()
+                    self._block_dependants()
+                    while (chosen := self._next_job()) is not None:
                         self._start(*chosen)
                     self.display.update(self.rows())
                     if not self._live():
                         break
                     time.sleep(POLL_S)
-            finally:  # also when something of ours is raised: no job outlives its submit
+            finally:  # also after an error of our own: no job outlives its submit
                 self._stop_all()
         return not self.interrupts
 
     def _live(self) -> list[LiveJob]:
         return [job for run in self.runs.values() for job in run.live]
 
-    def _next(self) -> tuple[NodeRun, Element] | None:
-        """The job to start now: of those that may run and fit, the one that unblocks most, earlier ones first."""
-        ready = [
-            run for run in self.runs.values() if run.pending and self._may_start(run.node) and self._fits(run.node)
-        ]
+    def _next_job(self) -> tuple[NodeRun, Element] | None:
+        """The next job to start: of those that are ready and fit, the one that unblocks most, in graph order."""
+        ready = [run for run in self.runs.values() if run.pending and self._is_ready(run.node) and self._fits(run.node)]
         if not ready:
             return None
         best = max(ready, key=lambda run: self.priority[run.node.id])
         return best, best.pending.pop(0)
 
-    def _may_start(self, node: Node) -> bool:
-        """Everything that it reads is there; a report waits for all to end, however."""
-        needed = SETTLED if node.stage == REPORT else ("done",)
+    def _is_ready(self, node: Node) -> bool:
+        """Whether its inputs are done; a report waits until all have ended, however."""
+        needed = ENDED if node.stage == REPORT else ("done",)
         return all(self.runs[name].state in needed for name in node.depends)
 
     def _fits(self, node: Node) -> bool:
@@ -136,31 +121,52 @@ class LocalRun:
         return not live or (cpus <= self.profile.cpus and self._gpus(node) <= len(self.free_gpus))
 
     def _cpus(self, node: Node) -> int:
-        """Of all its nodes, which are this one here."""
+        """Cores of all its nodes, since all nodes are this machine."""
         return node.resources.cpus_per_task * node.resources.nodes
 
     def _gpus(self, node: Node) -> int:
         return min(node.resources.gpus_per_node * node.resources.nodes, self.profile.local.gpus)
 
+    def _block_dependants(self) -> None:
+        """Nodes that need a failed or stopped one do not start; the report does."""
+        for run in self.runs.values():
+            if run.state != "waiting" or run.node.stage == REPORT:
+                continue
+            lost = [name for name in run.node.depends if self.runs[name].state in ("failed", "blocked", "stopped")]
+            if lost:
+                stopped = all(self.runs[name].state == "stopped" for name in lost)
+                run.state, run.note = ("stopped" if stopped else "blocked"), f"needs {lost[0]}"
+                run.pending.clear()
+
+    def _drop_cancelled(self) -> None:
+        """Do not start runs that `hpc-ewc cancel` cancelled; their running jobs have stop files already."""
+        if time.monotonic() - self.cancel_checked_at < CANCEL_POLL_S:
+            return
+        self.cancel_checked_at = time.monotonic()
+        for name in self.ledger.read().cancelled & self.runs.keys():
+            run = self.runs[name]
+            run.pending.clear()
+            if run.state == "waiting":
+                run.state, run.note = "stopped", "cancelled"
+
     # ------------------------------------------------------------------------------------------ start
 
     def _start(self, run: NodeRun, element: Element) -> None:
-        """Submit one job: the intent before, the job's process after, both in the ledger."""
-        token = self._token()
+        """Start one job; the ledger gets its intent before and its process after."""
+        node, token = run.node, self._new_token()
+        gpus = tuple(self.free_gpus[: self._gpus(node)])
+        self.ledger.intent(token, node.stage, node.run, element.name)
+        handle = start(self._task(node, element, token), gpus)
         folder = self.graph.root.job(token)
-        gpus = tuple(self.free_gpus[: self._gpus(run.node)])
-        self.ledger.intent(token, run.node.stage, run.node.run, element.name)
-        task = self._task(run.node, element, token, folder)
-        handle = start(task, run.node.id, self.profile.interpreter, gpus)
-        job = LiveJob(token, element, folder, handle, process(int(handle.job_id)), self._cpus(run.node), gpus)
+        job = LiveJob(token, element, folder, handle, process(int(handle.job_id)), self._cpus(node), gpus)
         self.ledger.submitted(token, token, job.process)
         self.free_gpus = [gpu for gpu in self.free_gpus if gpu not in gpus]
         run.live.append(job)
         run.state, run.note = "running", ""
         run.started = run.started or job.started
 
-    def _token(self) -> str:
-        """Name of a job, never given twice: pids come round again, and a stop file must not meet another job."""
+    def _new_token(self) -> str:
+        """A new job's name, never given twice: pids are given again, and a stop file must not reach another job."""
         while True:
             self.count += 1
             token = f"{self.stamp}-{self.count:03d}"
@@ -170,90 +176,67 @@ class LocalRun:
                 continue
             return token
 
-    def _task(self, node: Node, element: Element, token: str, folder: Path) -> LocalTask:
-        resources = node.resources
-        ranks = resources.nproc_per_node * resources.nodes if uses_torchrun(node.stage) else 1
+    def _task(self, node: Node, element: Element, token: str) -> LocalTask:
+        # the ranks of all nodes, since all nodes are this machine
+        ranks = node.resources.nproc_per_node * node.resources.nodes if uses_torchrun(node.stage) else 1
         threads = max(1, min(self._cpus(node), self.profile.cpus) // ranks)
-        if node.stage == REPORT:
-            command = report_command(self.profile.interpreter, self.graph.root.root, self.out)
-        else:
-            python, where = self.profile.interpreter, node.folder.path
-            command = local_command(python, node.stage, where, element.arguments, ranks=ranks, job=folder)
+        environment = worker_environment(self.code, self.profile.env, threads)
         return LocalTask(
-            command=command,
-            job_id=token,
-            folder=str(folder),
-            environment=worker_environment(self.code, self.profile.env, threads)
-            | {"COLUMNS": str(self.display.console.width)},
-            torchrun=uses_torchrun(node.stage),
+            name=node.id,
+            stage=node.stage,
+            folder=str(self.graph.root.root if node.stage == REPORT else node.folder.path),
+            jobs=str(self.graph.root.jobs),
+            token=token,
+            elements=((element,),),
+            python=self.profile.interpreter,
+            environment=environment | {"COLUMNS": str(self.display.console.width)},
+            nproc_per_node=ranks,
+            out=str(self.out),
             owner=this_process(),
         )
 
     # ------------------------------------------------------------------------------------------ end
 
-    def _reap(self) -> None:
-        """Take in the jobs that ended, and see what became of their nodes."""
+    def _collect_ended(self) -> None:
+        """Record the jobs that ended, and the state of nodes that have no jobs left."""
         for run in self.runs.values():
             ended = [job for job in run.live if job.handle.done()]
             for job in ended:
-                self._take_in(run, job)
+                self._record_end(run, job)
             if ended and not run.live and not run.pending:
-                self._close(run)
+                self._record_state(run)
 
-    def _take_in(self, run: NodeRun, job: LiveJob) -> None:
+    def _record_end(self, run: NodeRun, job: LiveJob) -> None:
         run.live.remove(job)
         self.free_gpus = sorted([*self.free_gpus, *job.gpus])
-        artefact = None if run.node.stage == REPORT else run.node
+        is_report = run.node.stage == REPORT
         status = read_exit(rundir.exit_file(job.folder, 0)).get("status")
-        outcome = decide_outcome(artefact, [job.element], job.folder, 0, status)
-        if outcome == "failed" and artefact is not None:
-            record_failure(artefact.folder, job.element.worker, job.folder, 0, status)
+        outcome = decide_outcome(None if is_report else run.node, [job.element], job.folder, 0, status)
         run.outcomes.append(outcome)
-        self.ledger.ended(job.token, outcome)
-        if run.node.stage == REPORT and outcome == "finished":
-            self.report_token = job.token
-        elif run.node.stage == REPORT and outcome == "failed":
+        if outcome == "failed" and is_report:
             run.note = f"the report {describe_exit(status)}\n{tail(job.folder)}"
+        elif outcome == "failed":
+            record_failure(run.node.folder, job.element.worker, job.folder, 0, status)
+        elif outcome == "finished" and is_report:
+            self.report_token = job.token
+        self.ledger.ended(job.token, outcome)
 
-    def _close(self, run: NodeRun) -> None:
-        """All elements of a node have ended."""
-        seconds = time.monotonic() - (run.started or 0.0)
+    def _record_state(self, run: NodeRun) -> None:
+        """Set the state of a node whose jobs have all ended."""
         if "failed" in run.outcomes:
             run.state, run.note = "failed", run.note or last_error(run.node.folder)
         elif "stopped" in run.outcomes:
             run.state = "stopped"
         elif run.node.stage != REPORT and not check_artefact(run.node).done:
-            run.state, run.note = "failed", "all its jobs ended well, and it is not whole"
+            run.state, run.note = "failed", "all its jobs finished, and it is still incomplete"
         else:
-            run.state, run.note = "done", duration(seconds)
-
-    def _settle_waiting(self) -> None:
-        """What reads something that failed or was stopped does not start; the report does."""
-        for run in self.runs.values():
-            if run.state != "waiting" or run.node.stage == REPORT:
-                continue
-            lost = [name for name in run.node.depends if self.runs[name].state in ("failed", "blocked", "stopped")]
-            if lost:
-                halted = all(self.runs[name].state == "stopped" for name in lost)
-                run.state, run.note = ("stopped" if halted else "blocked"), f"needs {lost[0]}"
-                run.pending.clear()
-
-    def _look_around(self) -> None:
-        """Runs that `hpc-ewc cancel` took back are not started; their jobs have their stop files already."""
-        if time.monotonic() - self.looked_at < LOOK_S:
-            return
-        self.looked_at = time.monotonic()
-        for name in self.ledger.read().cancelled & self.runs.keys():
-            run = self.runs[name]
-            run.pending.clear()
-            if run.state == "waiting":
-                run.state, run.note = "stopped", "cancelled"
+            run.state, run.note = "done", duration(time.monotonic() - (run.started or 0.0))
 
     # ------------------------------------------------------------------------------------------ interrupt
 
     @contextmanager
-    def _interrupts(self) -> Iterator[None]:
-        """INT, TERM and HUP ask for an end; a second one does not wait for it."""
+    def _handle_interrupts(self) -> Iterator[None]:
+        """INT, TERM and HUP stop the run; a second one kills the jobs."""
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         before = {number: signal.signal(number, self._on_signal) for number in numbers}
         try:
@@ -266,29 +249,26 @@ class LocalRun:
         self.interrupts += 1
 
     def _stop_all(self) -> None:
-        """Ask the jobs to save and leave; kill those that have not after a minute, or at a second Ctrl-C."""
-        live = self._live()
+        """Stop the running jobs."""
+        live, interrupts = self._live(), self.interrupts
         if not live:
             return
-        asked = self.interrupts
-        self.display.say(f"stopping {len(live)} jobs; they save first (again: kill them)")
-        for job in live:
-            rundir.stop_file(job.folder, 0).touch()
-        deadline = time.monotonic() + SAVE_S
-        while self._live() and time.monotonic() < deadline and self.interrupts == asked:
-            time.sleep(POLL_S)
-            self._reap()
+
+        def is_over() -> bool:
+            self._collect_ended()
             self.display.update(self.rows())
-        for job in self._live():
-            kill_tree(job.process.pid)
+            return not self._live() or self.interrupts > interrupts
+
+        self.display.say(f"stopping {len(live)} jobs; they save first (press Ctrl-C again to kill them)")
+        stop_or_kill([(job.process, job.folder) for job in live], is_over)
         while self._live():
             time.sleep(POLL_S)
-            self._reap()
+            self._collect_ended()
 
-    # ------------------------------------------------------------------------------------------ what is seen
+    # ------------------------------------------------------------------------------------------ state
 
     def rows_by_state(self) -> dict[str, list[tuple[str, str]]]:
-        """Ids and notes, by state."""
+        """Node ids and notes by state."""
         found: dict[str, list[tuple[str, str]]] = {}
         for name, run in self.runs.items():
             found.setdefault(run.state, []).append((name, run.note))
@@ -303,18 +283,22 @@ class LocalRun:
         return rows
 
 
-def wait_for_orphans(jobs: Sequence[tuple[Process, Path]], display: Display) -> None:
-    """Wait for jobs whose submit was killed: they see it, save and leave; kill those that have not after a minute."""
-    live = [(lost, folder) for lost, folder in jobs if lost.is_alive()]
-    if not live:
-        return
-    display.say(f"waiting for {len(live)} jobs of a submit that was killed: they save first")
-    for _, folder in live:
+def stop_or_kill(jobs: Sequence[tuple[Process, Path]], is_over: Callable[[], bool]) -> None:
+    """Ask jobs to save and leave; kill those that are alive after a minute, or when `is_over`."""
+    for _, folder in jobs:
         if folder.is_dir():
             rundir.stop_file(folder, 0).touch()
-    deadline = time.monotonic() + SAVE_S
-    while any(lost.is_alive() for lost, _ in live) and time.monotonic() < deadline:
-        time.sleep(POLL_S)
-    for lost, _ in live:
-        if lost.is_alive():
-            kill_tree(lost.pid)
+    for _ in poll_until(SAVE_S):
+        if is_over():
+            break
+    for job, _ in jobs:
+        if job.is_alive():
+            kill_tree(job.pid)
+
+
+def wait_for_orphans(jobs: Sequence[tuple[Process, Path]], display: Display) -> None:
+    """Wait for jobs whose submit was killed: they notice it, save and leave; those that do not are killed."""
+    live = [(job, folder) for job, folder in jobs if job.is_alive()]
+    if live:
+        display.say(f"waiting for {len(live)} jobs of a submit that was killed: they save first")
+        stop_or_kill(live, lambda: not any(job.is_alive() for job, _ in live))

@@ -1,4 +1,4 @@
-"""One job of this machine: submitit starts it, deaf to the terminal and without tokens."""
+"""One job on this machine, started by submitit without tokens and out of reach of the terminal's signals."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from hpc_ewc.node.local_attempt import LocalTask
 from hpc_ewc.process import Process
 
 NO_LIMIT_MIN = 60 * 24 * 365
-"""submitit ends a local job after `timeout_min`; time limits are a cluster's, and a job here has none."""
+"""submitit ends a local job after `timeout_min`; time limits are for clusters, and a job here has none."""
 
 
 @dataclass
 class LiveJob:
-    """One job that runs."""
+    """A running job."""
 
     token: str
     element: Element
@@ -38,33 +38,27 @@ class LiveJob:
     started: float = field(default_factory=time.monotonic)
 
 
-def start(task: LocalTask, node: str, python: str, gpus: tuple[int, ...]) -> Any:
-    """Submitit's handle of a job that was just started.
-
-    Args:
-        task: what it runs, in the folder it names.
-        node: id of what it makes, for errors.
-        python: interpreter of submitit's own side of it.
-        gpus: those that it sees.
+def start(task: LocalTask, gpus: tuple[int, ...]) -> Any:
+    """Start a job that sees these GPUs, and return submitit's handle of it.
 
     Raises:
         SubmitError: this machine started no process.
     """
-    executor = submitit.LocalExecutor(folder=task.folder, python=shlex.quote(python))
+    executor = submitit.LocalExecutor(folder=task.job(task.token), python=shlex.quote(task.python))
     executor.update_parameters(timeout_min=NO_LIMIT_MIN, gpus_per_node=len(gpus), visible_gpus=gpus)
     try:
-        with _deaf_to_the_terminal(), _environment(task.environment):
+        with _terminal_signals_ignored(), _job_environment(task.environment):
             return executor.submit(task)
     except OSError as error:
-        raise SubmitError(f"{node}: this machine did not start the job: {error}") from error
+        raise SubmitError(f"{task.name}: this machine did not start the job: {error}") from error
 
 
 @contextmanager
-def _deaf_to_the_terminal() -> Iterator[None]:
-    """Jobs started inside inherit that INT and HUP are ignored.
+def _terminal_signals_ignored() -> Iterator[None]:
+    """Make jobs started inside ignore INT and HUP.
 
-    A terminal sends them to the whole foreground group at once, and submitit's controller would kill its task a second
-    later. `submit` alone takes them, and makes stop files of them.
+    A terminal sends them to the whole foreground process group at once, and submitit's controller would kill its task a
+    second later. Only `submit` handles them, and writes stop files.
     """
     before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
     try:
@@ -75,8 +69,8 @@ def _deaf_to_the_terminal() -> Iterator[None]:
 
 
 @contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    """LocalExecutor passes on this process's environment: inside, with `values`, and without tokens."""
+def _job_environment(values: dict[str, str]) -> Iterator[None]:
+    """Set `values` and remove tokens inside: LocalExecutor hands this process's environment to the job."""
     before = dict(os.environ)
     for name in SECRETS:
         os.environ.pop(name, None)

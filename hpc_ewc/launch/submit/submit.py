@@ -82,7 +82,7 @@ def run_locally(plan: Plan, display: Display) -> int:
     ledger = record_plan(plan)
     package = code.snapshot(root)
     with display:
-        run = LocalRun(plan.graph, plan.found, profile, ledger, package, plan.out, display)
+        run = LocalRun(plan, ledger, package, display)
         display.say(f"{sum(plan.jobs.values())} jobs to run, {profile.cpus} cores; files in {root.root}")
         completed = run.run()
     if run.report_token:
