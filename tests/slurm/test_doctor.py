@@ -1,4 +1,4 @@
-"""`hpc-ewc doctor` on a real cluster: what is fine is told so; each thing that is wrong is named with what to do."""
+"""`hpc-ewc doctor` on a real cluster: each failed check comes with its fix."""
 
 from __future__ import annotations
 

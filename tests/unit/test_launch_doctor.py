@@ -1,4 +1,4 @@
-"""`hpc-ewc doctor`: what each check makes of what it sees. tests/slurm/test_doctor.py has a real cluster."""
+"""`hpc-ewc doctor`: the finding of each check. tests/slurm/test_doctor.py has a real cluster."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_memory() -> None:
     assert check_memory(Profile(), None, 64.0).state == "ok"
 
 
-def test_a_python_that_is_none(tmp_path: Path) -> None:
+def test_an_interpreter_that_does_not_exist_or_fails(tmp_path: Path) -> None:
     assert probe_machine("/no/such/python", {}) == ({}, "/no/such/python: No such file or directory")
     script = tmp_path / "python"
     script.write_text("#!/bin/sh\necho 'No module named hpc_ewc' >&2\nexit 1\n")
@@ -122,7 +122,7 @@ def test_a_python_that_is_none(tmp_path: Path) -> None:
     assert probe_machine(str(script), {}) == ({}, f"{script}: No module named hpc_ewc")
 
 
-def test_this_machine_is_looked_at_by_the_python_of_the_jobs() -> None:
+def test_this_machine_is_probed_with_the_jobs_python() -> None:
     facts, trouble = probe_machine(sys.executable, {})
     assert trouble == ""
     assert facts["missing"] == []
@@ -137,7 +137,7 @@ LFS_WRAPPED = "/lustre/a/very/long/name/of/a/project\n    950* 0 1000 6d 10 0 0 
 QUOTA = "Disk quotas for user me (uid 1000):\n/home 1000 2000 4000 none 10 0 0 none\n"
 
 
-def test_quotas_as_the_commands_print_them() -> None:
+def test_quotas_are_parsed_as_the_commands_print_them() -> None:
     assert parse_quota(LFS, Path("/scratch/project_1/me")) == FreeSpace(900000000 * 1024, 10, " of your quota")
     wrapped = parse_quota(LFS_WRAPPED, Path("/lustre/a/very/long/name/of/a/project/x"))
     assert wrapped == FreeSpace(50 * 1024, math.inf, " of your quota")
@@ -149,7 +149,7 @@ def test_quotas_as_the_commands_print_them() -> None:
     assert parse_quota(both, Path("/home/me")) == FreeSpace(100 * 1024, math.inf, " of your quota")
 
 
-def test_quota_commands_are_asked_and_the_less_of_both_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_quota_below_the_free_space_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert free_space(tmp_path).source == ""
     lfs = tmp_path / "lfs"
@@ -239,7 +239,7 @@ def test_partitions(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [finding.state for finding in check_limits(profile(partition="p,q"), {})] == ["ok"]
 
 
-def test_each_distinct_request_once() -> None:
+def test_equal_requests_are_checked_once() -> None:
     table = {"nodes": 4, "gpus_per_node": 8, "cpus_per_task": 56, "mem_gb": 400, "time_min": 120}
     found = distinct_requests(build_profile({"executor": "slurm", "resources": {"train": table}}, "p.toml"), None)
     assert [request.stages for request in found] == [("tokens", "fisher", "evaluate", "report"), ("train",)]
@@ -252,7 +252,7 @@ def test_each_distinct_request_once() -> None:
 # ---------------------------------------------------------------------------------------------- what the job saw
 
 
-def test_a_folder_that_is_another_one_elsewhere(tmp_path: Path) -> None:
+def test_a_folder_that_differs_on_a_node(tmp_path: Path) -> None:
     root = RunDir(tmp_path / "doctor-x")
     assert check_shared([NODE], root, "abc").state == "ok"
     found = check_shared([NODE, NODE | {"host": "n2", "nonce": ""}], root, "abc")
@@ -282,7 +282,7 @@ def test_all_reduce(tmp_path: Path) -> None:
     assert check_all_reduce(tmp_path, resources, "").state == "fail"
 
 
-def test_the_job_is_waited_for_and_then_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_for_the_job_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(node_check.time, "sleep", lambda s: None)
     answers = [
         {},
@@ -298,9 +298,7 @@ def test_the_job_is_waited_for_and_then_not(monkeypatch: pytest.MonkeyPatch) -> 
     assert wait_for_job("7")[0] == "did not end within 10 min, cancelled (still PENDING: Priority)"
 
 
-def test_ctrl_c_while_slurm_takes_the_job_takes_it_back_by_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ctrl_c_during_sbatch_cancels_the_job_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[str]] = []
 
     def call(command: list[str], *_: Any) -> str:
@@ -318,7 +316,7 @@ def test_ctrl_c_while_slurm_takes_the_job_takes_it_back_by_its_name(
     assert asked[1] == ["scancel", "--name=doctor-x1/train"]
 
 
-def test_a_job_whose_words_do_not_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_whose_reports_do_not_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     resources = JobResources(1, 1, 0, 1, None, 10, 1)
     root = RunDir(tmp_path)
     cancelled: list[str] = []
@@ -345,7 +343,7 @@ def test_a_job_whose_words_do_not_arrive(tmp_path: Path, monkeypatch: pytest.Mon
     assert only(check_nodes(root, profile(), "train", resources)).text == "no"
 
 
-def test_the_telling_lines_of_a_log(tmp_path: Path) -> None:
+def test_the_log_excerpt_prefers_error_lines(tmp_path: Path) -> None:
     root = RunDir(tmp_path)
     assert log_excerpt(root, "7") == ""
     root.job("probe").mkdir(parents=True)
@@ -355,7 +353,7 @@ def test_the_telling_lines_of_a_log(tmp_path: Path) -> None:
     assert log_excerpt(root, "7") == "; its log: one / two"
 
 
-def test_its_own_folder_is_gone_afterwards(tmp_path: Path) -> None:
+def test_the_temporary_run_folder_is_removed(tmp_path: Path) -> None:
     with temporary_run(tmp_path / "a" / "runs") as root:
         assert root is not None
         assert root.root.is_dir()
@@ -396,7 +394,7 @@ def test_the_command_on_this_machine(
         doctor(Path("no-such.toml"), None, quick=False, as_json=False)
 
 
-def test_a_line_a_finding_and_what_to_do_below() -> None:
+def test_a_finding_is_a_line_with_its_fix_below() -> None:
     assert ok("torch", "2.13").render() == "ok       torch             2.13\n"
     assert fail("torch", "none", "install it").render().splitlines() == [
         "fail     torch             none",

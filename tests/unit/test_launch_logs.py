@@ -1,4 +1,4 @@
-"""`logs` and `cancel`: one run picked out; its error first; jobs are asked to save before anything ends them."""
+"""`logs` and `cancel`: selecting a run, its error first; jobs save before they are ended."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_one_rank_alone(root: RunDir, capsys: pytest.CaptureFixture[str]) -> Non
         show(root, "strength=0", rank=5)
 
 
-def test_of_many_ranks_the_one_that_failed(root: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_failed_rank_is_shown_out_of_many(root: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     for rank in range(8):
         rank_log(root.job("job2"), rank, "stderr.log", f"rank {rank} says\n")
     show(root, "strength=1")
@@ -132,7 +132,7 @@ def test_cancel_asks_the_jobs_of_one_run_to_stop(root: RunDir, capsys: pytest.Ca
     assert Ledger(root).read().cancelled == {"train/strength=1-bb"}
 
 
-def test_cancel_wants_a_yes(root: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cancel_needs_confirmation(root: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     job = start(root, "train", "strength=1-bb", "job5")
     monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
     with pytest.raises(SubmitError, match="1 running jobs save and stop, 0 waiting jobs do not start: add --yes"):
@@ -219,7 +219,7 @@ def test_lists_of_nodes(text: str, names: list[str]) -> None:
     assert expand_hosts(text) == names
 
 
-def test_an_array_shows_what_failed_or_what_is_asked_for(
+def test_an_array_shows_the_failed_or_the_selected_element(
     queued: RunDir, slurm: Slurm, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for i, state in enumerate(["COMPLETED", "OUT_OF_MEMORY", "PENDING"]):
@@ -239,7 +239,7 @@ def test_an_array_shows_what_failed_or_what_is_asked_for(
         show(queued, "strength", "evaluate", element="9")
 
 
-def test_a_job_that_never_started_shows_its_batch_script_s_words(
+def test_a_job_that_never_started_shows_the_output_of_its_batch_script(
     queued: RunDir, slurm: Slurm, capsys: pytest.CaptureFixture[str]
 ) -> None:
     slurm.says("11", "FAILED")
@@ -310,7 +310,7 @@ def test_cancel_on_slurm_asks_to_save_first(
     assert [row.state for row in read_status(queued).rows] == ["done", "stopped", "stopped", "waiting"]
 
 
-def test_what_does_not_leave_is_handed_to_scancel(
+def test_jobs_that_do_not_end_go_to_scancel(
     queued: RunDir, cancelled: list[list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = [0.0]
@@ -330,7 +330,7 @@ def test_what_does_not_leave_is_handed_to_scancel(
     assert Ledger(queued).read().cancelled == {f"train/{TRAIN}"}
 
 
-def test_slurms_word_that_a_job_ended_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_that_slurm_calls_ended_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(cancel_module.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(cancel_module.time, "sleep", lambda s: now.__setitem__(0, now[0] + 15))
@@ -339,7 +339,7 @@ def test_slurms_word_that_a_job_ended_is_enough(tmp_path: Path, monkeypatch: pyt
     assert wait_for_jobs(RunDir(tmp_path), [SlurmJob("5", "5", state="RUNNING")]) == []
 
 
-def test_slurm_that_does_not_answer_while_jobs_save_is_asked_again(
+def test_slurm_is_queried_again_if_it_does_not_answer_while_jobs_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0.0]
@@ -370,7 +370,7 @@ def test_nothing_is_cancelled_while_slurm_does_not_answer(
     assert Ledger(queued).read().cancelled == set()
 
 
-def test_ids_in_few_words() -> None:
+def test_job_ids_are_abbreviated() -> None:
     jobs = [SlurmJob(f"12_{i}", "12", str(i)) for i in (3, 0, 1, 7)]
     assert job_id_list([*jobs, SlurmJob("9", "9")]) == ["12_[0-1,3,7]", "9"]
     assert ranges(range(1000)) == "0-999"

@@ -1,4 +1,4 @@
-"""`status` of what runs on this machine: from files and processes."""
+"""`status` of jobs on this machine, from files and processes."""
 
 from __future__ import annotations
 
@@ -79,14 +79,14 @@ def test_an_output_that_went_away_is_named(root: RunDir) -> None:
     assert "0.bin: named by" in row.note
 
 
-def test_a_record_that_was_deleted_asks_for_nothing_but_a_submit(root: RunDir) -> None:
+def test_a_deleted_record_is_recomputed_by_a_resubmit(root: RunDir) -> None:
     done = {"schema": 1, "key": KEY, "finished_at": 1.0, "outputs": {"00000001/a.en.json": [3, "x"]}, "summary": {}}
     records.write_json(root.evaluate("strength=1-bb").done, done)
     row = read_status(root).rows[3]
     assert (row.state, row.note) == ("missing", "a record is missing or corrupt: resubmit to recompute it")
 
 
-def test_json_is_whole(root: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_has_all_stages_and_jobs(root: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     assert status(root.root, watch=False, as_json=True) == 1
     told = json.loads(capsys.readouterr().out)
     assert told["exit_status"] == 1
@@ -94,7 +94,7 @@ def test_json_is_whole(root: RunDir, capsys: pytest.CaptureFixture[str]) -> None
     assert told["stages"][2]["jobs"] == [{"job_id": "job2", "outcome": "failed", "slurm": ""}]
 
 
-def test_a_folder_that_is_none_is_told_its_neighbours(root: RunDir) -> None:
+def test_a_wrong_folder_is_answered_with_run_folders_beside_it(root: RunDir) -> None:
     with pytest.raises(ConfigError, match=rf"not a run folder, .*; run folders beside it: {re.escape(str(root.root))}"):
         open_run(root.root.with_name("y"))
 
@@ -120,7 +120,7 @@ def test_progress_in_words() -> None:
     assert Progress(5, 4).share == 1
 
 
-def test_a_damaged_progress_file_says_nothing(tmp_path: Path) -> None:
+def test_a_damaged_progress_file_is_ignored(tmp_path: Path) -> None:
     folder = StageDir(tmp_path)
     folder.progress_dir.mkdir()
     folder.progress("0").write_text('{"done": ')
@@ -142,7 +142,7 @@ def test_a_long_table_keeps_what_matters() -> None:
     assert count_by_stage(rows) == "train: 1 running, 1 failed, 98 waiting"
 
 
-def test_without_a_terminal_there_is_a_line_a_change(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_terminal_a_line_is_printed_per_change(capsys: pytest.CaptureFixture[str]) -> None:
     with Display(force_plain=True) as display:
         display.update([Row("train", "a", "waiting")])
         display.update([Row("train", "a", "running")])

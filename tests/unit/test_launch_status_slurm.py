@@ -1,4 +1,4 @@
-"""`status` of an experiment on Slurm: files first, then what Slurm said; two calls, and less often than one looks."""
+"""`status` of a run on Slurm: files first, then Slurm's answer, with two commands a minute."""
 
 from __future__ import annotations
 
@@ -43,9 +43,7 @@ def rows(root: RunDir) -> dict[str, Row]:
 # ---------------------------------------------------------------------------------------------- states
 
 
-def test_one_table_of_what_slurm_and_the_files_say(
-    root: RunDir, slurm: Slurm, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_table_combines_slurm_and_files(root: RunDir, slurm: Slurm, capsys: pytest.CaptureFixture[str]) -> None:
     slurm.says("10", "COMPLETED", gpu_s=1800.0)
     slurm.says("11", "RUNNING", nodes="node[3-4]", restarts=2, gpus=8, gpu_s=36000.0)
     for i in range(3):
@@ -90,7 +88,7 @@ def test_one_table_of_what_slurm_and_the_files_say(
     assert slurm.asked == [{"10", "11", "12", "13"}]
 
 
-def test_an_array_is_as_far_as_its_elements(root: RunDir, slurm: Slurm) -> None:
+def test_progress_of_an_array_sums_its_elements(root: RunDir, slurm: Slurm) -> None:
     finish(root, "train", TRAIN)
     slurm.says("12_0", "RUNNING", nodes="n1", restarts=1)
     slurm.says("12_1", "RUNNING", nodes="n2")
@@ -103,7 +101,7 @@ def test_an_array_is_as_far_as_its_elements(root: RunDir, slurm: Slurm) -> None:
     assert (row.progress.done, row.progress.total) == (1, 6), "what still waits is not done"
 
 
-def test_successors_in_a_chain_only_stand_ready(root: RunDir, slurm: Slurm) -> None:
+def test_successors_in_a_chain_do_not_count(root: RunDir, slurm: Slurm) -> None:
     for link, job_id in enumerate(["21", "22", "23"], 1):
         submit(root, job_id, "train", TRAIN, [("0", [])], link)
         slurm.says(job_id, "PENDING", reason="Dependency")
@@ -174,7 +172,7 @@ def test_how_it_ended(
     assert row.note.startswith(note)
 
 
-def test_the_jobs_own_error_comes_before_slurms_word(root: RunDir, slurm: Slurm) -> None:
+def test_the_jobs_own_error_comes_before_slurms_state(root: RunDir, slurm: Slurm) -> None:
     facts = {"schema": 1, "error": "ValueError: a loss of NaN", "traceback": "", "job_id": "11", "restart": 0}
     records.write_json(root.train(TRAIN).failed, facts)
     slurm.says("11", "RUNNING")
@@ -298,7 +296,7 @@ def test_without_accounting_what_left_the_queue_has_ended(root: RunDir, slurm: S
 # ---------------------------------------------------------------------------------------------- how often
 
 
-def test_slurm_is_asked_once_a_minute_and_files_as_often_as_one_looks(
+def test_slurm_is_queried_once_a_minute_and_files_at_every_read(
     root: RunDir, slurm: Slurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [1000.0]
@@ -320,14 +318,14 @@ def test_slurm_is_asked_once_a_minute_and_files_as_often_as_one_looks(
     assert [len(ids) for ids in slurm.asked] == [4, 5]
 
 
-def test_a_job_submitted_since_then_is_only_just_submitted(root: RunDir, slurm: Slurm) -> None:
+def test_a_job_submitted_after_the_query_is_just_submitted(root: RunDir, slurm: Slurm) -> None:
     reader = StatusReader(root)
     reader.read()
     submit(root, "14", "train", TRAIN, [("0", [])])
     assert reader.read().rows[1].note == "just submitted"
 
 
-def test_without_slurm_jobs_slurm_is_not_asked(tmp_path: Path, slurm: Slurm) -> None:
+def test_without_slurm_jobs_slurm_is_not_queried(tmp_path: Path, slurm: Slurm) -> None:
     root = RunDir(tmp_path / "runs" / "y")
     Ledger(root).graph([{"stage": "train", "run": "a", "depends": []}])
     assert [row.state for row in read_status(root).rows] == ["missing"]
@@ -357,7 +355,7 @@ def test_watching_on_a_terminal_ends_when_nothing_runs_any_more(
     assert len(slurm.asked) == 3, "once a minute"
 
 
-def test_watching_without_a_terminal_is_a_line_a_change(
+def test_watching_without_a_terminal_prints_a_line_per_change(
     root: RunDir, slurm: Slurm, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = [1000.0]
@@ -378,7 +376,7 @@ def test_watching_without_a_terminal_is_a_line_a_change(
 # ---------------------------------------------------------------------------------------------- shown
 
 
-def test_json_says_all_of_it(root: RunDir, slurm: Slurm, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_has_nodes_progress_and_reasons(root: RunDir, slurm: Slurm, capsys: pytest.CaptureFixture[str]) -> None:
     slurm.says("11", "RUNNING", nodes="n1", restarts=1, gpu_s=3600.0)
     slurm.says("12_0", "PENDING", reason="Priority")
     at_work(root, "train", TRAIN, "11", loss=2.0, tokens_per_s=500.0)
@@ -393,7 +391,7 @@ def test_json_says_all_of_it(root: RunDir, slurm: Slurm, capsys: pytest.CaptureF
     assert (told["gpu_hours"], told["unanswered"], told["exit_status"]) == (1.0, [], 3)
 
 
-def test_columns_that_say_nothing_are_left_out() -> None:
+def test_empty_columns_are_left_out() -> None:
     assert render_table([Row("train", "a", "waiting")]).plain == "stage  run  state\ntrain  a    waiting"
     text = render_table([Row("train", "a", "failed", note="two\nlines", restarts=3, gpu_hours=12.0)]).plain
     assert text.splitlines()[0].split() == ["stage", "run", "state", "restarts", "GPU-h"]
@@ -430,7 +428,7 @@ def test_a_terminal_of_any_width_shows_what_matters(width: int) -> None:
     assert "Priority" in told
 
 
-def test_a_long_table_keeps_what_matters_and_says_for_what_the_rest_waits(root: RunDir, slurm: Slurm) -> None:
+def test_a_long_table_keeps_what_matters_and_counts_reasons_to_wait(root: RunDir, slurm: Slurm) -> None:
     listed = [Row("train", f"r{i}", "waiting", reason="Priority") for i in range(100)]
     listed[50] = Row("train", "r50", "running", nodes="n1")
     console = Console(width=100, record=True, file=io.StringIO())

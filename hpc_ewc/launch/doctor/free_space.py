@@ -83,7 +83,7 @@ def free_space(folder: Path) -> FreeSpace:
 
 
 def quota(place: Path) -> FreeSpace | None:
-    """What `lfs quota` (Lustre) or `quota` says the user has left; None if neither knows a limit."""
+    """The rest of the user's quota, from `lfs quota` (Lustre) or `quota`; None if neither reports a limit."""
     user = str(os.getuid())
     for command in (["lfs", "quota", "-q", "-u", user, str(place)], ["quota", "-w", "-p", "-u", user]):
         if shutil.which(command[0]) is None:

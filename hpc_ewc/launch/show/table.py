@@ -54,7 +54,7 @@ def render_table(rows: Sequence[Row], width: int | None = None, limit: int | Non
 
 
 def _cells(row: Row) -> dict[str, str]:
-    """The text of each column; "" where there is nothing to show."""
+    """The text of each column; "" if it has none."""
     running = row.state == "running"
     progress = row.progress or Progress(0, 0)
     fields = progress.fields if running else {}

@@ -115,7 +115,7 @@ def wait_for_jobs(root: RunDir, running: Sequence[SlurmJob], limit_s: float = SA
         left = [job for job in left if read_outcome(rundir.exit_file(root.job(job.job_id), job.restarts)) is None]
         if left and time.monotonic() - queried_at > QUERY_INTERVAL_S:
             queried_at = time.monotonic()
-            with suppress(SchedulerError):  # exit files tell too, and the query is repeated
+            with suppress(SchedulerError):  # exit files still count, and the query is repeated
                 known = client.look_up({job.main_id for job in left})
                 ended = {job.job_id for jobs in known.values() for job in jobs if job.ended}
                 left = [job for job in left if job.job_id not in ended]

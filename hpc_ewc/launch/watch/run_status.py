@@ -1,4 +1,4 @@
-"""The status of a whole run folder, combined from its files, the ledger, local processes and Slurm.
+"""The status of a run folder, combined from its files, the ledger, local processes and Slurm.
 
 Files decide: a stage is done if its `done.json` says so, whatever Slurm says of the job. No content key is computed.
 """
@@ -37,8 +37,8 @@ class SlurmStatus:
 
     jobs: dict[str, SlurmJob] = field(default_factory=dict)
     """By job id."""
-    asked: set[str] = field(default_factory=set)
-    """Main ids in the query."""
+    queried: set[str] = field(default_factory=set)
+    """Main ids of the jobs in the query."""
     warnings: list[str] = field(default_factory=list)
     """One for each Slurm command that failed."""
     queue_answered: bool = True
@@ -46,7 +46,7 @@ class SlurmStatus:
 
     def why_unknown(self, job: Job) -> str:
         """Why a job may be in Slurm's queue although it is not in `jobs`; "" if Slurm no longer has it."""
-        if job.main_id not in self.asked:
+        if job.main_id not in self.queried:
             return "just submitted"
         return "" if self.queue_answered else "unknown: Slurm did not answer"
 

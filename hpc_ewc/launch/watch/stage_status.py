@@ -32,7 +32,7 @@ RESUME = "resubmit to resume"
 
 
 class State(NamedTuple):
-    """The columns of a row that say where a stage stands."""
+    """A row's state, its note and Slurm's reason."""
 
     state: str
     note: str = ""
@@ -141,7 +141,7 @@ class StageStatus:
         return State("waiting" if self.status.submitter else "missing")
 
     def _unfinished(self, tried: Sequence[Job]) -> State:
-        """The state if the jobs ended and left neither an error nor the whole artefact."""
+        """The state if all jobs ended and left neither an error nor a complete artefact."""
         known = [self.known[job.job_id] for job in tried if job.job_id in self.known]
         ends = sorted((job for job in known if job.state != "COMPLETED"), key=lambda job: job.state in INTERRUPTED)
         if ends and ends[0].state in INTERRUPTED:
@@ -239,7 +239,7 @@ def _is_young(path: Path) -> bool:
 
 
 def last_speed(metrics: Path) -> dict[str, float]:
-    """`tokens_per_s` of the last whole line of metrics.jsonl; {} if there is none."""
+    """`tokens_per_s` of the last complete line of metrics.jsonl; {} if there is none."""
     for line in reversed(last_lines(metrics, 3).splitlines()):
         with suppress(ValueError, KeyError, TypeError):
             return {"tokens_per_s": float(json.loads(line)["tokens_per_s"])}
