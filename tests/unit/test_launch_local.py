@@ -100,6 +100,22 @@ def test_a_whole_graph_then_nothing_then_one_more_run(world: Path, capfd: pytest
     assert sorted(name.split("-")[0] for name in begun(world)[len(second) :]) == of_the_third
 
 
+def test_a_run_folder_that_reported_elsewhere_gets_its_tables_and_nothing_else(
+    world: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As those of 0.1.0, whose tables are in results/NAME."""
+    sweep = write_experiment(world.parent, [0])
+    Path("results/small").mkdir(parents=True)
+    assert submit.run(submit.Settings(sweep=sweep, out=Path("results/small"))) == 0
+    before = begun(world)
+    assert "tables: results/small" in capfd.readouterr().err
+    assert run(sweep) == 0
+    assert begun(world) == before
+    assert "done. Runs: runs/small; tables: runs/small/report" in capfd.readouterr().err
+    assert run(sweep) == 0
+    assert "nothing to do" in capfd.readouterr().err
+
+
 def test_jobs_know_nothing_of_tokens_and_import_the_copy(world: Path) -> None:
     sweep = write_experiment(world.parent, [0])
     assert run(sweep) == 0
