@@ -1,7 +1,7 @@
 """An experiment as frozen dataclasses whose fields are the TOML keys.
 
-fields   a key: its default, what is allowed, its sentence
-keys     all of them
+fields   one key: its default, allowed values and description
+keys     all keys
 reading  TOML → dataclasses, strictly
 writing  dataclasses → TOML
 """

@@ -1,4 +1,4 @@
-"""A key of TOML as a field of a dataclass: its default, what is allowed, and the sentence under it."""
+"""A TOML key as a field of a dataclass: default, allowed values, and the description below it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def option(
     above: float | None = None,
     identifies: bool = True,
 ) -> Any:
-    """A dataclass field with what is allowed: one of `choices`, or within [low, high], or > `above`."""
+    """Return a dataclass field with its allowed values: one of `choices`, or within [low, high], or > `above`."""
     metadata = {"choices": choices, "low": low, "high": high, "above": above, "identifies": identifies}
     if isinstance(default, dict):
         return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
@@ -28,7 +28,7 @@ def option(
 
 
 def option_docs(cls: type[Any]) -> dict[str, str]:
-    """The sentence under each field of a dataclass, by field name, read from its source."""
+    """Return the description of each field of a dataclass, by field name, read from its source."""
     body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
     assert isinstance(body, ast.ClassDef)
     docs: dict[str, str] = {}

@@ -1,7 +1,7 @@
-"""Every key of `sweeps/*.toml`, its type, range, default and meaning: the fields of frozen dataclasses.
+"""All keys of `sweeps/*.toml` as fields of frozen dataclasses: type, range, default and description.
 
-A field that `identifies` enters the hash that names the artefacts of its section (sweep.py); one that does not
-(batch sizes of a rank, checkpointing, logging, resources) can change between two submits and nothing runs again.
+A field with `identifies` enters the hash that names the artefacts of its section (sweep.py). One without it (batch size
+of a rank, checkpointing, logging, resources) can change between two submits, and nothing runs again.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from hpc_ewc.config.fields import option
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]*")
 STAGES = ("tokens", "fisher", "train", "evaluate", "report")
 LANGUAGE = re.compile(r"[a-z][a-z0-9_-]*")
-"""It becomes part of the names of cells and of their files."""
+"""A language is part of the names of cells and of their files."""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """[model]: what is trained."""
+    """[model]: the model to train."""
 
     path: str = option()
     """Hub id, or folder of a Hugging Face checkpoint."""
@@ -31,9 +31,9 @@ class ModelConfig:
     dtype: str = option("bfloat16", choices=("bfloat16", "float32"))
     """Data type of compute; master weights are fp32."""
     attention: str = option("auto", choices=("auto", "eager", "flex_attention", "flash_attention_2"))
-    """Attention kernel; auto: the fastest one of the device that applies Gemma 2's soft cap."""
+    """Attention kernel; auto: the fastest on the device that applies Gemma 2's soft cap."""
     loss: str = option("chunked", choices=("chunked", "full", "liger"))
-    """How head and cross-entropy are computed; chunked never holds all logits at once."""
+    """Implementation of head and cross-entropy; chunked never holds all logits at once."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ class DataConfig:
     language: str = option("lt", identifies=False)
     """Language of the text; names the perplexity cell of its held-out documents, ppl_heldout.LANGUAGE."""
     fraction: float = option(0.1, above=0.0, high=1.0)
-    """Share of the corpus that is used: its first documents, in order."""
+    """Share of the corpus to use: its first documents, in order."""
     expected_tokens: int | None = option(None, low=1, identifies=False)
-    """Your guess of the tokens in that share, used only for the forecast of a dry run until they are counted."""
+    """Your estimate of the tokens in that share; a dry run's forecast uses it until they are counted."""
     heldout_documents: int = option(1000, low=0)
     """Number of documents, chosen by hash, that are never trained on."""
     sequence_length: int = option(512, low=8)
@@ -61,12 +61,12 @@ class DataConfig:
     packing: str = option("concatenate", choices=("concatenate", "truncate"))
     """concatenate: documents joined and cut; truncate: the first tokens of each document, as the paper's code."""
     on_bad_document: str = option("error", choices=("error", "skip"))
-    """error: stop at the first; skip: leave out and count in the manifest."""
+    """error: stop at the first; skip: omit them and count them in the manifest."""
 
 
 @dataclass(frozen=True)
 class FisherConfig:
-    """[fisher]: what the importance of each parameter is measured on."""
+    """[fisher]: the data on which the importance of each parameter is measured."""
 
     source: str = option("cais/mmlu")
     """Hub id, or "files"."""
@@ -75,7 +75,7 @@ class FisherConfig:
     files: tuple[str, ...] = option(())
     """Paths or globs, when source = "files"."""
     split: str = option("validation")
-    """Split of the data set. MMLU's validation is used by nothing else; the paper's choice, test, is also evaluated."""
+    """Split of the data set. Nothing else uses MMLU's validation; the paper's choice, test, is also evaluated."""
     prompt: str = option("paper", choices=("paper", "text"))
     """paper: the paper's MMLU prompt; text: the `text` column, or question and answer in words."""
     labels: str = option("gold", choices=("gold", "sampled"))
@@ -83,17 +83,17 @@ class FisherConfig:
     samples: int = option(1, low=1)
     """Draws per example, when labels = "sampled"."""
     tokens: str = option("answer", choices=("answer", "all"))
-    """Which tokens are scored."""
+    """The tokens whose log-likelihood is differentiated: those of the answer, or all."""
     method: str = option("batched", choices=("batched", "reduce_scatter"))
-    """batched, or the slow reduce_scatter, against which it is tested."""
+    """Implementation: batched, or the slow reduce_scatter that tests compare it with."""
     batch_size: int = option(8, low=1, identifies=False)
-    """Examples that a rank computes at once; does not change the result."""
+    """Examples per batch on a rank; does not change the result."""
     max_examples: int | None = option(None, low=1)
-    """Use only the first so many; absent: all."""
+    """Use only this many examples, the first; absent: all."""
     dtype: str = option("float32", choices=("float32", "bfloat16"))
-    """How F is stored; it is summed in fp32."""
+    """Data type of the stored Fisher; it is summed in fp32."""
     on_nonfinite: str = option("error", choices=("error", "skip"))
-    """Gradients that are not finite. error: stop; skip: leave the example out and count it in the manifest."""
+    """Non-finite gradients. error: stop; skip: omit the example and count it in the manifest."""
     seed: int = option(0, low=0)
     """Seed of the sampled labels."""
 
@@ -103,13 +103,13 @@ class EwcConfig:
     """[ewc]: the penalty λ/2 Σ F_i (θ_i − θ*_i)² (Kirkpatrick et al. 2017, eq. 3)."""
 
     strength: float = option(0.0, low=0.0, high=1e30)
-    """λ. Means nothing without the scale of its Fisher: tr F is recorded beside it."""
+    """λ. Its meaning depends on the scale of the Fisher: tr F is recorded with it."""
     mode: str = option("gradient", choices=("gradient", "proximal"))
-    """gradient: the paper's; proximal: an implicit step, exact at any λ."""
+    """gradient: as in the paper; proximal: an implicit step, exact at any λ."""
     clip: str = option("total", choices=("total", "task"))
-    """total: the penalty's gradient is clipped with the task's; task: it is added after clipping."""
+    """total: clip the sum of the task's and the penalty's gradient; task: add the penalty's after clipping."""
     update: str = option("auto", choices=("auto", "apart", "one_pass"), identifies=False)
-    """Penalty, clipping, AdamW apart, or in one compiled pass over memory; auto: one pass on a GPU in mode gradient."""
+    """Penalty, clipping and AdamW separately or in one compiled pass; auto: one pass on a GPU in mode gradient."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class TrainConfig:
     learning_rate: float = option(2e-5, above=0.0, high=10.0)
     """Peak learning rate of AdamW."""
     warmup_ratio: float = option(0.05, low=0.0, high=1.0)
-    """Share of the steps over which the learning rate rises."""
+    """Share of the steps during which the learning rate rises."""
     schedule: str = option("cosine", choices=("cosine", "linear", "constant"))
     """Decay of the learning rate after warm-up."""
     betas: tuple[float, float] = option((0.9, 0.999), low=0.0, high=0.999999)
@@ -127,37 +127,37 @@ class TrainConfig:
     eps: float = option(1e-8, above=0.0, high=1.0)
     """ε of AdamW."""
     max_grad_norm: float = option(1.0, above=0.0, high=1e30)
-    """A gradient with a larger norm is scaled down to this."""
+    """Gradients with a larger norm are scaled down to this norm."""
     weight_decay: float = option(0.0, low=0.0, high=1.0)
-    """Of AdamW; pulls towards 0, against the anchor. Keep it the same for every λ, or λ = 0 is no control."""
+    """Weight decay of AdamW. It pulls towards 0, against the anchor: use the same value for every λ."""
     global_batch_size: int = option(64, low=1)
-    """Sequences of one optimizer step, over all ranks."""
+    """Sequences per optimizer step, over all ranks."""
     local_batch_size: int = option(8, low=1, identifies=False)
-    """Sequences a rank holds at once; the rest is accumulation."""
+    """Sequences per microbatch on a rank; the rest is gradient accumulation."""
     epochs: float | None = option(None, above=0.0, high=1e6)
-    """Passes over the tokens; give this or `steps`. Both absent: 1.0."""
+    """Passes over the tokens; set this or `steps`. Both absent: 1.0."""
     steps: int | None = option(None, low=1)
     """Optimizer steps, instead of `epochs`."""
     attend_across_documents: bool = option(True)
-    """Within a sample, attention reaches into the documents before; false: each document sees itself alone."""
+    """Attention crosses the document boundaries within a sample; false: each document attends only to itself."""
     export_at: tuple[float, ...] = option((1.0,), above=0.0, high=1.0)
     """Fractions of the run at which a Hugging Face checkpoint is written; the last must be 1.0."""
     checkpoint_every_s: float = option(600.0, above=0.0, high=1e9, identifies=False)
-    """Seconds between two checkpoints; one is also written at each stop."""
+    """Seconds between two checkpoints; one is also written when a job stops."""
     keep_checkpoints: int = option(2, low=1, identifies=False)
-    """How many of the newest checkpoints are kept."""
+    """Number of newest checkpoints to keep."""
     keep_every: int | None = option(None, low=1, identifies=False)
     """Also keep the checkpoints at multiples of this step."""
     keep_optimizer: bool = option(True, identifies=False)
-    """false: a finished run keeps only its last weights; checkpoints with the optimizer's state are removed."""
+    """false: when a run is finished, its checkpoints with the optimizer state are removed."""
     activation_checkpointing: str = option("none", choices=("none", "selective", "full"), identifies=False)
-    """Recompute activations in the backward: less memory, more time."""
+    """Recompute activations in the backward pass: less memory, more time."""
     compile: bool = option(False, identifies=False)
     """torch.compile of each layer."""
     dp_replicate: int = option(1, low=1, identifies=False)
-    """Replicas of the sharded model (HSDP); the rest of the ranks is the shard axis."""
+    """Replicas of the sharded model (HSDP); the other ranks form the shard axis."""
     watchdog_s: float = option(1800.0, above=0.0, high=1e9, identifies=False)
-    """A training or Fisher that makes no step for so many seconds dumps its stacks and ends."""
+    """Seconds without a step after which a training or Fisher job prints its stacks and ends."""
     log_every: int = option(1, low=1, identifies=False)
     """Steps between two lines of metrics.jsonl."""
     seed: int = option(0, low=0)
@@ -166,51 +166,51 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """[evaluate]: which checkpoints are asked which tasks."""
+    """[evaluate]: the checkpoints and tasks to evaluate."""
 
     suites: tuple[str, ...] = option(("en", "lt", "fluency"))
-    """Suites, or single cells such as arc_easy.lt, or names of lm-eval tasks."""
+    """Suites, single cells such as arc_easy.lt, or names of lm-eval tasks."""
     include: tuple[str, ...] = option(())
     """Folders of further lm-eval task files (YAML)."""
     heldout: dict[str, str] = option({})
-    """Files of held-out text, such as en = "a.jsonl" or "lt.news" = "b.jsonl"; the corpus' own needs none."""
+    """Files of held-out text, such as en = "a.jsonl" or "lt.news" = "b.jsonl"; that of the corpus needs none."""
     questions: str | None = option(None)
-    """Folder of rows to use instead of the hub's data sets: <language>/<task>/<split>.jsonl (docs/evaluation.md)."""
+    """Folder of rows that replace the hub's data sets: <language>/<task>/<split>.jsonl (docs/evaluation.md)."""
     cloze: bool | None = option(None)
     """MMLU and Belebele of `questions` ask for the answer's words, not its letter; absent: the letter."""
     max_gen_toks: int | None = option(None, low=1)
-    """Most tokens of a generated answer; absent: lm-eval's own."""
+    """Largest number of tokens of a generated answer; absent: lm-eval's own."""
     judge: str | None = option(None)
-    """Model by whose perplexity answers are judged (`judged_answers`); hub id or folder. Absent: no such cell."""
+    """Model whose perplexity judges answers (`judged_answers`); hub id or folder. Absent: no such cell."""
     judge_questions: dict[str, str] = option({})
-    """Files of questions for that, by language, one {"question": …} per line; absent: TruthfulQA's."""
+    """Files of questions to answer for the judge, by language, one {"question": …} per line; absent: TruthfulQA's."""
     judge_tokens: int = option(128, low=1)
-    """Most tokens of such an answer."""
+    """Largest number of tokens of such an answer."""
     checkpoints: str = option("final")
-    """Which of the exports: final, all, or "every 2" (the second, fourth, …, and the last)."""
+    """Exports to evaluate: final, all, or "every 2" (the second, fourth, …, and the last)."""
     base: bool = option(True)
-    """Evaluate the untrained model too; the report's differences are to it."""
+    """Evaluate the base model too; the report's differences are to it."""
     shots: dict[str, int] = option({"gsm8k": 5, "mmlu": 5}, low=0, high=100)
     """Worked examples in the prompt, by task; other built-in tasks get 0."""
     prompts: tuple[str, ...] = option(("core",), choices=("core", "native"))
-    """core: the words around the question as in lm-eval; native: in the task's own language."""
+    """Words around the question. core: as in lm-eval; native: in the language of the task."""
     backend: str = option("hf", choices=("hf", "vllm"))
-    """The backend that runs the model for lm-eval."""
+    """Backend that runs the model for lm-eval."""
     backend_args: str = option("")
     """Further arguments of vllm, as in lm-eval's --model_args: gpu_memory_utilization=0.8,enforce_eager=True."""
     batch_size: int = option(16, low=1)
-    """Requests that are scored at once; recorded, since it can change generated answers (lm-eval#2498)."""
+    """Requests per batch; recorded, since it can change generated answers (lm-eval#2498)."""
     max_length: int = option(2048, low=8)
-    """Tokens of context, at most."""
+    """Largest number of tokens of context."""
     limit: int | None = option(None, low=1)
-    """Only the first so many documents of each task; absent: all."""
+    """Evaluate only this many documents of each task, the first; absent: all."""
     seed: int = option(1234, low=0)
     """Seed of few-shot sampling."""
 
 
 @dataclass(frozen=True)
 class Resources:
-    """[resources.<stage>]: what one job of a stage asks for. Absent keys take the stage's default."""
+    """[resources.<stage>]: resources of one job of a stage. Absent keys take the stage's default."""
 
     nodes: int | None = option(None, low=1, identifies=False)
     """Nodes of a job."""
@@ -219,7 +219,7 @@ class Resources:
     gpus_per_node: int | None = option(None, low=0, identifies=False)
     """GPUs on each node."""
     cpus_per_task: int | None = option(None, low=1, identifies=False)
-    """CPU cores on each node (Slurm sees one task per node); absent: one per rank."""
+    """CPU cores on each node (one Slurm task per node); absent: one per rank."""
     mem_gb: int | None = option(None, low=1, identifies=False)
     """Memory on each node, in GB; absent: the cluster's default."""
     time_min: int | None = option(None, low=1, identifies=False)
@@ -230,7 +230,7 @@ class Resources:
 
 @dataclass(frozen=True)
 class Experiment:
-    """One experiment: what is trained on what, held by which Fisher, over which grid, asked which tasks."""
+    """One experiment: model, data, Fisher, penalty, training, evaluation, and the grid over them."""
 
     model: ModelConfig
     data: DataConfig
@@ -255,7 +255,7 @@ GRID_SECTIONS = ("model", "data", "fisher", "ewc", "train")
 
 
 def replace_at(experiment: Experiment, values: Mapping[str, Any]) -> Experiment:
-    """The experiment with `values` by dotted key, such as {"ewc.strength": 1e6}, and no grid left."""
+    """Return the experiment with `values` by dotted key, such as {"ewc.strength": 1e6}, and without a grid."""
     changed: dict[str, Any] = {}
     for key, value in values.items():
         section, name = key.split(".")

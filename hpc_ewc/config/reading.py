@@ -1,7 +1,7 @@
-"""From TOML to dataclasses, strictly.
+"""Read TOML into dataclasses, strictly.
 
-An unknown key, a wrong type or a value out of range is one `ConfigError` that names file, key, value, what is allowed
-and the nearest name.
+An unknown key, a wrong type or a value out of range is a `ConfigError` that names the file, the key, the value, what is
+allowed and the nearest name.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from hpc_ewc.config.keys import GRID_SECTIONS, LANGUAGE, SECTIONS, STAGES, Exper
 from hpc_ewc.errors import ConfigError, did_you_mean
 
 INTEGER_BITS = 63
-"""Of whole numbers, as TOML promises them."""
+"""Bits of an integer, as TOML guarantees them."""
 
 
 def load_experiment(path: Path | str) -> Experiment:
-    """The experiment in a TOML file, checked whole.
+    """Return the experiment in a TOML file, completely checked.
 
     Raises:
-        ConfigError: no such file, not TOML, unknown key, wrong type, value out of range, a grid that cannot be.
+        ConfigError: no such file, not TOML, unknown key, wrong type, value out of range, invalid grid.
     """
     path = Path(path)
     return build_experiment(load_toml(path), str(path))
 
 
 def load_toml(path: Path) -> dict[str, Any]:
-    """The table in a TOML file; ConfigError where it cannot be read."""
+    """Return the table in a TOML file; ConfigError if it cannot be read."""
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # some editors put a byte order mark in front
         _check_integers(table, str(path))
@@ -56,7 +56,7 @@ def load_toml(path: Path) -> dict[str, Any]:
 
 
 def _check_integers(value: Any, where: str, key: str = "") -> None:
-    """Python reads whole numbers of any length, and then cannot turn the longest into a float or into text."""
+    """Refuse integers that do not fit: Python reads any length, but cannot convert the longest to float or text."""
     if isinstance(value, int) and value.bit_length() > INTEGER_BITS:
         bits = value.bit_length()
         raise ConfigError(f"{where}: {key}: a whole number of {bits} bits; allowed are at most {INTEGER_BITS}")
@@ -69,7 +69,7 @@ def _check_integers(value: Any, where: str, key: str = "") -> None:
 
 
 def build_experiment(table: Mapping[str, Any], where: str) -> Experiment:
-    """The experiment a table describes; `where` is the file that errors name."""
+    """Return the experiment in a table; `where` is the file that errors name."""
     known = [*SECTIONS, "grid", "resources"]
     for key, value in table.items():
         if key not in known:
@@ -86,7 +86,7 @@ def build_experiment(table: Mapping[str, Any], where: str) -> Experiment:
 
 
 def build_resources(table: Mapping[str, Any], where: str) -> dict[str, Resources]:
-    """[resources.<stage>] tables; the profile has the same shape."""
+    """Return the [resources.<stage>] tables, which experiments and profiles share."""
     result: dict[str, Resources] = {}
     for stage, values in table.items():
         if stage not in STAGES:
@@ -98,7 +98,7 @@ def build_resources(table: Mapping[str, Any], where: str) -> dict[str, Resources
 
 
 def build_section(cls: type[Any], values: Mapping[str, Any], name: str, where: str) -> Any:
-    """One dataclass from one TOML table; every key and value checked against its field."""
+    """Return one dataclass from one TOML table, each key and value checked against its field."""
     fields = {field.name: field for field in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls)
     for key in values:
@@ -115,7 +115,7 @@ def build_section(cls: type[Any], values: Mapping[str, Any], name: str, where: s
 
 
 def _check_value(value: Any, field: dataclasses.Field[Any], hint: Any, label: str) -> Any:
-    """`value` as the field's type, or a ConfigError that says what is allowed."""
+    """Return `value` as the field's type; ConfigError with the allowed values otherwise."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
     origin, args = typing.get_origin(hint), typing.get_args(hint)
@@ -160,7 +160,7 @@ def _near(word: str, choices: tuple[Any, ...]) -> str:
 
 
 def _build_grid(table: Mapping[str, Any], where: str) -> dict[str, tuple[Any, ...]]:
-    """[grid]: shaped like the file, each leaf a list of values of that field."""
+    """Return the [grid] table by dotted key; each value is a list of values of that field."""
     grid: dict[str, tuple[Any, ...]] = {}
     for section, leaves in table.items():
         if section not in GRID_SECTIONS:
@@ -177,15 +177,15 @@ def _build_grid(table: Mapping[str, Any], where: str) -> dict[str, tuple[Any, ..
             if not isinstance(values, list) or not values:
                 raise ConfigError(f"{label} = {values!r}: must be a list of at least one value")
             if not fields[key].metadata["identifies"]:
-                raise ConfigError(f"{label}: '{key}' changes no result, so its runs would be one run; take it out")
+                raise ConfigError(f"{label}: '{key}' changes no result, so its runs would be the same run; remove it")
             grid[f"{section}.{key}"] = tuple(_check_value(value, fields[key], hints[key], label) for value in values)
             if len(set(grid[f"{section}.{key}"])) < len(values):
-                raise ConfigError(f"{label} = {values!r}: a value stands twice, which would be a duplicate run")
+                raise ConfigError(f"{label} = {values!r}: a value appears twice, which would be a duplicate run")
     return grid
 
 
 def _check_point(experiment: Experiment, where: str) -> None:
-    """What no single field can say, of one point of the grid. ConfigError names the keys that disagree."""
+    """Check rules between keys at one point of the grid; ConfigError names the keys that disagree."""
     train, data, fisher, ewc = experiment.train, experiment.data, experiment.fisher, experiment.ewc
     if train.steps is not None and train.epochs is not None:
         raise ConfigError(f"{where}: train.steps and train.epochs are both set; keep one of the two")

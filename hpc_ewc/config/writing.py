@@ -1,4 +1,4 @@
-"""From dataclasses to TOML, so that loading it gives the same object."""
+"""Render dataclasses as TOML that loads to an equal object."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from hpc_ewc.config.keys import SECTIONS, Experiment
 
 
 def render_toml(experiment: Experiment, sections: tuple[str, ...] = tuple(SECTIONS)) -> str:
-    """The experiment as TOML; `load_experiment` of it gives an equal object (for all `sections`).
+    """Return the experiment as TOML; with all `sections`, `load_experiment` reads an equal object from it.
 
-    Absent keys (None) are left out. With fewer `sections`, required keys of the others are kept.
+    Absent keys (None) are omitted. With fewer `sections`, required keys of the others are kept.
     """
     blocks: list[str] = []
     for name, cls in SECTIONS.items():
@@ -35,7 +35,7 @@ def render_toml(experiment: Experiment, sections: tuple[str, ...] = tuple(SECTIO
 
 
 def render_value(value: Any) -> str:
-    """One TOML value. Strings are basic strings: a key or a value never breaks out of its line."""
+    """Return one TOML value. Strings are basic strings, so a key or a value never leaves its line."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):

@@ -1,20 +1,20 @@
-"""The questions that checkpoints are asked. Imports no torch.
+"""The evaluation suites: which tasks a checkpoint is evaluated on. Imports no torch.
 
-A cell is one task in one language, such as `arc_easy.lt`, `mmlu.lt.native` or `ppl_heldout.en`; its record and its
-samples are the unit that is computed, skipped or computed again. `evaluate/` runs cells; `launch/` deals them to jobs;
-`report/` reads what they measured.
+A cell is one task in one language, such as `arc_easy.lt`, `mmlu.lt.native` or `ppl_heldout.en`. Its record and its
+samples are the unit that is computed, skipped or computed again. `evaluate/` runs cells, `launch/` assigns them to
+jobs, `report/` reads their records.
 
-tasks     the table: data, metric, chance, cost
-cells     which of them an experiment asks, in which language
-dealing   what each costs there, and which job gets which
-identity  what a measurement is called
-recorded  which are there, which are missing
+tasks       the table of tasks: data, metric, chance, cost
+cells       the cells of an experiment
+assignment  the cost of each cell, and the assignment of cells to jobs
+identity    the key of a measurement
+recorded    which cells are recorded, which are missing
 """
 
 from __future__ import annotations
 
+from hpc_ewc.suites.assignment import assign, costed
 from hpc_ewc.suites.cells import UNDETERMINED, Cell, expand_suites
-from hpc_ewc.suites.dealing import costed, deal
 from hpc_ewc.suites.identity import cell_key, data_hash, hub_commit
 from hpc_ewc.suites.recorded import exported_weights, missing, recorded
 from hpc_ewc.suites.tasks import FLORES_CODES, JUDGED, TASKS
@@ -25,10 +25,10 @@ __all__ = [
     "TASKS",
     "UNDETERMINED",
     "Cell",
+    "assign",
     "cell_key",
     "costed",
     "data_hash",
-    "deal",
     "expand_suites",
     "exported_weights",
     "hub_commit",

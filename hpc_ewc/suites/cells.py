@@ -1,4 +1,4 @@
-"""Which cells an experiment asks for."""
+"""Expand `evaluate.suites` into cells."""
 
 from __future__ import annotations
 
@@ -16,58 +16,58 @@ from hpc_ewc.suites.tasks import BENCHMARKS, FLUENCY, JUDGED, LANGUAGES, SUITES,
 UNDETERMINED = "und"
 """Language (ISO 639-2) of an lm-eval task that was named without one."""
 UNKNOWN_COST = 5.0
-"""Of a task whose rows nobody has counted: that of GSM8K."""
+"""Cost assumed for a task whose rows are not known: that of GSM8K."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One task in one language, as this experiment asks it."""
+    """One task in one language, with the settings of this experiment."""
 
     task: str
     language: str
     variant: str = ""
     suite: str = ""
     shots: int | None = 0
-    """Worked examples in the prompt; None: what the lm-eval task itself says."""
+    """Worked examples in the prompt; None: the default of the lm-eval task."""
     metric: str = ""
-    """The primary one; "" for a task of lm-eval that is not ours: its first."""
+    """Primary metric; "" for a task that is not in the task table: its first metric."""
     filter: str = ""
     chance: float | None = None
     higher_is_better: bool = True
     cost: float = field(default=1.0, compare=False)
-    """Of its whole test set, as in `Task`; `dealing.costed` says it of the rows that are asked."""
+    """Cost of the whole test set, as in `Task`; `assignment.costed` sets it for the rows that are evaluated."""
 
     @property
     def name(self) -> str:
-        """`task.language[.variant]`, also the name of its files."""
+        """Return `task.language[.variant]`, which is also the name of its files."""
         return ".".join(part for part in (self.task, self.language, self.variant) if part)
 
     @property
     def text(self) -> str:
-        """`language[.variant]`: which of `evaluate.heldout` a cell of `ppl_heldout` reads."""
+        """Return `language[.variant]`: the key of `evaluate.heldout` that a cell of `ppl_heldout` reads."""
         return f"{self.language}.{self.variant}" if self.variant else self.language
 
     @property
     def kind(self) -> str:
-        """How it is asked, as in `Task`; lm-eval for a task that is not ours."""
+        """Return the kind of the task, as in `Task`; "lm-eval" for a task that is not in the task table."""
         return TASKS[self.task].kind if self.task in TASKS else "lm-eval"
 
     def at(self, fraction: float) -> str:
-        """`<fraction>:<cell>`, as stage.json's `expected` lists it."""
+        """Return `<fraction>:<cell>`, as `expected` in stage.json lists it."""
         return f"{fraction!r}:{self.name}"
 
 
 def expand_suites(config: EvaluateConfig, language: str, heldout: Iterable[str] = ()) -> list[Cell]:
-    """The cells that `[evaluate]` asks for, each once, in the order of `suites`.
+    """Return the cells of `[evaluate]`, each once, in the order of `suites`.
 
     Args:
         config: its `suites` are names of suites, of single cells, of tasks (all languages), or of lm-eval tasks, which
             may be given a language for the tables: `xcopa_et.et`.
-        language: of the corpus; its held-out documents are a cell of `fluency`.
-        heldout: further held-out texts that the caller knows of, beside `config.heldout`.
+        language: language of the corpus; its held-out documents are a cell of `fluency`.
+        heldout: further held-out texts, besides `config.heldout`.
 
     Raises:
-        ConfigError: a name that is none of these; the nearest names are given. Arguments that the backend cannot have.
+        ConfigError: an unknown name (the nearest ones are given), or arguments that the backend does not take.
     """
     _check_backend(config)
     for text in config.heldout:
@@ -85,11 +85,11 @@ def expand_suites(config: EvaluateConfig, language: str, heldout: Iterable[str] 
 
 
 def _check_shots(config: EvaluateConfig, cells: Iterable[Cell]) -> None:
-    """Raise ConfigError for worked examples of a task that is neither ours nor asked."""
+    """Raise ConfigError for worked examples of a task that is not evaluated."""
     known = {*TASKS, *(cell.task for cell in cells)}
     for task in config.shots:
         if task not in known:
-            raise ConfigError(f"evaluate.shots.{task}: no task of that name is asked{did_you_mean(task, known)}")
+            raise ConfigError(f"evaluate.shots.{task}: no task of that name is evaluated{did_you_mean(task, known)}")
 
 
 BACKEND_KEYS = {
@@ -97,37 +97,37 @@ BACKEND_KEYS = {
     "model": "it is the checkpoint",
     "tokenizer": "it is the checkpoint's",
     "add_bos_token": "every request begins with one BOS",
-    "dtype": "model.dtype says it",
-    "batch_size": "evaluate.batch_size says it",
-    "max_length": "evaluate.max_length says it",
-    "max_model_len": "evaluate.max_length says it",
-    "seed": "evaluate.seed says it",
+    "dtype": "model.dtype sets it",
+    "batch_size": "evaluate.batch_size sets it",
+    "max_length": "evaluate.max_length sets it",
+    "max_model_len": "evaluate.max_length sets it",
+    "seed": "evaluate.seed sets it",
 }
-"""Arguments of a backend that are not free."""
+"""Arguments of a backend that other keys determine, and why."""
 
 
 def _check_backend(config: EvaluateConfig) -> None:
-    """Arguments are name=value, for a backend that takes some, and none that something else decides.
+    """Check that `backend_args` is name=value, for a backend that takes arguments, and that no other key sets them.
 
     Raises:
-        ConfigError: they are not.
+        ConfigError: it is not.
     """
     given = config.backend_args
     if given and config.backend == "hf":
         raise ConfigError(
-            f"evaluate.backend_args = {given!r}: backend 'hf' takes none: model.dtype, model.attention and "
-            "evaluate.batch_size are its settings; take it out, or set evaluate.backend"
+            f"evaluate.backend_args = {given!r}: backend 'hf' takes none: its settings are model.dtype, "
+            "model.attention and evaluate.batch_size; remove it, or set evaluate.backend"
         )
     for word in filter(None, given.split(",")):
         name, equals, value = word.partition("=")
         if not (name and equals and value):
             raise ConfigError(f"evaluate.backend_args: {word!r} is not name=value, such as gpu_memory_utilization=0.8")
         if name in BACKEND_KEYS:
-            raise ConfigError(f"evaluate.backend_args: '{name}' is not free, {BACKEND_KEYS[name]}; take it out")
+            raise ConfigError(f"evaluate.backend_args: '{name}' cannot be set here: {BACKEND_KEYS[name]}; remove it")
 
 
 def _named(name: str, config: EvaluateConfig, heldout: list[str]) -> list[Cell]:
-    """The cells of one entry of `evaluate.suites`."""
+    """Return the cells of one entry of `evaluate.suites`."""
     if name in LANGUAGES:
         return [cell for task in BENCHMARKS for cell in _cells(task, name, config)]
     if name == "fluency":
@@ -136,7 +136,7 @@ def _named(name: str, config: EvaluateConfig, heldout: list[str]) -> list[Cell]:
         return [_cell(TASKS[task], *_parts(text), config) for task, text in asked]
     task, _, rest = name.partition(".")
     if task == JUDGED and config.judge is None:
-        raise ConfigError(f"evaluate.suites: '{name}' needs a model that judges: set evaluate.judge")
+        raise ConfigError(f"evaluate.suites: '{name}' needs a judge model: set evaluate.judge")
     if task in TASKS:
         known = {cell.name: cell for cell in _every_cell(TASKS[task], config, heldout)}
         if not rest and task == "ppl_heldout":
@@ -148,7 +148,7 @@ def _named(name: str, config: EvaluateConfig, heldout: list[str]) -> list[Cell]:
         if name not in known:
             raise ConfigError(f"evaluate.suites: unknown cell '{name}'{did_you_mean(name, known)}")
         return [known[name]]
-    return [_foreign(name, config)]
+    return [_lm_eval_cell(name, config)]
 
 
 def _every_cell(task: Task, config: EvaluateConfig, heldout: list[str]) -> list[Cell]:
@@ -171,20 +171,20 @@ def _judged(config: EvaluateConfig) -> Iterable[str]:
 
 
 def _parts(text: str) -> tuple[str, str]:
-    """Language and variant of a held-out text: `lt.news` is a second one in Lithuanian."""
+    """Split the name of a held-out text into language and variant: `lt.news` is a second text in Lithuanian."""
     language, _, variant = text.partition(".")
     return language, variant
 
 
 def _cells(task: Task, language: str, config: EvaluateConfig) -> list[Cell]:
-    """A task in one language in each of `prompts`; where there are no words to translate, once."""
+    """Return a task in one language for each of `prompts`; once if the prompt has no words to translate."""
     translatable = task.worded and language != "en"
     variants = ["native" if prompt == "native" and translatable else "" for prompt in config.prompts]
     return [_cell(task, language, variant, config) for variant in dict.fromkeys(variants)]
 
 
 def _cell(task: Task, language: str, variant: str, config: EvaluateConfig) -> Cell:
-    dearer = 1.0 if language == "en" else 1.5  # tokenizers cut other languages into more tokens
+    token_ratio = 1.0 if language == "en" else 1.5  # tokenizers need more tokens for other languages
     return Cell(
         task=task.name,
         language=language,
@@ -195,12 +195,12 @@ def _cell(task: Task, language: str, variant: str, config: EvaluateConfig) -> Ce
         filter=task.filter,
         chance=task.chance,
         higher_is_better=task.higher_is_better,
-        cost=task.cost * dearer,
+        cost=task.cost * token_ratio,
     )
 
 
-def _foreign(name: str, config: EvaluateConfig) -> Cell:
-    """A task of lm-eval, or of the user's own YAML, by its name there."""
+def _lm_eval_cell(name: str, config: EvaluateConfig) -> Cell:
+    """Return the cell of a task of lm-eval or of the user's own YAML, by its name there."""
     installed = _lm_eval_names(config.include)
     task, _, language = name.rpartition(".")
     if installed is not None and name not in installed and task not in installed:
@@ -221,9 +221,9 @@ def _foreign(name: str, config: EvaluateConfig) -> Cell:
 
 @cache
 def _lm_eval_names(include: tuple[str, ...] = ()) -> frozenset[str] | None:
-    """Names of tasks, groups and tags in lm-eval and in the folders `include`; None where lm-eval is not installed.
+    """Return the tasks, groups and tags of lm-eval and of the folders `include`; None if lm-eval is not installed.
 
-    Read from its files, without importing it: 14,000 of them in about a second.
+    Reads its files without importing it: 14,000 files in about a second.
     """
     spec = find_spec("lm_eval")
     if spec is None or spec.origin is None:

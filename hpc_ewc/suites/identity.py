@@ -1,4 +1,4 @@
-"""Names of measurements: what the rows of a cell are, and what a record must carry to be current."""
+"""Identify measurements: a hash of the rows of a cell, and the key that a current record must have."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hpc_ewc.suites.cells import Cell
 from hpc_ewc.suites.tasks import JUDGED, TASKS
 
 FORMAT = 1
-"""Raised when a cell of the same settings comes to measure something else: older records are then computed again."""
+"""Increased when a cell with the same settings measures something else: older records are then computed again."""
 
 
 def data_hash(
@@ -24,14 +24,14 @@ def data_hash(
     include: Sequence[str] = (),
     judge: Mapping[str, Any] | None = None,
 ) -> str:
-    """What the rows of a cell are: content of local files, else the hub's id and the commit in this cache.
+    """Return the identity of a cell's rows: a hash of local files, else the hub id and the commit in this cache.
 
     Args:
         cell: the cell.
         questions: folder of local questions, `<language>/<task>/<split>.jsonl`; None: the hub.
-        heldout: file of a cell of `ppl_heldout`.
-        include: folders of the user's task files, which may define a cell that is not ours.
-        judge: of `judged_answers`, as in stage.json: who judges is part of what is measured.
+        heldout: text file, for a cell of `ppl_heldout`.
+        include: folders of the user's task files, which may define the task of the cell.
+        judge: for `judged_answers`, as in stage.json: the judge is part of the measurement.
     """
     if judge is not None and cell.task == JUDGED:
         asked = judge["questions"].get(cell.language)
@@ -58,21 +58,21 @@ def _files_hash(files: Sequence[Path], base: Path | None = None) -> str:
 
 
 def hub_commit(dataset: str) -> str | None:
-    """Commit of a hub data set on this machine: the one that `prefetch` pinned, else the hub's own cache's."""
+    """Return the commit of a hub data set on this machine: pinned by `prefetch`, else that of the hub cache."""
     return hub.pinned_commit(dataset) or hub.cached_commit("dataset", dataset)
 
 
 def cell_key(cell: Cell, *, checkpoint: str, fraction: float, data: str, config: EvaluateConfig, dtype: str) -> str:
-    """Name of one measurement: a record that carries it need not be computed again.
+    """Return the key of one measurement: a record with this key need not be computed again.
 
     Args:
-        cell: what is asked.
-        checkpoint: key of the training (`train_key`), or of the path of a checkpoint that this project did not train.
-        fraction: of that training.
-        data: of the rows (`data_hash`).
-        config: limit, seed, backend, lengths and wording are taken from it. The batch size is not: it changes
-            scores by rounding alone, and is recorded.
-        dtype: of the model as it is scored.
+        cell: the cell.
+        checkpoint: key of the training (`train_key`), or of the path of any other checkpoint.
+        fraction: fraction of that training.
+        data: identity of the rows (`data_hash`).
+        config: gives limit, seed, backend, lengths and wording. The batch size does not enter: it changes scores only
+            by rounding, and is recorded.
+        dtype: data type of the model when scored.
     """
     return records.key_of(
         {

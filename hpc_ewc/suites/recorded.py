@@ -1,4 +1,4 @@
-"""Which cells of an evaluated run are there, and which are missing."""
+"""Find the cells of an evaluated run that are recorded, and those that are missing."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from hpc_ewc.rundir import StageDir
 
 
 def recorded(stage: StageDir, train: StageDir | None = None) -> dict[str, dict[str, Any]]:
-    """The records of one evaluated run that need no other attempt, by `<fraction>:<cell>`.
+    """Return the records of one evaluated run that need no further attempt, by `<fraction>:<cell>`.
 
-    A cell whose model gave no finite value is done: it will not give one the next time. One that failed for another
-    reason (`retry`) is not, nor is one whose samples are gone, nor one of other weights than the export has now.
+    A cell whose model gave no finite value is done, since it would not give one next time. A cell that failed for
+    another reason (`retry`) is not done, nor is one whose samples are missing, nor one measured on other weights than
+    the export now has.
 
     Args:
-        stage: of the evaluation.
-        train: the training whose exports it evaluates; None: it evaluates a model that does not change.
+        stage: folder of the evaluation.
+        train: the training whose exports it evaluates; None: a model that does not change.
 
     Raises:
-        ArtefactError: a record is corrupt or not written by hpc-ewc.
+        ArtefactError: a record is corrupt or was not written by hpc-ewc.
     """
     weights = exported_weights(train)
     found = {}
@@ -37,16 +38,16 @@ def recorded(stage: StageDir, train: StageDir | None = None) -> dict[str, dict[s
 
 
 def missing(stage: StageDir, expected: Sequence[str], train: StageDir | None = None) -> list[str]:
-    """Those of `expected` (stage.json) that have to be computed still; arguments as of `recorded`."""
+    """Return the cells of `expected` (stage.json) that must still be computed; other arguments as in `recorded`."""
     there = recorded(stage, train)
     return [name for name in expected if name not in there]
 
 
 def exported_weights(train: StageDir | None) -> dict[float, str]:
-    """`model_hash` of each export of a training that is there, by fraction of the run.
+    """Return the `model_hash` of each existing export of a training, by fraction of the run.
 
-    A training that is made again on GPUs ends with other weights under the same key: records are of the weights they
-    name. An export that was removed, to save space, says nothing.
+    A training repeated on GPUs ends with other weights under the same key, so records belong to the weights they name.
+    An export that was removed to save space is not listed.
     """
     found: dict[float, str] = {}
     for path in sorted(train.exports.glob("[0-9]*/hpc_ewc.json")) if train is not None else ():

@@ -1,4 +1,4 @@
-"""The table of tasks: their data, metric, chance and cost, in whatever language they are asked."""
+"""The table of tasks: data, metric, chance level and cost."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ class HubSource:
 
     path: str
     subset: str
-    """Configuration name; "" for none. MMLU's subjects are configurations of their own."""
+    """Configuration name; "" for none. Each MMLU subject is a configuration."""
     gated: bool = False
-    """Its conditions must be accepted, and a token be there, before it can be downloaded."""
+    """Downloading needs a token whose user has accepted the conditions."""
     fewshot_split: str = ""
-    """Split of the worked examples where it is not the core task's own."""
+    """Split of the worked examples, if not the core task's."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is asked, in whatever language.
+    """A task, in any language.
 
     Attributes:
         core: lm-eval's own task file, under its `tasks/`; `{code}` stands for the FLORES code of the language.
-        folder: of its rows under `questions/<language>/`, where questions are local files.
+        folder: folder of its rows under `questions/<language>/`, if questions are local files.
         splits: files of that folder, the scored one last.
-        metric: the primary one, with its filter: lm-eval reports several.
-        chance: value of guessing; None where it depends on the rows (mc2) or has no meaning.
-        cost: of the whole test set in English, in millions of tokens read or, ten times dearer, written.
-        rows: of that test set.
-        shots: worked examples in each prompt, of which `cost` is.
+        metric: primary metric, with its filter, since lm-eval reports several.
+        chance: value of guessing; None if it depends on the rows (mc2) or has no meaning.
+        cost: cost of the whole test set in English, in millions of tokens read; a token written counts ten times.
+        rows: rows of that test set.
+        shots: worked examples in each prompt that `cost` assumes.
         worded: the prompt has words around the question, so that its language can be chosen.
     """
 
@@ -199,5 +199,5 @@ JUDGED = "judged_answers"
 """Needs `evaluate.judge`."""
 TASKS = {task.name: task for task in (*BENCHMARKS, *FLUENCY)}
 LANGUAGES = ("en", "lt")
-"""In which the benchmarks are asked; each is the name of a suite."""
+"""Languages of the benchmarks; each is the name of a suite."""
 SUITES = (*LANGUAGES, "fluency")

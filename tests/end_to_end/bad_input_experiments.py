@@ -93,13 +93,13 @@ EXPERIMENTS = [
     Case(
         "experiment",
         "grid over what changes nothing",
-        "'local_batch_size' changes no result, so its runs would be one run",
+        "'local_batch_size' changes no result, so its runs would be the same run",
         swap("ewc.strength =", "train.local_batch_size = [1, 2]\newc.strength ="),
     ),
     Case(
         "experiment",
         "a value twice",
-        "a value stands twice, which would be a duplicate run",
+        "a value appears twice, which would be a duplicate run",
         swap("[0.0, 1e6]", "[0, 0.0]"),
     ),
     Case(
@@ -123,7 +123,7 @@ EXPERIMENTS = [
     Case(
         "experiment",
         "shots of no task",
-        "evaluate.shots.arc_esy: no task of that name is asked; did you mean 'arc_easy'?",
+        "evaluate.shots.arc_esy: no task of that name is evaluated; did you mean 'arc_easy'?",
         swap("suites =", "shots = { arc_esy = 3 }\nsuites ="),
     ),
     Case(

@@ -111,7 +111,7 @@ def test_there_is_such_a_cell_only_with_a_judge() -> None:
     assert names(judge="org/judge") == ["judged_answers.en", "judged_answers.lt"]
     assert names(judge="org/judge", judge_questions={"lt": "asked.jsonl"}) == ["judged_answers.lt"]
     with pytest.raises(
-        ConfigError, match=r"evaluate\.suites: 'judged_answers\.lt' needs a model that judges: set evaluate\.judge"
+        ConfigError, match=r"evaluate\.suites: 'judged_answers\.lt' needs a judge model: set evaluate\.judge"
     ):
         suites.expand_suites(evaluate_config(suites=["judged_answers.lt"]), "lt")
 

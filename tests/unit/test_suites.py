@@ -105,15 +105,19 @@ def test_any_lm_eval_task_can_be_asked_with_a_language_or_without(tmp_path: Path
         (
             "hf",
             "load_in_8bit=True",
-            "evaluate.backend_args = 'load_in_8bit=True': backend 'hf' takes none: model.dtype",
+            "evaluate.backend_args = 'load_in_8bit=True': backend 'hf' takes none: its settings are model.dtype",
         ),
         ("vllm", "enforce_eager", "evaluate.backend_args: 'enforce_eager' is not name=value, such as gpu_memory_util"),
         ("vllm", "a=1,=2", "evaluate.backend_args: '=2' is not name=value"),
         ("vllm", "seed=", "evaluate.backend_args: 'seed=' is not name=value"),
-        ("vllm", "swap_space=1,dtype=float16", "'dtype' is not free, model.dtype says it; take it out"),
-        ("vllm", "max_model_len=64", "'max_model_len' is not free, evaluate.max_length says it; take it out"),
-        ("vllm", "add_bos_token=False", "'add_bos_token' is not free, every request begins with one BOS; take it out"),
-        ("vllm", "pretrained=x", "'pretrained' is not free, it is the checkpoint; take it out"),
+        ("vllm", "swap_space=1,dtype=float16", "'dtype' cannot be set here: model.dtype sets it; remove it"),
+        ("vllm", "max_model_len=64", "'max_model_len' cannot be set here: evaluate.max_length sets it; remove it"),
+        (
+            "vllm",
+            "add_bos_token=False",
+            "'add_bos_token' cannot be set here: every request begins with one BOS; remove it",
+        ),
+        ("vllm", "pretrained=x", "'pretrained' cannot be set here: it is the checkpoint; remove it"),
     ],
 )
 def test_arguments_that_a_backend_cannot_have_are_refused(backend: str, arguments: str, message: str) -> None:

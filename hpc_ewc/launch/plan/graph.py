@@ -55,7 +55,7 @@ def elements(node: Node, missing: Sequence[str] | None = None) -> list[Element]:
     found: list[Element] = []
     for fraction in node.fractions:
         cells = [cell for cell in node.cells if cell.at(fraction) in wanted]
-        for bundle in suites.deal(cells, node.resources.elements) if cells else []:
+        for bundle in suites.assign(cells, node.resources.elements) if cells else []:
             names = ",".join(cell.name for cell in bundle)
             arguments = ("--checkpoint", repr(float(fraction)), "--cells", names)
             found.append(Element(str(len(found)), arguments, tuple(cell.at(fraction) for cell in bundle)))

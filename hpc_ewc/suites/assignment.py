@@ -1,6 +1,7 @@
-"""What each cell costs as an experiment asks it, and which job gets which.
+"""Estimate the cost of each cell, and assign cells to jobs.
 
-A job loads the model once, whatever its cells are: only their sum counts, and none need stay together.
+A job loads the model once, whatever its cells are: only the sum of their costs matters, and no cells need to stay
+together.
 """
 
 from __future__ import annotations
@@ -15,18 +16,18 @@ from hpc_ewc.suites.cells import Cell
 from hpc_ewc.suites.tasks import JUDGED, TASKS, Task
 
 SUBJECTS = 57
-"""Of MMLU; `limit` is of each."""
+"""Subjects of MMLU; `limit` applies to each."""
 TOKEN_BYTES = 4
-"""Of English text a token."""
+"""Bytes of English text per token."""
 WHOLE_TEXT = 2.0
-"""A token of a text that is scored whole against one of a question, of which the head computes the answer's logits
-alone: 1.3 on Gemma 2 2B, 2.7 on Gemma 3 270M by their shapes."""
+"""Cost of a token of a text, whose logits are all computed, relative to a token of a question, where only the answer's
+logits are: 1.3 on Gemma 2 2B, 2.7 on Gemma 3 270M, by their shapes."""
 WRITTEN = 0.74
-"""Share of GSM8K's cost that is its answers: 2,560 of 3,460 a row."""
+"""Share of the answers in GSM8K's cost: 2,560 of 3,460 per row."""
 ANSWER_TOKENS = 256
-"""Of such an answer at most, by lm-eval's default."""
+"""Most tokens of a GSM8K answer, by lm-eval's default."""
 JUDGED_TOKENS = 128
-"""Of a judged answer, of which the catalogue's cost is."""
+"""Tokens of a judged answer that the cost in the task table assumes."""
 
 
 def costed(
@@ -37,17 +38,17 @@ def costed(
     heldout: Mapping[str, Path],
     documents: int = TASKS["ppl_heldout"].rows,
 ) -> list[Cell]:
-    """The cells with the cost of what is asked here, in millions of English tokens read.
+    """Return the cells with their cost in this experiment, in millions of English tokens read.
 
-    Rows of local files are counted, and what `evaluate.limit` leaves of them; worked examples lengthen every request.
-    A task of lm-eval that is not ours costs what the others do on average: nobody has counted its rows.
+    Rows of local files are counted, up to `evaluate.limit`; worked examples lengthen every request. An lm-eval task
+    that is not in the task table gets the average cost of the others, since its number of rows is unknown.
 
     Args:
-        cells: of `expand_suites`.
-        config: its limit, shots and lengths of answers.
-        questions: folder of local questions; None: the hub's data sets, whole.
-        heldout: files of held-out text, by `Cell.text`; a text that is not there yet is the corpus' own.
-        documents: of the corpus' own.
+        cells: from `expand_suites`.
+        config: gives limit, shots and answer lengths.
+        questions: folder of local questions; None: the complete data sets of the hub.
+        heldout: files of held-out text, by `Cell.text`; a missing file is the held-out text of the corpus.
+        documents: number of held-out documents of the corpus.
     """
     known = [
         cell
@@ -65,7 +66,7 @@ def costed(
 def _share(
     cell: Cell, config: EvaluateConfig, questions: Path | None, heldout: Mapping[str, Path], documents: int
 ) -> float:
-    """What a cell of ours costs here, of what its whole test set costs by the catalogue."""
+    """Return the cost of a cell here, as a share of the cost of its whole test set in the task table."""
     task, text = TASKS[cell.task], heldout.get(cell.text)
     if cell.task == "ppl_heldout":
         if text is None or not text.is_file():
@@ -84,7 +85,7 @@ def _share(
 
 
 def _rows(cell: Cell, task: Task, config: EvaluateConfig, questions: Path | None) -> list[float]:
-    """How many rows each of the files has that are scored: one a task, of MMLU one a subject. Empty: none is there."""
+    """Return the number of rows of each scored file: one per task, for MMLU one per subject. Empty: no such file."""
     asked = config.judge_questions.get(cell.language) if cell.task == JUDGED else None
     if asked is not None:
         files = [Path(asked)]
@@ -102,17 +103,17 @@ def _limited(rows: Sequence[float], limit: int | None) -> float:
 
 
 def _count_rows(path: Path) -> int:
-    """Lines of a file of rows; read in pieces, since a held-out text may be large."""
+    """Return the number of lines of a file; read in pieces, since a held-out text may be large."""
     with path.open("rb") as file:
         return sum(piece.count(b"\n") for piece in iter(lambda: file.read(1 << 20), b""))
 
 
-def deal(cells: Sequence[Cell], n: int) -> list[list[Cell]]:
-    """The cells in at most `n` bundles of about equal cost, for `n` array elements.
+def assign(cells: Sequence[Cell], n: int) -> list[list[Cell]]:
+    """Return the cells in at most `n` bundles of about equal cost, one for each array element.
 
-    The dearest first, each to the cheapest bundle so far: at most 4/3 − 1/(3n) of the best there is (Graham 1969),
-    and never less than the dearest cell, which is not cut. No bundle is empty; the same cells give the
-    same bundles.
+    Longest processing time first: the most expensive cell goes to the cheapest bundle so far, which is at most
+    4/3 − 1/(3n) of the optimum (Graham 1969); a cell is never split. No bundle is empty; equal cells give equal
+    bundles.
     """
     if n < 1:
         raise ConfigError(f"resources.evaluate.elements = {n}: must be at least 1")

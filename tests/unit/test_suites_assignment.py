@@ -1,4 +1,4 @@
-"""What cells cost as they are asked, and how near the best they are dealt to jobs."""
+"""The cost of cells, and how near to the optimum they are assigned to jobs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hpc_ewc import suites
 from hpc_ewc.config import EvaluateConfig
 from hpc_ewc.errors import ConfigError
-from hpc_ewc.suites import Cell, costed, deal, expand_suites
+from hpc_ewc.suites import Cell, assign, costed, expand_suites
 
 
 def makespan(bundles: Sequence[Sequence[Cell]], cost: Callable[[Cell], float]) -> float:
@@ -22,27 +22,27 @@ def makespan(bundles: Sequence[Sequence[Cell]], cost: Callable[[Cell], float]) -
 
 @given(costs=st.lists(st.integers(0, 50), min_size=1, max_size=9), n=st.integers(1, 4))
 @settings(max_examples=60, deadline=None)
-def test_dealing_keeps_every_cell_and_is_near_the_best(costs: list[int], n: int) -> None:
+def test_assignment_keeps_every_cell_and_is_near_the_best(costs: list[int], n: int) -> None:
     cells = [Cell(f"task{place}", "en", cost=float(cost)) for place, cost in enumerate(costs)]
-    bundles = deal(cells, n)
+    bundles = assign(cells, n)
     assert len(bundles) == min(n, len(cells)) and all(bundles)
     assert sorted(cell.name for bundle in bundles for cell in bundle) == [cell.name for cell in cells]
-    assert deal(cells, n) == bundles
+    assert assign(cells, n) == bundles
     best = best_makespan(costs, len(bundles))
     assert makespan(bundles, lambda cell: cell.cost) <= (4 / 3 - 1 / (3 * len(bundles))) * best + 1e-9  # Graham 1969
 
 
 def best_makespan(costs: Sequence[int], n: int) -> int:
-    """Of all ways to deal, by trying them."""
+    """The shortest of all assignments, found by trying them."""
     sums = {(0,) * n}
     for cost in costs:
         sums = {tuple(sorted((*s[:i], s[i] + cost, *s[i + 1 :]))) for s in sums for i in range(n)}
     return min(map(max, sums))
 
 
-def test_no_elements_cannot_be_dealt_to() -> None:
+def test_zero_elements_are_refused() -> None:
     with pytest.raises(ConfigError, match="elements = 0: must be at least 1"):
-        deal([Cell("mmlu", "en")], 0)
+        assign([Cell("mmlu", "en")], 0)
 
 
 def test_cells_of_the_default_suites_go_by_their_cost() -> None:
@@ -52,10 +52,10 @@ def test_cells_of_the_default_suites_go_by_their_cost() -> None:
     assert [cell.cost for cell in cells] == pytest.approx([cell.cost for cell in expand_suites(config, "lt")])
     total = sum(cell.cost for cell in cells)
     for n in (2, 3, 4):
-        assert makespan(deal(cells, n), lambda cell: cell.cost) <= 1.1 * total / n
+        assert makespan(assign(cells, n), lambda cell: cell.cost) <= 1.1 * total / n
     dearest = max(cells, key=lambda cell: cell.cost)
     assert dearest.name == "mmlu.lt"
-    assert makespan(deal(cells, 4), lambda cell: cell.cost) == dearest.cost, "a fifth element shortens nothing"
+    assert makespan(assign(cells, 4), lambda cell: cell.cost) == dearest.cost, "a fifth element shortens nothing"
 
 
 MEASURED = {
@@ -94,7 +94,7 @@ def test_two_elements_of_a_real_experiment_take_about_as_long_as_each_other(tmp_
     cells = costed(expand_suites(config, "lt"), config, questions=tmp_path, heldout=heldout)
     total = sum(seconds for _, seconds in MEASURED.values())
     for n, bound in ((2, 1.2), (3, 1.25), (4, 1.35)):
-        assert makespan(deal(cells, n), lambda cell: MEASURED[cell.name][1]) <= bound * total / n
+        assert makespan(assign(cells, n), lambda cell: MEASURED[cell.name][1]) <= bound * total / n
 
 
 def test_a_cell_costs_what_is_asked_of_it(tmp_path: Path) -> None:
