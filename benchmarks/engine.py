@@ -50,7 +50,7 @@ def build_engine(size: str, strength: float, like: Any = None, choice: Choice = 
     if like is None:
         place = process_group.join(600)
         model, parameters = build_sharded(size, place, choice)
-        prepare_layers(model, choice.activation_checkpointing, choice.compile)
+        prepare_layers(model, choice.activation_checkpointing, compile_layers=choice.compile)
         optimizer = build_optimizer(parameters, TrainConfig())
     else:
         place, model, parameters, optimizer = like.device, like.model, like.parameters, like.optimizer

@@ -16,7 +16,7 @@ from hpc_ewc.errors import ArtefactError, InputError
 INDEX = "model.safetensors.index.json"
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
 FAMILIES = ("gemma2", "gemma3_text")
-"""`model_type` of the models that can be trained: those of model/build.py, which a login node cannot import."""
+"""`model_type` of the models that can be trained: those that model/build.py can build."""
 
 
 def check_model(folder: Path) -> None:
@@ -36,11 +36,21 @@ def check_model(folder: Path) -> None:
 
 def check_trainable(folder: Path) -> None:
     """Raise InputError unless `folder` is a complete model of a trainable family; tokenizer content is not read."""
-    config, _ = check_files(folder)
-    kind = config.get("model_type")
+    check_files(folder)
+    read_family(folder)
+
+
+def read_family(folder: Path) -> str:
+    """Return `model_type` of the folder's config.json, one of `FAMILIES`.
+
+    Raises:
+        InputError: no config.json there, or another kind of model.
+    """
+    kind = _read_config(folder).get("model_type")
     if kind not in FAMILIES:
         hint = "; of a Gemma 3 with images, export the text model first" if kind == "gemma3" else ""
         raise InputError(f"{folder}: model_type is {kind!r}; allowed are {', '.join(FAMILIES)}{hint}")
+    return str(kind)
 
 
 def check_files(folder: Path) -> tuple[dict[str, Any], list[Path]]:

@@ -114,3 +114,97 @@ class ReportedEvent(TypedDict, total=False):
     """Fingerprint of the evaluations in it."""
     out: str
     at: float
+
+
+# ---------------------------------------------------------------------------------------------- fisher and train
+
+
+class MetricsLine(TypedDict):
+    """A line of metrics.jsonl, one every `train.log_every` steps."""
+
+    step: int
+    tokens: int
+    """Scored tokens so far."""
+    loss: float
+    """Mean over the step's scored tokens, in nats."""
+    penalty: float
+    """λ/2 Σ F (θ−θ*)²."""
+    distance: float
+    """‖θ−θ*‖."""
+    largest_step: float
+    """The largest lr·λ·F."""
+    grad_norm: float
+    """Before clipping."""
+    learning_rate: float
+    tokens_per_s: float
+    step_time_s: float
+    loader_wait_s: float
+    tflops_per_s: NotRequired[float]
+    """Per GPU, where its peak is known."""
+    mfu: NotRequired[float]
+    memory_gb: float
+    restart: int
+
+
+class CheckpointPosition(TypedDict):
+    """`summary` in the done.json of a checkpoint: where the training resumes."""
+
+    step: int
+    parts: list[str]
+    """"model", and "optimizer" unless it was dropped at the end."""
+    tokens: int
+    loss: float
+    seconds: float
+
+
+class EwcSummary(TypedDict, total=False):
+    """The part of a training's summary that exists for λ > 0."""
+
+    free_parameters: int
+    """Parameters with F = 0."""
+    free_distance: float
+    """‖θ−θ*‖ over these."""
+    fisher_trace: float
+    scaled_mean: float
+    """λ·tr F/P."""
+
+
+class TrainSummary(EwcSummary):
+    """`summary` in the done.json of a training."""
+
+    steps: int
+    tokens: int
+    loss: float
+    seconds: float
+    gpu_hours: float
+    penalty: float
+    distance: float
+    overshot: bool
+
+
+class FisherSummary(TypedDict):
+    """`summary` in the done.json of a Fisher."""
+
+    examples: int
+    skipped: int
+    trace: float
+    mean: float
+    zero_fraction: float
+
+
+class ExportFacts(TypedDict):
+    """hpc_ewc.json in an export, written last."""
+
+    schema: NotRequired[int]
+    run: str
+    step: int
+    fraction: float
+    """Of the training."""
+    tokens: int
+    coordinates: dict[str, Any]
+    train_key: str
+    base_hash: str
+    base_model: str
+    strength: float
+    model_hash: NotRequired[str]
+    """Added by the writer."""

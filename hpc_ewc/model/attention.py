@@ -1,6 +1,6 @@
-"""Which attention: the fastest on the device that computes what the model was trained with.
+"""The choice of an attention kernel: the fastest on the device that computes the model's own function.
 
-Gemma 2 squeezes attention scores by a soft cap. A kernel that leaves it out runs and trains, on another function.
+Gemma 2 bounds attention scores by a soft cap. A kernel without it runs and trains, but computes another function.
 """
 
 from __future__ import annotations
@@ -13,29 +13,29 @@ import torch
 from hpc_ewc.errors import ConfigError
 
 
-def choose_attention(asked: str, folder: Path, device: torch.device) -> str:
-    """The name transformers knows the attention by, for [model] `attention` = `asked`.
+def choose_attention(requested: str, folder: Path, device: torch.device) -> str:
+    """Returns transformers' name of the attention for [model] attention = `requested`.
 
-    auto: flex_attention on a GPU (equal to eager to 4e-7, soft cap included); eager on a CPU, where flex_attention
+    auto is flex_attention on a GPU (equal to eager to 4e-7, soft cap included); eager on a CPU, where flex_attention
     has no backward.
 
     Raises:
-        ConfigError: the kernel cannot train here, or would leave out the soft cap.
+        ConfigError: the kernel cannot train on this device, or has no soft cap and the model needs one.
     """
     on_gpu = device.type != "cpu"
-    if asked == "auto":
+    if requested == "auto":
         return "flex_attention" if on_gpu else "eager"
-    if asked == "flex_attention" and not on_gpu:
+    if requested == "flex_attention" and not on_gpu:
         raise ConfigError('model.attention = "flex_attention": has no backward on a CPU; allowed here: auto, eager')
-    if asked == "flash_attention_2":
+    if requested == "flash_attention_2":
         _check_flash(folder, on_gpu)
-    if asked == "sdpa" and softcap_of(folder) is not None:
+    if requested == "sdpa" and softcap_of(folder) is not None:
         raise ConfigError(f'model.attention = "sdpa": leaves out the soft cap of {folder}; take auto')
-    return asked
+    return requested
 
 
 def softcap_of(folder: Path) -> float | None:
-    """The soft cap on attention scores in config.json, or None."""
+    """Returns the soft cap on attention scores in config.json, or None."""
     value = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("attn_logit_softcapping")
     return None if value is None else float(value)
 

@@ -1,4 +1,4 @@
-"""Ranks that fail together: what one of them cannot do is raised by all, instead of a hang in the next collective."""
+"""Errors that all ranks raise together, where one alone would leave the others waiting in the next collective."""
 
 from __future__ import annotations
 
@@ -8,24 +8,22 @@ from hpc_ewc.errors import StageError
 
 
 def raise_together(error: BaseException | None) -> None:
-    """Return if no rank has an error; else raise on every rank. Every rank calls it; one object all-gather.
+    """Raises on every rank if any rank has an error; returns otherwise. Every rank calls it; one object all-gather.
 
     Raises:
         StageError: with the lowest failing rank's error as message; its own traceback on the rank that has one.
     """
-    message = None if error is None else f"{error}" if isinstance(error, StageError) else _describe(error)
+    message = None
+    if error is not None:
+        message = f"{error}" if isinstance(error, StageError) else f"{type(error).__name__}: {error}"
     messages: list[str | None] = [message]
     if dist.is_initialized() and dist.get_world_size() > 1:
         messages = [None] * dist.get_world_size()
         dist.all_gather_object(messages, message)
-    failed = {rank: text for rank, text in enumerate(messages) if text is not None}
+    failed = [(rank, text) for rank, text in enumerate(messages) if text is not None]
     if not failed:
         return
     if isinstance(error, StageError):
         raise error
-    rank, text = next(iter(failed.items()))
+    rank, text = failed[0]
     raise StageError(f"{text} (rank {rank})") from error
-
-
-def _describe(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"

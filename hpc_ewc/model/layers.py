@@ -1,7 +1,7 @@
-"""Less memory and less time for a layer: recomputed activations, torch.compile.
+"""Activation checkpointing and torch.compile for each decoder layer.
 
-Each layer's `forward` is wrapped on the instance, inside FSDP2's hooks, so no parameter changes its name: the Fisher,
-the anchor and the checkpoints go by names.
+Each layer's `forward` is wrapped on the instance, inside FSDP2's hooks, so parameter names do not change: the Fisher,
+the anchor and the checkpoints use them.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import torch
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts, noop_context_fn
 
 SAVED = frozenset({torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten._grouped_mm.default})
-"""Kept by "selective": products with weights. Attention scores (T² of them), norms and activations are recomputed."""
+"""Results that "selective" keeps: products with weights. It recomputes attention scores (T²), norms and activations."""
 
 
-def prepare_layers(model: Any, activation_checkpointing: str = "none", compile_layers: bool = False) -> None:
-    """Wrap each decoder layer of a model, sharded or plain, before its first forward.
+def prepare_layers(model: Any, activation_checkpointing: str = "none", *, compile_layers: bool = False) -> None:
+    """Wraps the forward of each decoder layer of a model, sharded or plain. Call it before the first forward.
 
     Args:
         model: from `load_model`.
         activation_checkpointing: "full" keeps a layer's input alone and runs its forward again in the backward;
-            "selective" keeps the results of its matrix products too, so that just the cheap rest runs again.
-        compile_layers: torch.compile each layer; all share one graph, compiled at the first step.
+            "selective" keeps the results of its matrix products too and recomputes the rest, which is cheap.
+        compile_layers: compile each layer by torch.compile; all share one graph, compiled at the first step.
     """
     for layer in model.model.layers:
         if activation_checkpointing != "none":

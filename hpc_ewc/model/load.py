@@ -1,4 +1,4 @@
-"""A Hugging Face checkpoint, from its files straight into this rank's shards: no rank ever holds the whole model."""
+"""Loading a Hugging Face checkpoint from its files into this rank's shards: no rank ever holds the whole model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from hpc_ewc.data.tokenizer import load_tokenizer
 from hpc_ewc.errors import InputError
-from hpc_ewc.hub import PREFETCH
+from hpc_ewc.hub import PREFETCH, is_hub_id
 from hpc_ewc.model.attention import choose_attention
 from hpc_ewc.model.build import build_buffers, build_empty, is_tied
 from hpc_ewc.model.loss import LossKind
@@ -29,14 +29,21 @@ FILES = ["*.safetensors", "*.json", "tokenizer*", "*.model"]
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a model came from and what computes it; `model.origin`, for exports and manifests."""
+    """The origin of a model and the kernels that compute it: `model.origin`, for exports and manifests.
+
+    Attributes:
+        folder: that it was loaded from.
+        dtype: of compute.
+        attention: transformers' name of the attention.
+        loss: [model] loss.
+        tokenizer_hash: as `load_tokenizer` gives it; None if the folder has no tokenizer.json.
+    """
 
     folder: Path
     dtype: torch.dtype
     attention: str
     loss: str
     tokenizer_hash: str | None = None
-    """As `load_tokenizer` gives it; None where the folder has no tokenizer.json."""
 
 
 def load_model(
@@ -48,22 +55,22 @@ def load_model(
     loss: LossKind = "chunked",
     revision: str | None = None,
 ) -> Any:
-    """The model of a folder or hub id, in training mode. With a mesh, every rank of it calls this.
+    """Returns the model of a folder or hub id, in training mode. With a mesh, every rank of the mesh calls it.
 
-    With a mesh: parameters are fp32 DTensors, sharded and filled from the files slice by slice, computing in
-    `dtype`. Without: a plain module whose parameters are of `dtype`, on the CPU.
+    With a mesh, parameters are fp32 DTensors, sharded and filled from the files slice by slice, computing in
+    `dtype`. Without one, it is a plain module with parameters of `dtype` on the CPU.
 
     Args:
         path: Hugging Face folder with safetensors, or hub id.
         mesh: from `build_mesh`.
         dtype: of compute.
-        attention: as [model] attention.
-        loss: as [model] loss; what `model(input_ids, loss_labels=…)` runs.
+        attention: [model] attention.
+        loss: [model] loss, for `model(input_ids, loss_labels=…)`.
         revision: commit, for a hub id.
 
     Raises:
-        InputError: not such a checkpoint: missing, another architecture, tensors missing or of other shapes, or a
-            tokenizer that is not the model's.
+        InputError: no checkpoint, another architecture, tensors missing or of other shapes, or a tokenizer that is not
+            the model's.
     """
     folder = find_model(path, revision)
     dtype = dtype if isinstance(dtype, torch.dtype) else {"bfloat16": torch.bfloat16, "float32": torch.float32}[dtype]
@@ -92,14 +99,14 @@ def load_model(
 
 
 def find_model(path: str | Path, revision: str | None = None) -> Path:
-    """The local folder of a model: itself, or the hub's snapshot, downloaded where it is not in the cache.
+    """Returns the local folder of a model: `path` itself, or the hub's snapshot, downloaded if it is not in the cache.
 
     Raises:
-        InputError: neither a folder nor to be had from the hub.
+        InputError: neither a folder nor available from the hub.
     """
     if Path(path).is_dir():
         return Path(path).absolute()
-    if os.sep in str(path) and not _could_be_hub_id(str(path)):
+    if os.sep in str(path) and not is_hub_id(str(path)):
         raise InputError(f"{path}: no such folder; model.path must be a Hugging Face folder or hub id")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -114,12 +121,8 @@ def find_model(path: str | Path, revision: str | None = None) -> Path:
         ) from None
 
 
-def _could_be_hub_id(path: str) -> bool:
-    return path.count("/") == 1 and not path.startswith((".", "/", "~"))
-
-
 def read_weights(model: nn.Module, folder: Path) -> None:
-    """Fill the model's parameters in place from the folder's safetensors, each rank just its own slices.
+    """Fills the model's parameters in place from the folder's safetensors; each rank reads its own slices alone.
 
     Raises:
         InputError: no safetensors, a tensor missing, or one of another shape.
@@ -131,7 +134,7 @@ def read_weights(model: nn.Module, folder: Path) -> None:
         stored = reader.read_metadata().state_dict_metadata
     except Exception as error:
         raise InputError(f"{folder}: safetensors cannot be read: {error}; the download may be cut off") from None
-    wanted = dict(model.named_parameters())  # a tied weight stands here once, under the embedding's name
+    wanted = dict(model.named_parameters())  # a tied weight is here once, under the embedding's name
     missing = sorted(wanted.keys() - stored.keys())
     if missing:
         raise InputError(f"{folder}: {len(missing)} tensors are missing, such as {missing[0]!r}")
@@ -144,7 +147,7 @@ def read_weights(model: nn.Module, folder: Path) -> None:
     if any(isinstance(parameter, DTensor) for parameter in wanted.values()):
         try:
             load({name: p.detach() for name, p in wanted.items()}, storage_reader=reader)
-        except CheckpointException as error:  # no Exception: nothing above would record it
+        except CheckpointException as error:  # it is no Exception, so no caller would record it
             raise InputError(f"{folder}: weights cannot be read: {error}") from error
     else:
         _read_whole(wanted, folder)
@@ -152,7 +155,7 @@ def read_weights(model: nn.Module, folder: Path) -> None:
 
 @torch.no_grad()
 def _read_whole(wanted: dict[str, nn.Parameter], folder: Path) -> None:
-    """For one process: DCP would warn that there is no process group."""
+    """Reads whole tensors in one process, where DCP would warn that there is no process group."""
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
             for name in wanted.keys() & set(tensors.keys()):
@@ -160,10 +163,10 @@ def _read_whole(wanted: dict[str, nn.Parameter], folder: Path) -> None:
 
 
 def check_tied(model: Any) -> None:
-    """Refuse a model whose head and embedding are two tensors, or must be and are not.
+    """Checks that head and embedding are one tensor, as this training and EWC's Fisher assume of Gemma.
 
     Raises:
-        InputError: config.json says they are separate: EWC's Fisher and this training assume Gemma's tie.
+        InputError: config.json says that they are separate.
     """
     if not getattr(model.config, "tie_word_embeddings", True):
         raise InputError("config.json: tie_word_embeddings = false; Gemma ties head and embedding, and so does this")

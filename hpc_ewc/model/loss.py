@@ -1,4 +1,4 @@
-"""Head and cross-entropy: Σ −log softmax(c·tanh(W h / c))[y] over scored tokens, without holding all logits.
+"""The head and its cross-entropy: Σ −log softmax(c·tanh(W h / c))[y] over scored tokens, without holding all logits.
 
 At 8,192 tokens and Gemma's vocabulary of 256,000, fp32 logits alone take 8.4 GB, and their gradient as much again.
 `chunked` computes logits, loss and both gradients for some tokens at a time, in the forward.
@@ -19,12 +19,12 @@ Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 IGNORE = -100
 CHUNK_BYTES = {"cpu": 2**25, "cuda": 2**30}
-"""Of the fp32 logits held at once, by device: about a cache's worth, and 1,024 rows of Gemma's vocabulary for a GEMM
-that fills a GPU."""
+"""Bytes of fp32 logits in memory at a time, by device: a CPU's cache; on a GPU 1,024 rows of Gemma's vocabulary, a
+GEMM that fills it."""
 
 
 def build_loss(kind: LossKind, softcap: float | None) -> Loss:
-    """A function (hidden [N, H], weight [V, H], labels [N], -100 = not scored) → summed loss, fp32 scalar.
+    """Returns a function (hidden [N, H], weight [V, H], labels [N], -100 = not scored) → summed loss, fp32 scalar.
 
     Raises:
         ConfigError: "liger" without liger-kernel or a GPU.
@@ -39,7 +39,7 @@ def build_loss(kind: LossKind, softcap: float | None) -> Loss:
 def full_loss(
     hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, softcap: float | None = None
 ) -> torch.Tensor:
-    """The oracle: all logits [N, V] at once, as transformers computes them; summed over labels, not averaged."""
+    """Returns the loss from all logits [N, V] at once, as transformers computes it, summed over labels: the oracle."""
     logits = F.linear(hidden, weight)
     if softcap is not None:
         logits = torch.tanh(logits / softcap) * softcap
@@ -53,10 +53,10 @@ def chunked_loss(
     softcap: float | None = None,
     chunk_size: int | None = None,
 ) -> torch.Tensor:
-    """`full_loss`, with `chunk_size` rows of logits in memory at a time.
+    """Returns `full_loss`, computed with `chunk_size` rows of logits in memory at a time.
 
-    The gradients are computed in the forward, while a chunk's logits are there: the head's GEMMs run three times in
-    all, as in plain training, and not four, as when the backward would recompute the logits. Weight gradients of
+    The gradients are computed in the forward, while a chunk's logits exist: the head's GEMMs run three times in all, as
+    in plain training; recomputing the logits in the backward would make them four. Weight gradients of
     the chunks are summed in fp32. The result can be back-propagated once.
 
     Args:
@@ -64,7 +64,7 @@ def chunked_loss(
         weight: [V, H] of the head, of the same dtype.
         labels: [N] int64; IGNORE where a token is not scored.
         softcap: c, or None.
-        chunk_size: rows; by default as many as fill CHUNK_BYTES.
+        chunk_size: rows of logits at a time; by default as many as fill CHUNK_BYTES.
 
     Returns:
         fp32 scalar, summed over scored tokens.
@@ -112,14 +112,14 @@ class _ChunkedLoss(torch.autograd.Function):
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         if ctx.grads is None:
             raise RuntimeError("the chunked loss scales its gradients in place and can be back-propagated once")
-        # In place: a second [V, H] would undo what the chunks save.
+        # in place: a second [V, H] would undo what the chunks save
         grads = [None if grad is None else grad.mul_(grad_output) for grad in ctx.grads]
         ctx.grads = None
         return (*grads, None, None, None)
 
 
 def full_loss_of_logits(logits: torch.Tensor, labels: torch.Tensor, softcap: float | None) -> torch.Tensor:
-    """Summed loss of fp32 logits [N, V] before the soft cap."""
+    """Returns the summed loss of fp32 logits [N, V], to which the soft cap is still to be applied."""
     if softcap is not None:
         logits = torch.tanh(logits / softcap) * softcap
     return F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
@@ -128,7 +128,7 @@ def full_loss_of_logits(logits: torch.Tensor, labels: torch.Tensor, softcap: flo
 def _loss_and_gradient(
     logits: torch.Tensor, labels: torch.Tensor, softcap: float | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Summed loss, and its gradient by the uncapped logits [n, V], which are overwritten.
+    """Returns the summed loss and its gradient with respect to the uncapped logits [n, V], which it overwrites.
 
     With z = c·tanh(x/c): ∂/∂x = (softmax(z) − onehot(y)) · (1 − tanh²(x/c)); rows that are not scored are 0.
     """

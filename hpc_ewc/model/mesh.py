@@ -1,4 +1,4 @@
-"""The ranks as a mesh, and the model's parameters as shards on it (FSDP2; HSDP where there are replicas)."""
+"""The device mesh of a job, and FSDP2 sharding of a model on it (HSDP with replicas)."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ REPLICATE_AXIS = "dp_replicate"
 
 
 def build_mesh(device_type: str, dp_replicate: int = 1) -> DeviceMesh:
-    """All ranks as [dp_shard], or [dp_replicate, dp_shard] for HSDP. Every rank calls it.
+    """Returns a mesh of all ranks: [dp_shard], or [dp_replicate, dp_shard] for HSDP. Every rank calls it.
 
     Raises:
-        ConfigError: the ranks cannot be dealt to so many replicas.
+        ConfigError: the number of ranks is no multiple of `dp_replicate`.
     """
     world_size = dist.get_world_size()
     if world_size % dp_replicate:
@@ -34,10 +34,10 @@ def build_mesh(device_type: str, dp_replicate: int = 1) -> DeviceMesh:
 
 
 def shard_model(model: Any, mesh: DeviceMesh, dtype: torch.dtype) -> None:
-    """Shard parameters in place: a group for each layer, and one for the rest. Every rank calls it.
+    """Shards the parameters in place: a group for each layer, and one for the rest. Every rank calls it.
 
-    Masters stay fp32 and gradients are reduced in fp32; matrices are cast to `dtype` as they are gathered. The
-    root's group holds the embedding, which is the head too: in two groups they would be two parameters.
+    Masters stay fp32 and gradients are reduced in fp32; weights are cast to `dtype` as they are gathered. The root's
+    group holds the embedding, which is also the head: in two groups they would become two parameters.
     """
     policy = MixedPrecisionPolicy()
     if dtype != torch.float32:

@@ -1,4 +1,4 @@
-"""The model card of an export: what it is, what it was made from, and what its numbers can and cannot mean."""
+"""The model card of an export: its origin, and what its numbers can and cannot mean."""
 
 from __future__ import annotations
 
@@ -6,12 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def render_card(facts: Mapping[str, Any]) -> str:
-    """README.md of an exported folder, Markdown with the hub's header.
-
-    Args:
-        facts: of hpc_ewc.json; `language`, `base_model`, `strength` where known.
-    """
+def render_model_card(facts: Mapping[str, Any]) -> str:
+    """Returns README.md of an exported folder: Markdown with the hub's header, from the facts of hpc_ewc.json."""
     coordinates = ", ".join(f"{key} = {value}" for key, value in facts.get("coordinates", {}).items()) or "none"
     rows = {
         "base model": facts.get("base_model"),

@@ -1,4 +1,4 @@
-"""What a stranger needs to know about a run beside its numbers: software, machine, layout, inputs."""
+"""The facts of manifest.json that another person needs to repeat a run: software, machine, layout, inputs."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
 from hpc_ewc.config import render_toml
+from hpc_ewc.ewc.sharding.ranks import gather_objects
 from hpc_ewc.model.load import Origin
 from hpc_ewc.stage import Stage
 
@@ -20,9 +21,8 @@ PACKAGES = ("hpc-ewc", "torch", "transformers", "safetensors", "tokenizers", "nu
 
 
 def training_facts(stage: Stage, origin: Origin, mesh: DeviceMesh, device: torch.device) -> dict[str, Any]:
-    """Facts of manifest.json, the same on every rank. Every rank calls it; one object all-gather."""
-    nodes: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(nodes, socket.gethostname())
+    """Returns facts for manifest.json, the same on every rank. Every rank calls it; one object all-gather."""
+    nodes = gather_objects(socket.gethostname())
     cuda = device.type == "cuda"
     return {
         "key": stage.key,
@@ -47,7 +47,7 @@ def training_facts(stage: Stage, origin: Origin, mesh: DeviceMesh, device: torch
 
 
 def versions() -> dict[str, str]:
-    """Of what computes the result, as far as it is installed."""
+    """Returns the versions of Python and of the installed packages that compute the result."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:

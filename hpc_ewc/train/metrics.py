@@ -1,4 +1,4 @@
-"""What a step is measured by: metrics.jsonl, throughput against the hardware's peak, and a line for people."""
+"""The measures of a training: metrics.jsonl, throughput against the hardware's peak, and a line on the console."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import torch
 from hpc_ewc import records
 
 PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "GH200": 989.0, "A100": 312.0, "MI300X": 1307.0, "MI250X": 191.5}
-"""Dense bf16 of one device by part of its name, from the makers' data sheets (MI250X: one of its two dies)."""
+"""Dense bf16 TFLOP/s of one device, by part of its name, from the data sheets (MI250X: one of its two dies)."""
 LINE_EVERY_S = 10.0
 
 
 def flop_per_token(config: Any, sequence_length: int) -> float:
-    """FLOP of one token in training: 6 · matmul parameters + 12 · Σ_layers heads·head_dim · mean context.
+    """Returns the FLOP of one token in training: 6 · matmul parameters + 12 · Σ_layers heads·head_dim · mean context.
 
     6 = 2 for a multiply-add × (1 forward + 2 backward). The head is counted, the embedding's look-up is not. Scores
     and weighted values are two products of heads·head_dim each for every token of context; a token's context is half
@@ -39,7 +39,7 @@ def flop_per_token(config: Any, sequence_length: int) -> float:
 
 
 def peak_tflops(device: torch.device) -> float | None:
-    """Dense bf16 TFLOP/s of this rank's device; None for a CPU or a GPU that PEAK_TFLOPS does not know."""
+    """Returns the dense bf16 TFLOP/s of this rank's device; None for a CPU, or a GPU that is not in PEAK_TFLOPS."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -47,14 +47,14 @@ def peak_tflops(device: torch.device) -> float | None:
 
 
 def memory_gb(device: torch.device) -> float:
-    """Most memory this rank has held so far, 1e9 bytes: on its GPU, else of the process."""
+    """Returns this rank's peak memory so far, in 1e9 bytes: on its GPU, else of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-def cut_back(path: Path, step: int) -> None:
-    """Drop the lines of metrics.jsonl after `step`: the run goes on from there and writes them again."""
+def truncate_metrics(path: Path, step: int) -> None:
+    """Drops the lines of metrics.jsonl after `step`, from which the run resumes and writes them again."""
     if not path.exists():
         return
     kept = [line for line in records.read_lines(path) if line.get("step", 0) <= step]
@@ -62,7 +62,13 @@ def cut_back(path: Path, step: int) -> None:
 
 
 class Objective(NamedTuple):
-    """Loss of the first tenth of the logged steps, and loss and penalty of the last tenth, nats a token."""
+    """Means over the first and the last tenth of the logged steps, in nats per token.
+
+    Attributes:
+        began: loss of the first tenth.
+        ended: loss of the last tenth.
+        penalty: of the last tenth.
+    """
 
     began: float
     ended: float
@@ -70,15 +76,15 @@ class Objective(NamedTuple):
 
     @property
     def overshot(self) -> bool:
-        """Whether the run ended worse than θ* by its own measure, because of a penalty it should have lowered.
+        """Whether loss + penalty ended above its value at θ*, mainly because of the penalty.
 
-        At θ* the penalty is 0, so no minimum of loss + penalty lies above the loss there. A run that ends above it
-        was thrown about by the penalty's gradient: steps longer than its curvature allows (lr·λ·F, docs/penalty.md).
+        At θ* the penalty is 0, so no minimum of loss + penalty lies above the loss there. A run that ends above it has
+        diverged: its steps are longer than the penalty's curvature allows (lr·λ·F, docs/penalty.md).
         """
         return self.ended + self.penalty > self.began and self.penalty > 0.1 * self.began
 
     def __str__(self) -> str:
-        """What to say of a run that overshot."""
+        """Returns the warning for a run that overshot."""
         return (
             f"loss + penalty began at {self.began:.4g} and ended at {self.ended:.4g} + {self.penalty:.4g}, worse than "
             'never to have moved: the steps are too long for this λ; take ewc.mode = "proximal", a smaller λ or a '
@@ -87,7 +93,7 @@ class Objective(NamedTuple):
 
 
 def objective(lines: Sequence[Mapping[str, Any]]) -> Objective:
-    """What metrics.jsonl, one line at least, says of the objective; a tenth is one line at least."""
+    """Returns the objective from the lines of metrics.jsonl, at least one; a tenth is at least one line too."""
     tenth = max(1, len(lines) // 10)
     ends = [[float(line[key]) for line in part] for key, part in (("loss", lines[:tenth]), ("loss", lines[-tenth:]))]
     penalties = [float(line["penalty"]) for line in lines[-tenth:]]
@@ -95,29 +101,34 @@ def objective(lines: Sequence[Mapping[str, Any]]) -> Objective:
 
 
 class Console:
-    """Rank 0's line for people on stderr: in place on a terminal, else one line now and then."""
+    """Rank 0's progress on stderr: one line that is rewritten on a terminal, else a line every LINE_EVERY_S seconds.
 
-    def __init__(self, rank: int, total: int) -> None:
-        self._rank, self._total = rank, total
+    Args:
+        rank: of this process; other ranks print nothing.
+        steps: of the whole training.
+    """
+
+    def __init__(self, rank: int, steps: int) -> None:
+        self._rank, self._steps = rank, steps
         self._terminal = sys.stderr.isatty()
         self._at = 0.0
 
     def step(self, step: int, line: Mapping[str, Any], eta_s: float) -> None:
-        """Show step, loss, tokens/s and the time that is left."""
+        """Shows step, loss, tokens/s and the remaining time."""
         now = time.monotonic()
-        if self._rank != 0 or (now - self._at < (0.2 if self._terminal else LINE_EVERY_S) and step < self._total):
+        if self._rank != 0 or (now - self._at < (0.2 if self._terminal else LINE_EVERY_S) and step < self._steps):
             return
         self._at = now
         text = (
-            f"train: step {step}/{self._total}  loss {line['loss']:.4f}  {line['tokens_per_s']:,.0f} tokens/s  "
+            f"train: step {step}/{self._steps}  loss {line['loss']:.4f}  {line['tokens_per_s']:,.0f} tokens/s  "
             f"{_duration(eta_s)} left"
         )
-        end = "\n" if not self._terminal or step == self._total else ""
+        end = "\n" if not self._terminal or step == self._steps else ""
         sys.stderr.write(f"\r{text}\x1b[K{end}" if self._terminal else text + end)
         sys.stderr.flush()
 
     def say(self, text: str) -> None:
-        """A line of its own."""
+        """Prints a line of its own."""
         if self._rank == 0:
             sys.stderr.write(f"train: {text}\n")
             sys.stderr.flush()

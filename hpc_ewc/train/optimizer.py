@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 
@@ -14,7 +13,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def build_optimizer(parameters: Mapping[str, torch.nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over parameters by name. Fused: one pass over memory for each tensor, on a GPU and on a CPU."""
+    """Returns AdamW over the parameters. It is fused: one pass over memory for each tensor, on a GPU and on a CPU."""
     return torch.optim.AdamW(
         list(parameters.values()),
         lr=config.learning_rate,
@@ -26,10 +25,11 @@ def build_optimizer(parameters: Mapping[str, torch.nn.Parameter], config: TrainC
 
 
 def learning_rate_at(step: int, total: int, config: TrainConfig) -> float:
-    """Learning rate of optimizer step `step` (from 0) of `total`: linear warm-up from 0, then the schedule.
+    """Returns the learning rate of step `step` (from 0) of `total`: linear warm-up from 0, then the schedule.
 
-    As transformers' get_cosine_schedule_with_warmup and its siblings, so that the first step has rate 0 where there
-    is a warm-up, and runs compare with those of the paper's Trainer. A function of the step: nothing to checkpoint.
+    It equals transformers' get_cosine_schedule_with_warmup and its siblings, so that the first step has rate 0 where
+    there is a warm-up, and runs compare with those of the paper's Trainer. As a function of the step alone, it needs no
+    checkpoint.
     """
     warmup = math.ceil(config.warmup_ratio * total)
     if step < warmup:
@@ -43,7 +43,7 @@ def learning_rate_at(step: int, total: int, config: TrainConfig) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every group this rate."""
+    """Sets the learning rate of every group."""
     for group in optimizer.param_groups:
         group["lr"] = rate
 
@@ -51,25 +51,21 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 def optimizer_state(
     optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.nn.Parameter]
 ) -> dict[str, dict[str, torch.Tensor]]:
-    """AdamW's moments by moment and parameter name, laid out as the parameters: what a checkpoint holds.
+    """Returns AdamW's moments for a checkpoint: {moment: {fqn: tensor}}, laid out as the parameters.
 
-    Written by hand: torch's get_optimizer_state_dict steps a fresh optimizer to find out what its state looks like.
-    Moments of an optimizer that has made no step are made, as zeros, so that a checkpoint can be read into them.
+    Moments that do not exist yet are made, as zeros, so that a checkpoint can be read into them. torch's
+    get_optimizer_state_dict would step a new optimizer to make them.
     """
     for parameter in parameters.values():
         state = optimizer.state[parameter]
         if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32, device=_step_device(parameter))
+            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)  # fused AdamW needs it there
             for moment in MOMENTS:
                 state[moment] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
     return {moment: {n: optimizer.state[p][moment] for n, p in parameters.items()} for moment in MOMENTS}
 
 
 def set_step_count(optimizer: torch.optim.Optimizer, steps: int) -> None:
-    """Say how many steps each parameter has seen, for AdamW's bias correction: all of them, always."""
+    """Sets the number of steps of every parameter, for AdamW's bias correction."""
     for state in optimizer.state.values():
         state["step"].fill_(float(steps))
-
-
-def _step_device(parameter: Any) -> torch.device:
-    return torch.device(parameter.device)  # the fused kernel wants it beside the parameter

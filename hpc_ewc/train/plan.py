@@ -1,4 +1,4 @@
-"""How long a run is and where it exports: known as soon as the tokens are counted."""
+"""The number of steps of a training and the steps at which it exports, from its configuration and its corpus."""
 
 from __future__ import annotations
 
@@ -11,16 +11,21 @@ from hpc_ewc.errors import InputError
 
 @dataclass(frozen=True)
 class Plan:
-    """Optimizer steps in all, and the fraction of the run exported after a step, by that step."""
+    """The steps of a training.
+
+    Attributes:
+        steps: optimizer steps in all.
+        exports: {step after which a checkpoint is exported: fraction of the training}.
+    """
 
     steps: int
     exports: dict[int, float]
 
 
 def make_plan(config: TrainConfig, samples: int) -> Plan:
-    """The plan for a corpus of `samples` sequences.
+    """Returns the plan for a corpus of `samples` sequences. No collective.
 
-    An epoch is as many whole batches as the samples fill; a run has at least one step.
+    An epoch is as many full batches as the samples fill; a training has at least one step.
 
     Raises:
         InputError: no samples, fewer than one batch, or fewer steps than exports.

@@ -1,4 +1,4 @@
-"""The process group of a job, and what its ranks agree on."""
+"""The process group of a job, and agreement between its ranks."""
 
 from __future__ import annotations
 
@@ -14,15 +14,39 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
 from hpc_ewc.errors import StageError
+from hpc_ewc.stage import Stage
+from hpc_ewc.train.watchdog import Watchdog
+
+LOST_PEER = ("connection closed by peer", "connection reset by peer", "broken pipe", "remote process has exited")
+"""Parts of the messages of gloo and NCCL when the process at the other end has ended."""
+PEER_GRACE_S = 3.0
+"""How long a rank that lost another waits for that one's failed.json."""
+
+
+@contextmanager
+def distributed_job(stage: Stage) -> Iterator[tuple[torch.device, Watchdog]]:
+    """Joins the job's process group and watches its progress; every rank enters it.
+
+    Yields:
+        The device of this rank, and the watchdog, whose `beat` must be called within `train.watchdog_s`.
+    """
+    timeout_s = stage.config.train.watchdog_s
+    watchdog = Watchdog(timeout_s, lambda message: stage.fail(TimeoutError(message)))
+    try:
+        with report_lost_peer(stage.dir.failed):
+            yield join(2 * timeout_s + 60), watchdog
+            dist.destroy_process_group()
+    finally:
+        watchdog.close()
 
 
 def join(timeout_s: float) -> torch.device:
-    """Join the job's process group, alone where no torchrun started us; the device of this rank.
+    """Joins the job's process group, or one of this process alone without torchrun; returns the device of this rank.
 
-    gloo for CPU tensors and NCCL for those of GPUs: flags and checkpoints travel beside training on gloo.
+    gloo serves CPU tensors and NCCL those of GPUs: flags and checkpoints travel on gloo beside training.
 
     Args:
-        timeout_s: of a collective; longer than the watchdog, which says more.
+        timeout_s: of a collective; longer than the watchdog's, whose message says more.
     """
     gpu = torch.cuda.is_available()
     device = torch.device("cpu")
@@ -38,18 +62,12 @@ def join(timeout_s: float) -> torch.device:
     return device
 
 
-LOST_PEER = ("connection closed by peer", "connection reset by peer", "broken pipe", "remote process has exited")
-"""What gloo and NCCL say, in part, when the process at the other end is gone."""
-PEER_GRACE_S = 3.0
-"""How long a rank that lost another waits for that one's failed.json."""
-
-
 @contextmanager
 def report_lost_peer(failed: Path) -> Iterator[None]:
-    """Where a collective fails in here since another rank ended, that rank's word comes first.
+    """Lets the rank that failed first report its error, if a collective inside fails because that rank ended.
 
     Args:
-        failed: where the rank that failed says why (failed.json); this one only noticed.
+        failed: failed.json, which the other rank writes.
 
     Raises:
         StageError: another rank ended.
@@ -66,7 +84,7 @@ def report_lost_peer(failed: Path) -> Iterator[None]:
 
 
 def any_rank(flags: Sequence[bool]) -> list[bool]:
-    """For each flag, whether a rank has it set (all-reduce MAX). Every rank calls it."""
+    """Returns, for each flag, whether it is set on any rank. Every rank calls it; one all-reduce."""
     tensor = torch.tensor(flags, dtype=torch.int32)
     dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
     return [bool(value) for value in tensor.tolist()]

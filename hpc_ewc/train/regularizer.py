@@ -14,6 +14,7 @@ from hpc_ewc.config import EwcConfig
 from hpc_ewc.errors import InputError
 from hpc_ewc.ewc import EwcPenalty, FusedAdamW, load_ewc_state
 from hpc_ewc.model.mesh import SHARD_AXIS
+from hpc_ewc.schemas import EwcSummary
 
 TILE = 1 << 24
 """Elements measured at a time: 64 MiB of fp32."""
@@ -74,7 +75,7 @@ class NoPenalty:
         """Returns nothing: there is no Fisher."""
         return {}
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> EwcSummary:
         """Returns nothing: there is no Fisher."""
         return {}
 
@@ -102,11 +103,15 @@ class EwcRegularizer:
         trace, penalty = self.penalty.trace, self.penalty
         return {"fisher_trace": trace, "scaled_mean": penalty.strength * trace / penalty.parameter_count}
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> EwcSummary:
         """Returns the scale, and number and distance of parameters with F = 0. Every rank calls it; one all-reduce."""
-        measures = self.penalty.measure()
-        free = {"free_parameters": measures.free_parameters, "free_distance": measures.free_distance}
-        return {**free, **self.scale()}
+        measures, scale = self.penalty.measure(), self.scale()
+        return {
+            "free_parameters": measures.free_parameters,
+            "free_distance": measures.free_distance,
+            "fisher_trace": scale["fisher_trace"],
+            "scaled_mean": scale["scaled_mean"],
+        }
 
 
 def build_regularizer(

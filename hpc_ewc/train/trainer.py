@@ -21,6 +21,7 @@ from hpc_ewc.config import EwcConfig, TrainConfig
 from hpc_ewc.data.loader import StepBatch
 from hpc_ewc.errors import InputError, StageError
 from hpc_ewc.ewc import FusedAdamW
+from hpc_ewc.ewc.sharding.ranks import gather_objects
 from hpc_ewc.model.mesh import SHARD_AXIS
 from hpc_ewc.train.optimizer import set_learning_rate
 from hpc_ewc.train.regularizer import EwcRegularizer, NoPenalty
@@ -29,7 +30,11 @@ NAMED_SAMPLES = 8
 
 
 class NonFiniteLossError(StageError):
-    """The loss or its gradient became infinite or NaN; the optimizer was not touched. `samples` names the culprits."""
+    """The loss or its gradient is not finite; the optimizer was not touched.
+
+    Attributes:
+        samples: the samples with such a loss, or all of the step.
+    """
 
     def __init__(self, message: str, samples: Sequence[int]) -> None:
         super().__init__(message)
@@ -38,11 +43,18 @@ class NonFiniteLossError(StageError):
 
 @dataclass
 class Trainer:
-    """What a step needs; the same objects from the first step to the last.
+    """Makes optimizer steps; every rank builds one.
 
-    `parameters` are the sharded ones, taken before the first forward: after it, the root's `parameters()` are
-    unsharded plain tensors. `describe` says where a sample comes from. `fused_adamw`, where
-    there is one, clips, adds the penalty and steps.
+    Attributes:
+        model: from `load_model`, whose forward takes `loss_labels` and returns the summed loss.
+        parameters: {fqn: parameter}, taken before the first forward: after it, those of the root are unsharded.
+        optimizer: over these parameters.
+        regularizer: from `build_regularizer`.
+        ewc: [ewc].
+        config: [train].
+        device: of this rank.
+        describe: returns the origin of a sample, for messages.
+        fused_adamw: clips, adds the penalty and steps in place of `optimizer.step()`; None: these are apart.
     """
 
     model: Any
@@ -56,7 +68,9 @@ class Trainer:
     fused_adamw: FusedAdamW | None = None
 
     def step(self, batch: StepBatch, learning_rate: float) -> tuple[float, float]:
-        """Make one optimizer step. Every rank calls it with its own part of the same step.
+        """Makes one optimizer step. Every rank calls it with its own part of the same step.
+
+        Collectives: those of forward and backward, an all-reduce of the loss, and one of the norm.
 
         Returns:
             The mean loss over the step's scored tokens, in nats, and the gradient's norm before clipping.
@@ -69,7 +83,7 @@ class Trainer:
             raise InputError(f"step {batch.step + 1}: its samples have no token to learn; all are empty documents")
         loss_sum = self._add_gradients(batch)
         norm = self._clip()
-        # The one point where the host waits for the device: all of the above is queued by now.
+        # the only point where the host waits for the device; all of the above is queued by now
         total, grad_norm = torch.stack([loss_sum, norm.double()]).tolist()
         if not math.isfinite(total):
             self._raise_at_samples(batch, total)
@@ -86,7 +100,7 @@ class Trainer:
         return loss, grad_norm
 
     def _clip(self) -> torch.Tensor:
-        """Ready the gradients for the update; their norm before clipping, on the device."""
+        """Clips the gradients and adds the penalty's, in the order of [ewc] clip; returns their norm before."""
         explicit, total = self.ewc.mode == "gradient", self.ewc.clip == "total"
         if self.fused_adamw is not None:
             return self.fused_adamw.norm() if total else global_norm(self.parameters.values())
@@ -98,7 +112,7 @@ class Trainer:
         return norm
 
     def _update(self, norm: float) -> None:
-        """Move the parameters. Args: norm: of the gradients, as `_clip` gave it."""
+        """Moves the parameters; `norm` is that of the gradients, as `_clip` returned it."""
         if self.fused_adamw is not None:
             factor = min(1.0, self.config.max_grad_norm / (norm + 1e-6))
             self.fused_adamw.step_(factor, factor if self.ewc.clip == "total" else 1.0)
@@ -108,7 +122,7 @@ class Trainer:
             self.regularizer.proximal_step_(self.optimizer)
 
     def _add_gradients(self, batch: StepBatch) -> torch.Tensor:
-        """Back-propagate the step's mean loss; the sum of its losses over all ranks, float64 on the device."""
+        """Back-propagates the step's mean loss; returns the sum of its losses over all ranks, fp64 on the device."""
         scale = dist.get_world_size() / batch.scored_tokens
         losses = []
         for microbatch in batch.microbatches:
@@ -127,7 +141,7 @@ class Trainer:
 
     @torch.no_grad()
     def _raise_at_samples(self, batch: StepBatch, total: float) -> None:
-        """Run each sample alone to find those whose loss is not finite, and raise. Every rank calls it."""
+        """Runs each sample alone to find those whose loss is not finite, and raises. Every rank calls it."""
         own = [int(sample) for sample in batch.samples[dist.get_rank() :: dist.get_world_size()]]
         rows = (
             {name: tensor[row : row + 1] for name, tensor in microbatch.items()}
@@ -135,7 +149,8 @@ class Trainer:
             for row in range(len(microbatch["input_ids"]))
         )
         finite = [math.isfinite(float(self._loss_sum(row))) for row in rows]  # each is a collective: as many everywhere
-        bad = sorted(_gather([sample for sample, fine in zip(own, finite, strict=False) if not fine]))
+        mine = [sample for sample, fine in zip(own, finite, strict=False) if not fine]
+        bad = sorted(sample for samples in gather_objects(mine) for sample in samples)
         named = bad or sorted(int(sample) for sample in batch.samples)
         which = "whose loss alone is not finite" if bad else "of the step (each alone is finite)"
         raise NonFiniteLossError(
@@ -151,10 +166,10 @@ class Trainer:
 
 @torch.no_grad()
 def clip_(parameters: Iterable[torch.nn.Parameter], max_norm: float) -> torch.Tensor:
-    """Scale the gradients in place to at most this norm; the norm before, on the device. Every rank calls it.
+    """Scales the gradients in place to at most `max_norm`; returns their norm before, on the device.
 
-    As torch's clip_grad_norm_, on local shards: there each gradient passes through DTensor's dispatch, which leaves a
-    GPU waiting. One all-reduce over the shard axis; replicas hold the same gradients.
+    Every rank calls it; one all-reduce over the shard axis. It does on local shards what torch's clip_grad_norm_ does
+    through DTensor's dispatch, which leaves a GPU waiting.
     """
     parameters = list(parameters)
     norm = global_norm(parameters)
@@ -164,7 +179,10 @@ def clip_(parameters: Iterable[torch.nn.Parameter], max_norm: float) -> torch.Te
 
 @torch.no_grad()
 def global_norm(parameters: Iterable[torch.nn.Parameter]) -> torch.Tensor:
-    """The norm of all gradients together, on the device. Every rank calls it."""
+    """Returns the norm of all gradients together, on the device. Every rank calls it; one all-reduce over shards.
+
+    Replicas hold the same gradients, so nothing is reduced over them.
+    """
     parameters = list(parameters)
     squared = torch.stack(torch._foreach_norm(_local_gradients(parameters))).square().sum()
     if isinstance(parameters[0], DTensor):
@@ -175,9 +193,3 @@ def global_norm(parameters: Iterable[torch.nn.Parameter]) -> torch.Tensor:
 def _local_gradients(parameters: Iterable[torch.nn.Parameter]) -> list[torch.Tensor]:
     grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
     return [grad.to_local() if isinstance(grad, DTensor) else grad for grad in grads]
-
-
-def _gather(values: list[int]) -> list[int]:
-    parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, values)
-    return [value for part in parts for value in part]

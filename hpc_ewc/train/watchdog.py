@@ -1,4 +1,4 @@
-"""Ends a process that makes no progress, after saying where each of its threads stands."""
+"""A watchdog that ends a process that makes no progress, after printing the stacks of its threads."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ BACKSTOP_S = 30.0
 
 
 class Watchdog:
-    """Dumps all stacks and exits with 1 when `beat` was not called for `timeout_s`.
+    """Prints all stacks and exits with 1 when `beat` was not called for `timeout_s`.
 
-    Two clocks: a Python thread that can also say why in failed.json, and faulthandler's own C thread a little later,
-    for a process that hangs with the interpreter's lock held (a collective inside a driver may).
+    It has two clocks: a Python thread, which can also write failed.json, and faulthandler's C thread a little later,
+    for a process that hangs with the interpreter's lock held, as a collective inside a driver may.
 
     Args:
         timeout_s: longest time between two beats.
-        on_timeout: called with the message before the end.
+        on_timeout: called with the message before the process exits.
     """
 
     def __init__(self, timeout_s: float, on_timeout: Callable[[str], None]) -> None:
@@ -33,13 +33,13 @@ class Watchdog:
         self.beat("starting")
 
     def beat(self, doing: str) -> None:
-        """Say that the process lives, and what it does next."""
+        """Resets both clocks and notes what the process does next, for the message."""
         self._last, self._doing = time.monotonic(), doing
         if hasattr(sys.stderr, "fileno"):
             faulthandler.dump_traceback_later(self.timeout_s + BACKSTOP_S, exit=True)
 
     def close(self) -> None:
-        """No more watching."""
+        """Stops both clocks."""
         faulthandler.cancel_dump_traceback_later()
         self._ended.set()
         self._thread.join()

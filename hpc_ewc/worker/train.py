@@ -9,7 +9,7 @@ from hpc_ewc.stage import Stage
 
 
 def main(argv: Sequence[str]) -> int:
-    """Train what DIR describes, or go on with it; 0 when it is done or was asked to stop."""
+    """Runs the training that DIR describes, or resumes it; returns 0 when it is done or was asked to stop."""
     parser = argparse.ArgumentParser(prog="python -m hpc_ewc.worker train")
     parser.add_argument("dir", help="folder of the artefact, with stage.json and config.toml")
     stage = Stage(parser.parse_args(argv).dir, kind="train")

@@ -21,7 +21,7 @@ from hpc_ewc.data.questions import question_batches
 from hpc_ewc.data.tokenizer import load_tokenizer
 from hpc_ewc.ewc import load_ewc_state
 from hpc_ewc.stage import Stage
-from hpc_ewc.worker.fisher import FisherJob
+from hpc_ewc.worker.fisher_job import FisherJob
 from tests.distributed.fisher_oracle import drawn_labels, fisher_by_definition, worst_error
 from tests.distributed.ranks import run_ranks
 from tests.distributed.training_folder import KEY, WORDS, build_model
@@ -69,7 +69,7 @@ class Beats:
 
 def run_stage(rank: int, world_size: int, folder: Path, stop_after: int | None = None, die: bool = False) -> bool:
     """What a rank of the worker does. After `stop_after` batches rank 1 alone gets USR2; or all die, sums saved."""
-    import hpc_ewc.worker.fisher as worker
+    import hpc_ewc.worker.fisher_job as worker
 
     worker.SAVE_EVERY_S = 0.0 if die else 1e9
     stage = Stage(folder)
@@ -149,14 +149,14 @@ def test_a_fisher_is_the_definition_however_it_came_about(tmp_path: Path, model:
     # and on one rank, by hand, after two had begun
     result = worker(folders["for one rank"])
     assert result.returncode == 0, result.stderr
-    assert result.stdout == "going on after example 8\ndone\n"
+    assert result.stdout == "resuming after example 8\ndone\n"
     assert worst_error(load_ewc_state(folders["for one rank"]).fisher, state.fisher) < 1e-6
 
     # sums that were damaged are left aside
     sums = next(folders["damaged"].glob("partial/*/sums-*.safetensors"))
     sums.write_bytes(sums.read_bytes()[:-8])
     result = worker(folders["damaged"])
-    assert "not going on from 00000008" in result.stdout and "bytes, manifest.json says" in result.stdout
+    assert "not resuming from 00000008" in result.stdout and "bytes, manifest.json says" in result.stdout
     assert worst_error(load_ewc_state(folders["damaged"]).fisher, state.fisher) < 1e-6
 
     # what it leaves for others

@@ -142,7 +142,7 @@ def go_on(rank: int, world_size: int, folder: Path, export: Path) -> tuple[int, 
     try:
         with OwnMemory() as memory:
             run = Run(Stage(folder), torch.device("cpu"), watchdog)
-            assert run.done == 1
+            assert run.step == 1
             with safe_open(export / "model.safetensors", framework="pt") as tensors:
                 for name, parameter in run.parameters.items():
                     held: Any = parameter.detach()
@@ -150,7 +150,7 @@ def go_on(rank: int, world_size: int, folder: Path, export: Path) -> tuple[int, 
                     assert run.trainer.optimizer.state[parameter]["exp_avg_sq"].full_tensor().any(), name
             assert run.train()
             run.finish()
-        return run.done, highest_of_all(memory)
+        return run.step, highest_of_all(memory)
     finally:
         watchdog.close()
 

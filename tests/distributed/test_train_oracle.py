@@ -162,9 +162,9 @@ def train_noting_layers(rank: int, world_size: int, *folders: Path) -> list[tupl
 
     noted, prepare = [], room.prepare_layers
 
-    def prepare_layers(model: Any, checkpointing: str, compiled: bool) -> None:
-        noted.append((checkpointing, compiled))
-        prepare(model, checkpointing, compiled)
+    def prepare_layers(model: Any, checkpointing: str, *, compile_layers: bool) -> None:
+        noted.append((checkpointing, compile_layers))
+        prepare(model, checkpointing, compile_layers=compile_layers)
 
     room.prepare_layers = prepare_layers
     train(rank, world_size, *folders)

@@ -148,7 +148,7 @@ def run_training(folder: Path, stop_after: int | None = None, stop_rank: int = 0
         run.trainer.step = step  # type: ignore[method-assign]
         if run.train():
             run.finish()
-        return run.done
+        return run.step
     finally:
         watchdog.close()
 

@@ -115,7 +115,7 @@ def test_a_real_gemma_is_trained_stopped_gone_on_with_and_exported(
     train = build_stage(tmp_path / "train", experiment, "train", **base, **made)
     assert "stopped after step" in worker(train, stop_at=2)
     assert not train.is_done()
-    assert "going on after step" in worker(train)
+    assert "resuming after step" in worker(train)
     assert train.is_done()
     lines = list(records.read_lines(train.dir.metrics))
     assert [line["step"] for line in lines] == [1, 2, 3, 4]

@@ -168,7 +168,7 @@ def test_a_dead_rank_a_dead_torchrun_and_ctrl_c_cost_no_bit(inputs: dict[str, An
     with torchrun(run, 1) as process:
         start = last_step(run)
         assert wait_for(lambda: last_step(run) >= start + 2, process)
-        assert f"going on after step {saved} of {STEPS}" in (run / "log.1").read_text()
+        assert f"resuming after step {saved} of {STEPS}" in (run / "log.1").read_text()
         ranks = children(process.pid)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
@@ -178,7 +178,7 @@ def test_a_dead_rank_a_dead_torchrun_and_ctrl_c_cost_no_bit(inputs: dict[str, An
     # Ctrl-C in the terminal: everything in the foreground gets INT, the ranks save, torchrun ends
     with torchrun(run, 2) as process:
         assert wait_for(lambda: last_step(run) >= saved + 2, process)
-        assert f"going on after step {saved} of {STEPS}" in (run / "log.2").read_text()
+        assert f"resuming after step {saved} of {STEPS}" in (run / "log.2").read_text()
         for pid in children(process.pid) | {process.pid}:
             os.kill(pid, signal.SIGINT)
         process.wait(timeout=90)
@@ -191,7 +191,7 @@ def test_a_dead_rank_a_dead_torchrun_and_ctrl_c_cost_no_bit(inputs: dict[str, An
         assert process.wait(timeout=120) == 0
     assert Stage(run).is_done()
     assert not (run / "failed.json").exists()
-    assert f"going on after step {stopped_at} of {STEPS}" in (run / "log.3").read_text()
+    assert f"resuming after step {stopped_at} of {STEPS}" in (run / "log.3").read_text()
     assert_same(whole, run)
 
     # and once more, by hand and with nothing to do: it does not even import torch

@@ -64,11 +64,11 @@ MAY_IMPORT = {
     "report": {"config", "suites", "sweep", "rundir", "records", "errors"},
     "cli": SHARED | {"launch", "report"},
     "data": {"config", "hub", "rundir", "records", "stage", "errors"},
-    "model": {"config", "hub", "rundir", "records", "stage", "errors", "data"},
+    "model": {"config", "hub", "model_folder", "rundir", "records", "schemas", "stage", "errors", "data"},
     "ewc": {"errors"},
-    "train": {"config", "rundir", "records", "stage", "errors", "data", "model", "ewc"},
+    "train": {"config", "rundir", "records", "schemas", "stage", "errors", "data", "model", "ewc"},
     "evaluate": {"config", "hub", "model_folder", "suites", "rundir", "records", "stage", "errors", "data", "model"},
-    "worker": {"config", "hub", "suites", "rundir", "records", "stage", "errors"}
+    "worker": {"config", "hub", "suites", "rundir", "records", "schemas", "stage", "errors"}
     | {"data", "model", "ewc", "train", "evaluate"},
 }
 LINES_IN_A_FOLDER = 2500

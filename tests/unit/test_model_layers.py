@@ -32,7 +32,7 @@ def run(folder: Path, checkpointing: str, compiled: bool = False) -> tuple[dict[
             return func(*args, **(kwargs or {}))
 
     model = load_model(folder, dtype="float32")
-    prepare_layers(model, checkpointing, compiled)
+    prepare_layers(model, checkpointing, compile_layers=compiled)
     ids = torch.randint(4, 300, (2, 16), generator=torch.Generator().manual_seed(0))
     loss = model(input_ids=ids, loss_labels=ids)
     if compiled:

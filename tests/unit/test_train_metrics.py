@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from hpc_ewc.train.metrics import cut_back, flop_per_token, objective, peak_tflops
+from hpc_ewc.train.metrics import flop_per_token, objective, peak_tflops, truncate_metrics
 from tests.distributed.tiny_gemma import build_gemma
 
 
@@ -37,15 +37,15 @@ def test_a_cpu_has_no_peak() -> None:
     assert peak_tflops(torch.device("cpu")) is None
 
 
-def test_metrics_are_cut_back_to_the_checkpoint(tmp_path: Path) -> None:
+def test_metrics_are_truncate_metrics_to_the_checkpoint(tmp_path: Path) -> None:
     file = tmp_path / "metrics.jsonl"
     lines = [json.dumps({"step": step, "loss": 1.0 / step}) for step in (1, 2, 3, 4, 3)]
     file.write_text("\n".join(lines) + '\n{"step": 5, "lo')  # the writer was killed in the middle of a line
-    cut_back(file, 3)
+    truncate_metrics(file, 3)
     assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [1, 2, 3, 3]
-    cut_back(file, 0)
+    truncate_metrics(file, 0)
     assert file.read_text() == ""
-    cut_back(tmp_path / "absent", 3)
+    truncate_metrics(tmp_path / "absent", 3)
 
 
 @pytest.mark.parametrize(
