@@ -40,7 +40,10 @@ def full_loss(
     hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, softcap: float | None = None
 ) -> torch.Tensor:
     """Returns the loss from all logits [N, V] at once, as transformers computes it, summed over labels: the oracle."""
-    logits = F.linear(hidden, weight)
+    return _loss_of_logits(F.linear(hidden, weight), labels, softcap)
+
+
+def _loss_of_logits(logits: torch.Tensor, labels: torch.Tensor, softcap: float | None) -> torch.Tensor:
     if softcap is not None:
         logits = torch.tanh(logits / softcap) * softcap
     return F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum")
@@ -103,7 +106,7 @@ class _ChunkedLoss(torch.autograd.Function):
                 elif grad_weight is not None:
                     grad_weight.add_(gradient.t() @ h)
             else:
-                loss = full_loss_of_logits(logits, y, softcap)
+                loss = _loss_of_logits(logits, y, softcap)
             total += loss
         ctx.grads = (grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
         return total
@@ -116,13 +119,6 @@ class _ChunkedLoss(torch.autograd.Function):
         grads = [None if grad is None else grad.mul_(grad_output) for grad in ctx.grads]
         ctx.grads = None
         return (*grads, None, None, None)
-
-
-def full_loss_of_logits(logits: torch.Tensor, labels: torch.Tensor, softcap: float | None) -> torch.Tensor:
-    """Returns the summed loss of fp32 logits [N, V], to which the soft cap is still to be applied."""
-    if softcap is not None:
-        logits = torch.tanh(logits / softcap) * softcap
-    return F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
 
 
 def _loss_and_gradient(

@@ -8,8 +8,7 @@ from collections.abc import Mapping
 import torch
 
 from hpc_ewc.config import TrainConfig
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
+from hpc_ewc.ewc.penalty.fused_adamw import MOMENTS, adamw_state
 
 
 def build_optimizer(parameters: Mapping[str, torch.nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:
@@ -56,13 +55,8 @@ def optimizer_state(
     Moments that do not exist yet are made, as zeros, so that a checkpoint can be read into them. torch's
     get_optimizer_state_dict would step a new optimizer to make them.
     """
-    for parameter in parameters.values():
-        state = optimizer.state[parameter]
-        if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)  # fused AdamW needs it there
-            for moment in MOMENTS:
-                state[moment] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-    return {moment: {n: optimizer.state[p][moment] for n, p in parameters.items()} for moment in MOMENTS}
+    states = {name: adamw_state(optimizer, parameter) for name, parameter in parameters.items()}
+    return {moment: {name: state[moment] for name, state in states.items()} for moment in MOMENTS}
 
 
 def set_step_count(optimizer: torch.optim.Optimizer, steps: int) -> None:

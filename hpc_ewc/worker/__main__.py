@@ -1,6 +1,6 @@
-"""`python -m hpc_ewc.worker tokens|fisher|train|evaluate DIR …`: what runs inside a job, one module a stage.
+"""`python -m hpc_ewc.worker tokens|fisher|train|evaluate DIR …`: the programs that run inside a job.
 
-Any such line can be run by hand; fisher and train under torchrun, which finds the first rank's traceback by `record`.
+Each can be started by hand; fisher and train also under torchrun, to which `record` reports the first rank's traceback.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from hpc_ewc.stage import listen_early
 
 STAGES = ("tokens", "fisher", "train", "evaluate")
 OTHERS = ("prefetch",)
-"""Not stages: what a command on a login node starts apart, because it imports what that must not."""
+"""Programs that a command on a login node starts in a process of its own, because they import heavy packages."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run one stage's worker; its exit status. What goes wrong by our own account is one line on stderr."""
+    """Runs one stage's worker and returns its exit status; an error of this package is one line on stderr."""
     if not arguments or arguments[0] not in (*STAGES, *OTHERS):
         sys.stderr.write(f"usage: python -m hpc_ewc.worker {'|'.join(STAGES)} DIR …\n")
         return 2
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
     except HpcEwcError as error:
         if _under_torchrun():
             raise  # its report names the error of the first rank that failed
-        sys.stderr.write(f"{type(error).__name__}: {error}\n")  # the traceback stands in failed.json
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")  # failed.json has the traceback
         return 1
 
 
@@ -38,7 +38,7 @@ def _under_torchrun() -> bool:
 
 
 def run() -> int:
-    """`main`, recorded for torchrun where there is one: an import that fails is then known too."""
+    """Runs `main`, recorded for torchrun if there is one, so that a failing import is reported too."""
     if sys.argv[1:2] and sys.argv[1] in STAGES:
         listen_early()  # `record` imports torch
     if not _under_torchrun():

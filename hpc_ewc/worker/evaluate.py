@@ -1,7 +1,7 @@
 """`python -m hpc_ewc.worker evaluate DIR --checkpoint FRACTION --cells A,B`: one array element of an evaluated run.
 
-Cells whose record is current are skipped, so the line can be run again by hand at any time. A stop between batches
-drops the cell it was in and exits 0; a cell that fails leaves a record that says why, and the element goes on.
+Cells whose record is current are skipped, so the command can be repeated by hand at any time. A stop between batches
+drops the current cell and exits with 0; a cell that fails leaves a record with the reason, and the next one runs.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from hpc_ewc.suites import costed, expand_suites
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one element."""
+    """Runs one array element."""
     parser = argparse.ArgumentParser(prog="python -m hpc_ewc.worker evaluate", description=__doc__)
     parser.add_argument("folder", type=Path, help="runs/NAME/evaluate/RUN")
     parser.add_argument(
         "--checkpoint",
         type=float,
         required=True,
-        help="fraction of the training, such as 1.0; 0.0 for a model given as it is",
+        help="fraction of the training, such as 1.0; 0.0 for a model that was not trained here",
     )
     parser.add_argument("--cells", required=True, help="names of cells, such as mmlu.en,mmlu.lt")
     arguments = parser.parse_args(argv)
     names = [name for name in arguments.cells.split(",") if name]
     if not names:
-        parser.error("--cells names none; those of an element stand in stage.json under `expected`")
+        parser.error("--cells names none; `expected` in stage.json lists the cells")
     stage = Stage(arguments.folder, element=f"{arguments.checkpoint!r}-{names[0]}", kind="evaluate")
     stage.listen()
     environment.prepare()
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run(stage: Stage, fraction: float, names: Sequence[str]) -> None:
-    """The cells `names` of the checkpoint at `fraction`; then done.json, if they were the last."""
+    """Evaluates the cells `names` of the checkpoint at `fraction`; writes done.json if they were the last."""
     from hpc_ewc.evaluate.element import Element, check_bundle
     from hpc_ewc.evaluate.scoring import StopRequested
     from hpc_ewc.evaluate.whole import finish_if_whole, reopen_if_incomplete
@@ -61,12 +61,12 @@ def run(stage: Stage, fraction: float, names: Sequence[str]) -> None:
     finish_if_whole(stage)
     if failed:
         raise StageError(
-            f"{', '.join(failed)} failed; each record in {stage.dir.cells(element.checkpoint.step)} says why"
+            f"{', '.join(failed)} failed; the records in {stage.dir.cells(element.checkpoint.step)} give the reasons"
         )
 
 
 def find_checkpoint(stage: Stage, fraction: float) -> Any:
-    """The export of this run's training, one that was given by its folder, or the model that is evaluated as it is."""
+    """Returns the checkpoint to evaluate: an export of this run's training, an export given by its folder, or a model."""
     from hpc_ewc.evaluate.checkpoint import find_export, find_model, open_export
 
     inputs = stage.inputs
@@ -79,7 +79,7 @@ def find_checkpoint(stage: Stage, fraction: float) -> Any:
 
 
 def find_inputs(stage: Stage) -> Any:
-    """Where questions and held-out text are; the corpus' own held-out documents stand with its tokens."""
+    """Returns the folders of questions and held-out text; the corpus' own held-out documents lie beside its tokens."""
     from hpc_ewc.evaluate.element import Inputs
     from hpc_ewc.evaluate.task_files import LocalQuestions
 

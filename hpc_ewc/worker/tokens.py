@@ -13,7 +13,7 @@ from hpc_ewc.stage import Stage
 
 
 def main(argv: list[str]) -> int:
-    """Exit status: 0 done, stopped, or others are still at it; 1 failed, with one line on stderr and failed.json."""
+    """Returns 0 when these parts are done or the job was asked to stop; 1, with a line on stderr, when they failed."""
     parser = argparse.ArgumentParser(prog="python -m hpc_ewc.worker tokens", description=__doc__)
     parser.add_argument("dir", type=Path, help="folder of the artefact, with its stage.json")
     parser.add_argument(

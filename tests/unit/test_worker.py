@@ -58,7 +58,7 @@ def test_an_element_without_cells_is_refused(tmp_path: Path, capsys: pytest.Capt
     with pytest.raises(SystemExit) as end:
         worker.main(["evaluate", str(tmp_path), "--checkpoint", "1.0", "--cells", ","])
     assert end.value.code == 2
-    assert "--cells names none; those of an element stand in stage.json under `expected`" in capsys.readouterr().err
+    assert "--cells names none; `expected` in stage.json lists the cells" in capsys.readouterr().err
 
 
 def test_a_job_never_asks_the_hub_and_what_is_set_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

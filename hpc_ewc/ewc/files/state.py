@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hpc_ewc.errors import ArtefactError, InputError, did_you_mean
+from hpc_ewc.errors import ArtefactError, InputError
 from hpc_ewc.ewc.files.manifest import AGAIN, open_tensors, publish, read_manifest
 from hpc_ewc.ewc.files.summary import summarize
 from hpc_ewc.ewc.sharding.ranks import max_over_ranks, raise_on_every_rank
-from hpc_ewc.ewc.sharding.shards import check_layout, find_bad_entries, local_flat, trainable_parameters
+from hpc_ewc.ewc.sharding.shards import check_layout, check_shapes, find_bad_entries, local_flat, trainable_parameters
 from hpc_ewc.ewc.sharding.tiles import tiles
 
 _OWN_KEYS = ("schema", "kind", "fisher_dtype", "files", "summary")
@@ -130,23 +130,9 @@ def _read_part(
     folder: Path, stem: str, manifest: dict[str, Any], parameters: Mapping[str, nn.Parameter] | None
 ) -> dict[str, Tensor]:
     reader = open_tensors(folder, stem, manifest)
-    shapes = reader.shapes
     if parameters is None:
-        return {name: reader.read(name) for name in shapes}
-    for name in shapes:
-        if name not in parameters:
-            raise ArtefactError(
-                f"{folder}: its {stem} has a tensor '{name}', which is no trainable parameter of this model"
-                f"{did_you_mean(name, parameters)}; it belongs to another model"
-            )
-    for name, parameter in parameters.items():
-        if name not in shapes:
-            raise ArtefactError(f"{folder}: its {stem} has no tensor '{name}', a trainable parameter of this model")
-        if shapes[name] != tuple(parameter.shape):
-            raise ArtefactError(
-                f"{folder}: its {stem} of '{name}' has shape {list(shapes[name])}, this model's parameter "
-                f"{list(parameter.shape)}; it belongs to another model"
-            )
+        return {name: reader.read(name) for name in reader.shapes}
+    check_shapes(f"{folder}: its {stem}", reader.shapes, parameters, "trainable parameter of this model")
     return {name: reader.read(name, parameter) for name, parameter in parameters.items()}
 
 

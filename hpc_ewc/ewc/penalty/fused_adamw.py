@@ -22,6 +22,8 @@ from hpc_ewc.ewc.penalty.kernels import compile_kernel, ones_like, penalty_gradi
 from hpc_ewc.ewc.penalty.penalty import EwcPenalty
 from hpc_ewc.ewc.sharding.shards import local_flat, reduce_elements
 
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
 
 class FusedAdamW:
     """AdamW's steps under a penalty of mode "gradient", in place of `optimizer.step()` and `penalty.add_gradient_()`.
@@ -83,7 +85,7 @@ class FusedAdamW:
             penalty_factor: clips the penalty's gradient: `task_factor` with clip = "total", 1 with "task".
         """
         assert self._adamw is not None, "a kernel that did not compile is used"
-        states = [self._state(shard.parameter) for shard in self._penalty.shards]
+        states = [adamw_state(self._optimizer, shard.parameter) for shard in self._penalty.shards]
         torch._foreach_add_([state["step"] for state in states], 1)
         scalars = self._scalars(int(states[0]["step"].item()), task_factor, penalty_factor)
         for shard, state in zip(self._penalty.shards, states, strict=True):
@@ -101,13 +103,15 @@ class FusedAdamW:
         values += [1 - beta1, beta2, 1 - beta2, second, group["eps"], 1.0 - rate * group["weight_decay"], rate / first]
         return torch.tensor(values, dtype=torch.float32).to(self._device)
 
-    def _state(self, parameter: Any) -> dict[str, Tensor]:
-        state: dict[str, Tensor] = self._optimizer.state[parameter]
-        if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32, device=self._device)
-            for moment in ("exp_avg", "exp_avg_sq"):
-                state[moment] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-        return state
+
+def adamw_state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Tensor]:
+    """Returns the state of a parameter, with zeros where the optimizer has made no step yet. No collective."""
+    state: dict[str, Tensor] = optimizer.state[parameter]
+    if not state:
+        state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)  # where fused AdamW needs it
+        for moment in MOMENTS:
+            state[moment] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+    return state
 
 
 def _gradient(parameter: Any) -> Tensor:

@@ -7,7 +7,7 @@ element once: it is reduced over the mesh axes that shard, never over `dp_replic
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -97,12 +97,9 @@ def check_layout(
     Raises:
         InputError: the first difference found.
     """
+    check_shapes(f"the {what}", {name: tensor.shape for name, tensor in tensors.items()}, like, whose)
     for name, wanted in like.items():
-        if name not in tensors:
-            raise InputError(f"the {what} has no tensor '{name}', a {whose}")
         tensor = tensors[name]
-        if tensor.shape != wanted.shape:
-            raise InputError(f"the {what} of '{name}' has shape {list(tensor.shape)}, the {whose} {list(wanted.shape)}")
         if not tensor.dtype.is_floating_point:
             raise InputError(f"the {what} of '{name}' is {tensor.dtype}; allowed are floating-point types")
         if _layout(tensor) != _layout(wanted):
@@ -110,9 +107,22 @@ def check_layout(
                 f"the {what} of '{name}' is laid out as {_layout(tensor)}, the {whose} as {_layout(wanted)}; "
                 f"load_ewc_state(folder, model) lays it out as the model"
             )
-    for name in tensors:
+
+
+def check_shapes(what: str, shapes: Mapping[str, Sequence[int]], like: Mapping[str, Tensor], whose: str) -> None:
+    """Checks that {name: shape} are the names and full shapes of `like`; arguments as in `check_layout`.
+
+    Raises:
+        InputError: the first difference found.
+    """
+    for name in shapes:
         if name not in like:
-            raise InputError(f"the {what} has a tensor '{name}', which is no {whose}{did_you_mean(name, like)}")
+            raise InputError(f"{what} has a tensor '{name}', which is no {whose}{did_you_mean(name, like)}")
+    for name, wanted in like.items():
+        if name not in shapes:
+            raise InputError(f"{what} has no tensor '{name}', a {whose}")
+        if tuple(shapes[name]) != tuple(wanted.shape):
+            raise InputError(f"{what} of '{name}' has shape {list(shapes[name])}, the {whose} {list(wanted.shape)}")
 
 
 def _layout(tensor: Tensor) -> str:
