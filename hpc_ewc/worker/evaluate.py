@@ -66,7 +66,7 @@ def run(stage: Stage, fraction: float, names: Sequence[str]) -> None:
 
 
 def find_checkpoint(stage: Stage, fraction: float) -> Any:
-    """Returns the checkpoint to evaluate: an export of this run's training, an export given by its folder, or a model."""
+    """Returns the checkpoint to evaluate: an export of this training, a given export, or a model."""
     from hpc_ewc.evaluate.checkpoint import find_export, find_model, open_export
 
     inputs = stage.inputs
