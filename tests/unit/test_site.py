@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from urllib.parse import unquote
 
 import pytest
 import yaml
@@ -48,9 +50,15 @@ def test_the_site_is_built_without_a_warning_and_loads_nothing(hooks: ModuleType
     offline = os.environ | {"NO_MKDOCS_2_WARNING": "1", "https_proxy": "http://127.0.0.1:9", "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(command, cwd=REPOSITORY, env=offline, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    home = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
+    site = tmp_path / "site"
+    pages = {path: path.read_text(encoding="utf-8") for path in site.rglob("*.html")}
+    home = pages[site / "index.html"]
     assert "tutorial.html" in home and "fonts.googleapis" not in home
-    assert "EwcPenalty" in (tmp_path / "site" / "api" / "ewc.html").read_text(encoding="utf-8")
+    assert "EwcPenalty" in pages[site / "api" / "ewc.html"] and "load_records" in pages[site / "api" / "report.html"]
+    for path, html in pages.items():
+        for target in re.findall(r'(?:href|src)="(?!\w+:|//)([^"#?]+)', html):
+            place = site / target[1:] if target.startswith("/") else path.parent / target
+            assert Path(unquote(str(place))).exists(), f"{path.relative_to(site)} leads to {target}"
 
 
 @pytest.mark.parametrize(
