@@ -16,6 +16,8 @@ from hpc_ewc.launch.profile.reading import load_profile
 from hpc_ewc.launch.submit.evaluate_checkpoints import build_request
 from hpc_ewc.launch.submit.submit import submit
 
+SAME_NAME = ("batch_size", "max_length", "backend", "backend_args", "limit", "max_gen_toks", "judge")
+"""Options with the name and value of a key of [evaluate]."""
 FilesByLanguage = Annotated[str | None, tyro.conf.arg(metavar="LANGUAGE=FILE,…")]
 
 
@@ -87,17 +89,11 @@ def evaluate_keys(settings: Settings) -> dict[str, Any]:
         "include": _split(settings.include),
         "heldout": _pairs(settings.heldout, "--heldout", "en=news.en.jsonl"),
         "judge_questions": _pairs(settings.judge_questions, "--judge-questions", "lt=questions.jsonl"),
-        "batch_size": settings.batch_size,
-        "max_length": settings.max_length,
-        "backend": settings.backend,
-        "backend_args": settings.backend_args,
         "shots": _shots(settings.shots),
-        "limit": settings.limit,
         "cloze": settings.cloze or None,
-        "max_gen_toks": settings.max_gen_toks,
-        "judge": settings.judge,
         "questions": settings.questions and str(local_path(str(settings.questions))),
     }
+    keys |= {key: getattr(settings, key) for key in SAME_NAME}
     return {key: value for key, value in keys.items() if value is not None}
 
 
