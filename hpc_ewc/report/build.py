@@ -1,4 +1,4 @@
-"""A report from paths to files: collect, analyse, lay out, render, write."""
+"""Makes a report: collects records, analyses them, builds tables, renders and writes files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FORMATS = ("terminal", "markdown", "csv", "json", "latex", "html", "figures")
 
 @dataclass(frozen=True)
 class Options:
-    """What to make, and how the bootstrap draws."""
+    """What to make, and the settings of the bootstrap."""
 
     formats: Sequence[str] = FORMATS
     paired: bool = True
@@ -42,7 +42,7 @@ class Options:
     subsets: Sequence[str] = ()
     """groups, subjects: tables of the parts of a task."""
     max_loss: float = MAX_LOSS
-    """Of accuracy in the old language that a recommended λ may cost."""
+    """Accuracy in the old language that a recommended λ may cost."""
     gain: str = "auto"
     """How the gain in the new language is measured: auto, accuracy or text."""
     paper: bool = False
@@ -50,10 +50,10 @@ class Options:
 
 
 def report(paths: Sequence[Path | str], out: Path | None, options: Options, console: Console) -> Path:
-    """Print the tables and write them; the folder they were written to.
+    """Print the tables, write them, and return the folder they were written to.
 
     Raises:
-        InputError: a path does not exist, or nothing under the paths is ours or was ever expected.
+        InputError: a path does not exist, or the paths hold neither records nor cells that are expected.
     """
     collection = collect(paths)
     stages = read_stages(collection)

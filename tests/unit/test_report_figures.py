@@ -167,8 +167,8 @@ def test_of_very_many_strengths_lines_have_bands_few_points_are_named_and_the_ca
     assert len(lines) == training.MOST_CURVES
     assert [lines[0].first.strength, lines[-1].first.strength] == [strengths[0], strengths[-1]]
     said = captions.captions(document, overlay=False)
-    assert "The band along a line, of so many λs: one standard error." in said["mean"]
-    assert "a few are named; all are in the table" in said["tradeoff"]
+    assert "With so many λs, the band along a line: one standard error." in said["mean"]
+    assert "few of so many points are labelled; all are in the table" in said["tradeoff"]
     assert "12 of 71 λs are drawn." in said["training"]
 
 

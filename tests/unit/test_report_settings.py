@@ -87,14 +87,14 @@ def test_a_fifth_setting_is_in_the_tables_alone_and_the_captions_say_so(many: Do
         "mode proximal, learning_rate 1e-5",
     ]
     said = captions.captions(many, overlay=False)
-    assert "2 more settings are in the tables alone." in said["mean"]
+    assert "2 more settings are only in the tables." in said["mean"]
     assert said["training"].endswith("Of mode gradient, learning_rate 1e-5.")
     assert [line.first.strength for line in training.drawn(many.build)] == [0.0, 1e2, 1e6]
     figure = plane.tradeoff_figure(many.build, many.choice)
     assert figure is not None
     names = [text.get_text() for text in figure.axes[0].texts]
     assert len(names) < plane.MOST_NAMES < 19
-    assert "a few are named" in said["tradeoff"]
+    assert "Only a few" in said["tradeoff"]
 
 
 def test_a_long_legend_takes_rows_and_no_room_from_the_panels(modes: Document, many: Document) -> None:

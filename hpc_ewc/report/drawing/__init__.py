@@ -1,1 +1,1 @@
-"""Figures from the numbers of a report. Needs matplotlib; imported only where figures are asked for."""
+"""Figures from the numbers of a report. Needs matplotlib; imported only if figures are requested."""

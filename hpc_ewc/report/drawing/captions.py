@@ -1,4 +1,4 @@
-"""What stands under each figure: what its marks are, and what is not in it."""
+"""Captions: the meaning of each figure's marks, and what it leaves out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hpc_ewc.report.tables.texts import shown_texts
 
 
 def captions(document: Document, *, overlay: bool) -> dict[str, str]:
-    """Of every figure, by its name.
+    """The caption of every figure, by its name.
 
     Args:
         document: the report.
@@ -25,7 +25,7 @@ def captions(document: Document, *, overlay: bool) -> dict[str, str]:
     """
     build, choice = document.build, document.choice
     old, new = language_name(SOURCE_LANGUAGE), language_name(build.study.target)
-    common = f"{_how_drawn(build)} λ = 0 has no place on a log axis: it stands left of the break and is not joined."
+    common = f"{_how_drawn(build)} λ = 0 is shown left of the break in the log axis and is not joined."
     common += _which_groups(build)
     paper_words = f" Grey: {paper()['source']}; {paper()['how']} {paper()['warning']}" if overlay else ""
     label = "An illustration with a very small model. " if build.study.illustration else ""
@@ -36,11 +36,10 @@ def captions(document: Document, *, overlay: bool) -> dict[str, str]:
         if choice.best is not None:
             tradeoff += (
                 f" Ringed: {build.lines.name(choice.best.line)}, the largest gain among the runs outside the shade, on "
-                "the half of the documents that it was chosen on; "
-                f"chosen in {100 * choice.best.chosen:.0f} % of resamples."
+                f"the half of the documents used for choosing; chosen in {100 * choice.best.chosen:.0f} % of resamples."
             )
         if len(build.lines.lines) > MOST_NAMES:
-            tradeoff += " Of so many points a few are named; all are in the table."
+            tradeoff += " Only a few of so many points are labelled; all are in the table."
     return {
         "accuracy": f"{label}Accuracy of each task against λ. {common}{paper_words}",
         "mean": f"{label}Mean accuracy over tasks against λ. {common}{paper_words}",
@@ -48,12 +47,12 @@ def captions(document: Document, *, overlay: bool) -> dict[str, str]:
         "tradeoff": tradeoff,
         "training": f"{label}Task loss, penalty and distance to the anchor while training, by λ; a long run "
         f"is shown by the means of 80 equal stretches.{_which_curves(build)}",
-        "fisher": f"{label}Where the Fisher information lies: share of its trace by layer and by kind of parameter.",
+        "fisher": f"{label}Share of the Fisher's trace by layer and by kind of parameter.",
     }
 
 
 def _measured(build: Builder) -> str:
-    """What the axes of the trade-off are."""
+    """How the axes of the trade-off are measured."""
     old, new = build.analysis.mean(SOURCE_LANGUAGE), gain(build)
     if new is not None and not isinstance(new.what, Mean):
         first = (
@@ -66,31 +65,31 @@ def _measured(build: Builder) -> str:
 
 
 def _texts(build: Builder) -> str:
-    """Which of the two quantities there are."""
+    """The quantities in the figure of perplexities."""
     pairs = any(column.task == "ppl_truthfulqa" for column in build.study.columns)
     parts = ["perplexity of TruthfulQA's questions with their answers"] if pairs else []
     parts += ["bits per byte"] if shown_texts(build) else []
     words = ", and ".join(parts)
-    return f"{words[:1].upper()}{words[1:]} against λ, a panel a text"
+    return f"{words[:1].upper()}{words[1:]} against λ, one panel per text"
 
 
 def _how_drawn(build: Builder) -> str:
-    """What bars and bands are."""
+    """The meaning of bars and bands."""
     bars = "Bars: one standard error."
     if any(sum(line.first.strength != 0 for line in lines) > MANY for lines in groups(build)):
-        bars = "The band along a line, of so many λs: one standard error."
+        bars = "With so many λs, the band along a line: one standard error."
     return f"{bars} Dotted lines: the base model, with its standard error as a band."
 
 
 def _which_groups(build: Builder) -> str:
-    """Which curve is which, where runs differ in more than λ."""
+    """Which setting each curve shows, if runs differ in more than λ."""
     names = [build.lines.setting(lines[0]) for lines in groups(build)]
     if len(names) < 2:
         return ""
     faint = names[1:MOST_GROUPS]
     words = f" In full colour {names[0]}; faint, with other markers, {'; '.join(faint)}."
     left = len(names) - MOST_GROUPS
-    return f"{words} {left} more settings are in the tables alone." if left > 0 else words
+    return f"{words} {left} more settings are only in the tables." if left > 0 else words
 
 
 def _which_curves(build: Builder) -> str:

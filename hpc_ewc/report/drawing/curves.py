@@ -21,7 +21,7 @@ from hpc_ewc.report.tables.lines import Line
 from hpc_ewc.report.tables.texts import shown_texts
 
 MOST_GROUPS = 4
-"""Curves of one language in one panel; more are not told apart."""
+"""Most curves of one language in one panel; more could not be distinguished."""
 Values = Callable[[Line], Estimate | None]
 PaperCurve = tuple[list[float], list[float], float]
 
@@ -36,11 +36,11 @@ class Curve:
     chance: float | None = None
     paper: PaperCurve | None = None
     scale: float = 100.0
-    """1 for what is not shown in per cent."""
+    """100 for values shown in per cent, else 1."""
 
 
 def groups(build: Builder) -> list[list[Line]]:
-    """Trained lines that differ in λ alone, final checkpoints only; the largest group first."""
+    """Groups of trained lines that differ only in λ, final checkpoints only; the largest group first."""
     found: dict[object, list[Line]] = defaultdict(list)
     last = max((run.fraction for run in build.study.runs), default=1.0)
     for line in build.lines.lines:
@@ -52,7 +52,7 @@ def groups(build: Builder) -> list[list[Line]]:
 
 
 def axis_of(build: Builder, *, paper: bool = False) -> StrengthAxis:
-    """Every λ that is drawn."""
+    """The λ axis with every λ that is drawn."""
     strengths = [line.first.strength or 0.0 for lines in groups(build) for line in lines]
     if paper:
         curve = accuracy_curve("mean", "en")
@@ -61,7 +61,7 @@ def axis_of(build: Builder, *, paper: bool = False) -> StrengthAxis:
 
 
 def draw_curve(axes: Axes, build: Builder, curve: Curve, x: StrengthAxis) -> None:
-    """Values with standard errors, joined over λ > 0; the base as a line across; the paper's in grey."""
+    """Draw values with standard errors, joined over λ > 0; the base as a horizontal line; the paper's in grey."""
     style = curve.look
     for number, lines in enumerate(groups(build)[:MOST_GROUPS]):
         points = [(line.first.strength or 0.0, e) for line in lines if (e := curve.values(line)) is not None]
@@ -111,7 +111,7 @@ def draw_curve(axes: Axes, build: Builder, curve: Curve, x: StrengthAxis) -> Non
 def _xy(
     points: Sequence[tuple[float, Estimate]], x: StrengthAxis, scale: float
 ) -> tuple[list[float], list[float], list[float]]:
-    """Places, values and standard errors."""
+    """Positions on the axis, values and standard errors."""
     places = [x.place(strength) for strength, _ in points]
     return places, [scale * e.value for _, e in points], [scale * (e.stderr or 0.0) for _, e in points]
 
@@ -120,7 +120,7 @@ def _xy(
 
 
 def accuracy_figure(build: Builder, *, paper: bool) -> Figure | None:
-    """A panel a task, both languages in each, the mean last: the paper's figure 3."""
+    """One panel per task with both languages, the mean last: the paper's figure 3."""
     panels: dict[str, list[tuple[int, Column]]] = defaultdict(list)
     means = _mean_curves(build, paper, several=True)
     for place, language in enumerate(build.languages):
@@ -219,7 +219,7 @@ def _task_curve(build: Builder, column: Column, place: int, paper: bool) -> Curv
 
 
 def _mean_curves(build: Builder, paper: bool, *, several: bool = False) -> list[Curve]:
-    """Of each language; with `several` only of those that have more than one task: one has a panel of its own."""
+    """The mean of each language; with `several`, only of languages with several tasks."""
     curves = []
     for place, language in enumerate(build.languages):
         mean = build.analysis.mean(language)
@@ -237,7 +237,7 @@ def _mean_curves(build: Builder, paper: bool, *, several: bool = False) -> list[
 
 
 def _finish(figure: Figure, panels: Sequence[Axes], columns: int, x: StrengthAxis, label: str) -> None:
-    """Axes that share what they can, so that panels may be compared."""
+    """Label the axes, and limit them to what a percentage can be."""
     for place, axes in enumerate(panels):
         low = place + columns >= len(panels)
         axes.tick_params(labelbottom=low)
@@ -250,7 +250,7 @@ def _finish(figure: Figure, panels: Sequence[Axes], columns: int, x: StrengthAxi
 
 
 def _legend(figure: Figure, build: Builder, panels: Sequence[Axes], paper: bool, *, chance: bool = False) -> None:
-    """Below all panels: languages, then what the other marks mean."""
+    """Put a legend below all panels: languages, then the other marks."""
     from matplotlib.lines import Line2D
 
     each = [zip(*axes.get_legend_handles_labels(), strict=True) for axes in panels]
@@ -274,7 +274,7 @@ def _legend(figure: Figure, build: Builder, panels: Sequence[Axes], paper: bool,
 
 
 def _plain_log(axes: Axes) -> None:
-    """Ticks of a log axis as plain numbers: 0.5, 2, 30, 800."""
+    """Label a log axis with plain numbers: 0.5, 2, 30, 800."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     low, high = axes.get_ylim()

@@ -1,4 +1,4 @@
-"""The figures of a report as files: SVG and PDF for a paper, PNG for a screen; the same numbers give the same bytes."""
+"""Saves the figures of a report: SVG and PDF for a paper, PNG for a screen; the same numbers give the same bytes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def draw_figures(document: Document, *, overlay: bool = False, endings: Sequence
     Args:
         document: the report.
         overlay: draw the paper's own curves beside ours.
-        endings: in which forms; a page needs svg alone.
+        endings: file formats; a page needs only svg.
     """
     from hpc_ewc.report.drawing.captions import captions
     from hpc_ewc.report.drawing.curves import accuracy_figure, mean_figure, perplexity_figure

@@ -1,4 +1,4 @@
-"""The paper's own curves, for an overlay: facts read off its figures, embedded with their source."""
+"""The paper's own curves for an overlay: values read off its figures, with their source."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def curve(facts: dict[str, Any], language: str) -> tuple[list[float], list[float
 
 
 def accuracy_curve(task: str, language: str) -> tuple[list[float], list[float], float] | None:
-    """Of one task, as shares; of `mean`, over the paper's seven tasks."""
+    """The curve of one task, as shares; for `mean`, over the paper's seven tasks."""
     accuracy = paper()["accuracy"]
     if task != "mean":
         return curve(accuracy.get(task, {}), language)
@@ -38,5 +38,5 @@ def accuracy_curve(task: str, language: str) -> tuple[list[float], list[float], 
 
 
 def perplexity_curve(language: str) -> tuple[list[float], list[float], float] | None:
-    """Mean perplexity of TruthfulQA's pairs."""
+    """The curve of the mean perplexity of TruthfulQA's pairs."""
     return curve(paper()["perplexity"], language)

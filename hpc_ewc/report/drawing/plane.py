@@ -1,4 +1,4 @@
-"""The trade-off: what was kept of the old language against what was learnt of the new one."""
+"""The trade-off: the old language kept against the new one learnt."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from hpc_ewc.report.tables.recommendation import points_text
 from hpc_ewc.report.tables.summary import front
 
 MOST_NAMES = 16
-"""Points that are all named; of more some are."""
+"""Most points that are all labelled; of more only some are."""
 
 
 def tradeoff_figure(build: Builder, choice: Choice | None) -> Figure | None:
-    """A point a run, the front joined, the recommended λ ringed, what the rule forbids shaded."""
+    """One point per run, the front joined, the recommended λ ringed, the forbidden loss shaded."""
     old, new = build.analysis.mean(SOURCE_LANGUAGE), gain(build)
     if old is None or new is None:
         return None
@@ -85,7 +85,7 @@ def tradeoff_figure(build: Builder, choice: Choice | None) -> Figure | None:
 
 
 def _learnt(new: Gain) -> str:
-    """Name of the upright axis."""
+    """Label of the vertical axis."""
     language = language_name(new.what.language)
     if isinstance(new.what, Mean):
         return f"{language} accuracy in % (learnt →)"
@@ -93,7 +93,7 @@ def _learnt(new: Gain) -> str:
 
 
 def named(build: Builder, choice: Choice | None) -> set[Line]:
-    """Of very many points those that have a name: the base, the ends of the λs and of the front, the recommended."""
+    """Points that are labelled among many: the base, the ends of the λs and of the front, the recommended one."""
     lines = build.lines.lines
     found = {line for line in lines if line.first.is_base}
     held = [line for line in lines if line.first.strength is not None]
@@ -106,16 +106,16 @@ def named(build: Builder, choice: Choice | None) -> set[Line]:
 
 
 def _make_room(axes: Axes, values: list[float]) -> None:
-    """Room for names right of the rightmost point; beyond 100 % the axis has no ticks."""
+    """Make room for labels right of the rightmost point; beyond 100 % the axis has no ticks."""
     low, high = axes.get_xlim()
     axes.set_xlim(low, max(values) + max(0.2 * (max(values) - low), min(high, 100.0) - max(values)))
     axes.set_xticks([tick for tick in axes.get_xticks() if low <= tick <= 100.0])
 
 
 def _name_points(axes: Axes, points: list[tuple[str, tuple[float, float]]]) -> None:
-    """Each point's name beside it, where no other name or point stands; a thin line joins those that had to move away.
+    """Label each point beside it, clear of other labels and points; a thin line joins a label that had to move away.
 
-    Widths are guessed from the letters: to measure them a renderer would have to draw the figure once more.
+    Widths are estimated from the number of letters: measuring them takes another drawing of the figure.
     """
     height, letter = 12.0, 5.6  # of 8.5 pt text, in points
     scale = 72.0 / float(axes.figure.dpi)
@@ -159,7 +159,7 @@ def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
 
 
 def _shade(axes: Axes, choice: Choice, points: dict[Line, tuple[float, float, float, float]]) -> None:
-    """Where more is lost than the rule allows; of several base models there is no one such place."""
+    """Shade where more is lost than the rule allows; with several base models there is no one such place."""
     bases = [line for line in points if line.first.is_base]
     if len(bases) != 1:
         return
@@ -177,7 +177,7 @@ def _ring(
     choice: Choice | None,
     points: dict[Line, tuple[float, float, float, float]],
 ) -> None:
-    """The recommended λ; what that and the shade mean stands below, where no point is."""
+    """Ring the recommended λ, and explain ring and shade in a legend below."""
     handles: list[Any] = []
     settings = [lines for lines in groups(build)[:MOST_GROUPS] if any(line in points for line in lines)]
     for place, lines in enumerate(settings if len(settings) > 1 else ()):

@@ -1,4 +1,4 @@
-"""One look for all figures: colours that colour-blind eyes and grey printers tell apart, and a λ axis with a true 0."""
+"""One style for all figures: colours for colour-blind readers and grey printers, and a λ axis with a true 0."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ RC: dict[str, Any] = {
     "axes.unicode_minus": True,
 }
 MOST_TICKS = 40
-"""λs that have a tick each; of more, those that are written."""
+"""Most λs that have a tick each; of more, only labelled ones have."""
 MANY = 60
-"""Points of a figure, from which on marks and bars would cover each other: a line with a band stands for them."""
+"""More points than these would cover each other with marks and bars: a line with a band replaces them."""
 INK = "#222222"
 GREY = "#767676"
 
 
 @dataclass(frozen=True)
 class Look:
-    """How one language is drawn. Colours of Okabe and Ito (2008); markers and dashes tell them apart without colour."""
+    """How one language is drawn. Colours of Okabe and Ito (2008); markers and dashes work without colour."""
 
     colour: str
     marker: str
@@ -66,13 +66,13 @@ LOOKS = (
 
 
 def look(place: int) -> Look:
-    """Of the language in this place of the report's order."""
+    """The look of the language at this place of the report's order."""
     return LOOKS[place % len(LOOKS)]
 
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Within it matplotlib draws as the report does, whatever the user's own settings are."""
+    """Set matplotlib to the report's style within the block, whatever the user's own settings are."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(RC)  # type: ignore[arg-type]  # its keys are literals
@@ -84,7 +84,7 @@ def styled() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class StrengthAxis:
-    """λ on a log axis, with 0 to the left of a break: it has no place on a logarithm."""
+    """λ on a log axis; λ = 0, which has no logarithm, is shown left of a break."""
 
     strengths: tuple[float, ...]
 
@@ -94,25 +94,26 @@ class StrengthAxis:
 
     @property
     def zero(self) -> float:
-        """Where 0 stands: a tenth of the axis, and at least one decade, left of the smallest λ."""
+        """Position of 0: a tenth of the axis, and at least one decade, left of the smallest λ."""
         if not self.positive:
             return 0.0
         low, high = (math.log10(f(self.positive)) for f in (min, max))
         return low - max(1.0, 0.16 * (high - low))
 
     def place(self, strength: float) -> float:
-        """On the axis, in decades."""
+        """Position of a λ on the axis, in decades."""
         return self.zero if strength == 0 else math.log10(strength)
 
     def dress(self, axes: Axes, *, label: bool = True, room: float = 0.055) -> None:
-        """Ticks at the λs there are, and the break beside 0.
+        """Set the ticks at the λs, and draw the break beside 0.
 
         Args:
-            axes: to be dressed.
+            axes: axes to change.
             label: name the axis.
-            room: share of the axis that a tick's label needs; of two that stand closer only the first is written.
+            room: share of the axis that a tick's label needs; of two closer ones only the first is labelled.
         """
         shown = sorted(set(self.strengths))
+        has_break = 0 in shown and bool(self.positive)
         places = [self.place(s) for s in shown]
         labels, last = [], -math.inf
         for strength, place in zip(shown, places, strict=True):
@@ -128,12 +129,12 @@ class StrengthAxis:
         margin = 0.05 * (max(places) - min(places)) or 0.5
         axes.set_xlim(min(places) - margin, max(places) + margin)
         if label:
-            axes.set_xlabel("λ (log scale; 0 stands beside it)" if 0 in shown and self.positive else "λ (log scale)")
-        if 0 in shown and self.positive:
+            axes.set_xlabel(f"λ (log scale{'; λ = 0 shown left of the break' if has_break else ''})")
+        if has_break:
             self._break(axes)
 
     def _break(self, axes: Axes) -> None:
-        """Two strokes through the axis, halfway between 0 and the smallest λ."""
+        """Draw two strokes through the axis, halfway between 0 and the smallest λ."""
         middle = (self.zero + math.log10(self.positive[0])) / 2
         low, high = axes.get_xlim()
         at = (middle - low) / (high - low)
@@ -144,7 +145,7 @@ class StrengthAxis:
 
 
 def _tick(strength: float) -> str:
-    """10^6 for 1e6: the form of a paper's axis."""
+    """The label of a λ: 10^6 for 1e6, as on a paper's axis."""
     if strength == 0 or strength < 1:
         return strength_text(strength)
     exponent = math.log10(strength)
@@ -152,13 +153,13 @@ def _tick(strength: float) -> str:
 
 
 GROUP_MARKERS = ("", "v", "P", "X")
-"""Of the second setting and those after it, in any language; the first has the language's own."""
+"""Markers of the settings after the first, in any language; the first setting has the language's own."""
 
 
 def legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
-    """A legend under all panels, in as many rows as it takes, and the panels above it.
+    """Put a legend under all panels, in as many rows as it takes.
 
-    Widths are guessed from the letters: to measure them a renderer would have to draw the figure once more.
+    Widths are estimated from the number of letters: measuring them takes another drawing of the figure.
     """
     rows, room = 1, 72.0 * figure.get_figwidth()
     while rows < len(labels):
@@ -167,10 +168,10 @@ def legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) 
             break
         rows += 1
     figure.legend(handles, labels, loc="lower center", ncols=-(-len(labels) // rows), fontsize=8.5)
-    figure.set_figheight(figure.get_figheight() + 0.19 * (rows - 1))  # the panels stay as high as they were
+    figure.set_figheight(figure.get_figheight() + 0.19 * (rows - 1))  # the panels keep their height
     figure.tight_layout(rect=(0, (0.09 + 0.19 * rows) / figure.get_figheight(), 1, 1))
 
 
 def plain(text: str) -> str:
-    """A name as matplotlib shows it: no mathematics between dollars, nothing that a legend hides for its underscore."""
+    """A name that matplotlib shows literally: no mathematics between dollars, no leading underscore that hides it."""
     return clean(text).replace("$", r"\$").replace("_", "\u200b_", 1 if text.startswith("_") else 0)

@@ -1,4 +1,4 @@
-"""Training curves by λ, and where the Fisher lies in the model."""
+"""Training curves by λ, and the distribution of the Fisher over the model."""
 
 from __future__ import annotations
 
@@ -14,23 +14,25 @@ from matplotlib.figure import Figure
 
 from hpc_ewc import records
 from hpc_ewc.errors import ArtefactError
+from hpc_ewc.report.analysis.statistics import Array
 from hpc_ewc.report.drawing.curves import groups
 from hpc_ewc.report.drawing.style import legend_below, look, plain
+from hpc_ewc.report.study.json_numbers import finite_number
 from hpc_ewc.report.study.runs import Run
 from hpc_ewc.report.tables.builder import Builder
 from hpc_ewc.report.tables.lines import Line
 
 POINTS = 80
-"""Of a curve, at most: a longer run is shown by the means of equal stretches."""
+"""Most points of a curve: a longer run is shown by the means of equal stretches."""
 PANELS = (("loss", "task loss, nats a token"), ("penalty", "penalty λ/2 Σ F (θ−θ*)²"), ("distance", "distance ‖θ−θ*‖"))
 MOST_CURVES = 12
-"""λs whose training is drawn; of more, as many, evenly taken from the smallest to the largest."""
+"""Most λs whose training is drawn; of more, that many are taken evenly from the smallest to the largest."""
 STYLES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)))
 
 
 def training_figure(build: Builder) -> Figure | None:
-    """Loss, penalty and distance to the anchor against the step; a line a λ."""
-    curves: list[tuple[Line, dict[str, np.ndarray[Any, np.dtype[np.float64]]]]] = []
+    """Loss, penalty and distance to the anchor against the step, one line per λ."""
+    curves: list[tuple[Line, dict[str, Array]]] = []
     for line in drawn(build):
         read = read_metrics(build, line.first)
         if read is not None:
@@ -66,7 +68,7 @@ def training_figure(build: Builder) -> Figure | None:
 
 
 def drawn(build: Builder) -> list[Line]:
-    """The lines whose training is drawn: all, else those of the first group, or some of them where they are many."""
+    """The lines whose training is drawn: all; if these are many, the first group or some of it."""
     every = [line for lines in groups(build) for line in lines]
     if len(every) <= MOST_CURVES:
         return every
@@ -76,38 +78,37 @@ def drawn(build: Builder) -> list[Line]:
     return [lines[round(place)] for place in np.linspace(0, len(lines) - 1, MOST_CURVES)]
 
 
-def read_metrics(build: Builder, run: Run) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]] | None:
-    """Columns of metrics.jsonl, the last line of each step; None where there is no such file."""
+def read_metrics(build: Builder, run: Run) -> dict[str, Array] | None:
+    """Columns of metrics.jsonl, with the last line of each step; None if there is no such file or it is corrupt."""
     trained = build.study.trained(run)
     if trained is None:
         return None
     lines: dict[float, Mapping[str, Any]] = {}
     try:
         for line in records.read_lines(trained.folder.metrics):
-            if isinstance(line.get("step"), int):
-                lines[line["step"]] = line
+            if (step := finite_number(line.get("step"))) is not None:
+                lines[step] = line
     except ArtefactError:
         return None
     if not lines:
         return None
     order = sorted(lines)
-    columns = {name: np.array([_number(lines[step].get(name)) for step in order]) for name, _ in PANELS}
-    return columns | {"step": np.array(order, dtype=np.float64)}
+    columns = {name: np.array([drawable(lines[step].get(name)) for step in order]) for name, _ in PANELS}
+    return columns | {"step": np.array(order)}
 
 
-def thin(
-    steps: np.ndarray[Any, np.dtype[np.float64]], values: np.ndarray[Any, np.dtype[np.float64]]
-) -> tuple[np.ndarray[Any, np.dtype[np.float64]], np.ndarray[Any, np.dtype[np.float64]]]:
+def drawable(value: Any) -> float:
+    """The number, or NaN for anything that matplotlib cannot draw: its margins overflow near the largest float."""
+    number = finite_number(value)
+    return math.nan if number is None or abs(number) > 1e100 else number
+
+
+def thin(steps: Array, values: Array) -> tuple[Array, Array]:
     """Means over at most POINTS stretches of equal length."""
     if len(steps) <= POINTS:
         return steps, values
     parts = np.array_split(np.arange(len(steps)), POINTS)
     return np.array([steps[p].mean() for p in parts]), np.array([values[p].mean() for p in parts])
-
-
-def _number(value: Any) -> float:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return float(value) if is_number and math.isfinite(value) else math.nan
 
 
 # ---------------------------------------------------------------------------------------------- Fisher
@@ -121,7 +122,7 @@ def fisher_figure(build: Builder) -> Figure | None:
     layers, kinds = summary["share_by_layer"], summary["share_by_kind"]
     rows = max(len(layers), len(kinds))
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.4, min(11.0, 1.4 + 0.26 * rows)))
-    numbered = [f"{n}" for n in sorted(int(name) for name in layers if name.isdigit())]
+    numbered = [f"{n}" for n in sorted(int(name) for name in layers if name.isdecimal())]
     before = [name for name in layers if "embed" in name]
     after = [name for name in layers if name not in (*before, *numbered)]
     names = [*map(short, before), *(f"layer {n}" for n in numbered), *map(short, after)]
@@ -135,22 +136,25 @@ def fisher_figure(build: Builder) -> Figure | None:
 
 
 def fisher_summary(build: Builder, run: Run) -> dict[str, Any] | None:
-    """What the manifest of a run's Fisher says of its shares."""
+    """The summary in the manifest of a run's Fisher, if it has shares by layer and by kind."""
     trained = build.study.trained(run)
     summary = None if trained is None else trained.fisher.get("summary")
     if not isinstance(summary, dict):
         return None
-    each = [summary.get(name) for name in ("share_by_layer", "share_by_kind")]
-    return summary if all(isinstance(part, dict) and part for part in each) else None
+    found = {}
+    for name in ("share_by_layer", "share_by_kind"):
+        shares = summary.get(name)
+        found[name] = {k: finite_number(v) for k, v in shares.items()} if isinstance(shares, dict) else {}
+    return found if all(part and None not in part.values() for part in found.values()) else None
 
 
 def short(name: str) -> str:
-    """A parameter's name without what all of them share."""
+    """A parameter's name without its common prefix and suffix."""
     return plain(name.removeprefix("model.").removesuffix(".weight"))
 
 
 def _bars(axes: Axes, names: Sequence[str], shares: Sequence[float], rows: int) -> None:
-    """Bars from the top; `rows` is the room, so that both panels have bars of one height."""
+    """Draw bars from the top, with room for `rows`, so that the bars of both panels have one height."""
     places = np.arange(len(names))
     axes.barh(places, [100 * share for share in shares], color=look(0).colour, height=0.72)
     axes.set_yticks(places, names, fontsize=8)

@@ -28,11 +28,11 @@ LONG = (
 OF_RESULT = ("metric", "filter", "subset", "primary", "higher_is_better")
 EMPTY: dict[str, Any] = dict.fromkeys(LONG)
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""A text cell that starts so is run by a spreadsheet."""
+"""First characters of a text that a spreadsheet would execute."""
 
 
 def long_rows(analysis: Analysis) -> list[dict[str, Any]]:
-    """One row a result, of every metric, filter and subset; differences stand beside primary and fluency metrics."""
+    """One row per result, with every metric, filter and subset; primary and fluency metrics have differences."""
     rows = []
     study = analysis.study
     for run in study.runs:
@@ -45,13 +45,13 @@ def long_rows(analysis: Analysis) -> list[dict[str, Any]]:
             shared |= {name: getattr(column, name) for name in ("task", "language", "variant", "cell")}
             shared["chance"] = analysis.chances.get(column)
             for result in record["results"]:
-                whole = result.get("subset", "") == "" and (
-                    result["metric"] != column.metric or result.get("filter", "none") == column.filter
-                )
-                key = (run, column, result["metric"])
                 row = shared | {name: result.get(name) for name in OF_RESULT}
-                row |= _estimate_fields(analysis.values.get(key) if whole else None, result)
-                row |= _difference_fields(analysis.differences.get(key) if whole else None)
+                if column.shows(result):
+                    metric = result["metric"]
+                    row |= _estimate_fields(analysis.value(run, column, metric), result)
+                    row |= _difference_fields(analysis.difference(run, column, metric))
+                else:
+                    row |= _estimate_fields(None, result)
                 rows.append(row)
     for (run, mean), estimate in sorted(analysis.mean_values.items(), key=lambda item: (item[0][0], item[0][1].label)):
         row = _run_fields(run) | {
@@ -99,7 +99,7 @@ def _difference_fields(difference: Difference | None) -> dict[str, Any]:
 
 
 def wide_rows(analysis: Analysis) -> list[dict[str, Any]]:
-    """One row a run; `<cell>` and `<cell>_stderr` of each primary metric, then the means."""
+    """One row per run: `<cell>` and `<cell>_stderr` of each primary metric, then the means."""
     rows = []
     study = analysis.study
     for run in study.runs:
@@ -117,7 +117,7 @@ def wide_rows(analysis: Analysis) -> list[dict[str, Any]]:
 
 
 def render_csv(rows: Iterable[Mapping[str, Any]]) -> str:
-    """CSV with the columns of the first row; texts never start as a formula."""
+    """CSV with the columns of the first row; no text starts like a formula."""
     rows = list(rows)
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -142,12 +142,12 @@ def _plain(value: Any) -> str:
 
 
 def _rounded(value: float) -> str:
-    """Ten digits: enough for anything, and the same on machines whose last bits differ."""
+    """A number to ten digits, which are the same on machines whose last bits differ."""
     return str(value) if isinstance(value, int) else f"{value:.10g}"
 
 
 def render_json(analysis: Analysis, document: Document, long: list[dict[str, Any]]) -> str:
-    """Everything, for programs, with the rows of `long_rows`: see docs/report.md."""
+    """The whole report as JSON, with the rows of `long_rows`; docs/report.md explains each field."""
     study = analysis.study
     choice = document.choice
     value = {
@@ -165,7 +165,7 @@ def render_json(analysis: Analysis, document: Document, long: list[dict[str, Any
 
 
 def choice_fields(document: Document) -> dict[str, Any]:
-    """The recommended λ, why, and what else might have been."""
+    """The recommended λ with its candidates."""
     choice = document.choice
     assert choice is not None
     return {
@@ -185,7 +185,7 @@ def choice_fields(document: Document) -> dict[str, Any]:
 
 
 def _finite(value: Any) -> Any:
-    """Floats to ten digits; one that is not finite becomes null, which is all that JSON has."""
+    """A value with its floats to ten digits; NaN and infinity, which JSON lacks, become null."""
     if isinstance(value, float):
         return float(f"{value:.10g}") if math.isfinite(value) else None
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""The tables as LaTeX (booktabs): a fragment to include, and a small document around it that compiles as it is."""
+"""The tables as LaTeX (booktabs): a fragment to include, and a small document around it that compiles."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ ESCAPED = {
     "*": r"$^{*}$",
 }
 LETTERS = re.compile(r"[\x20-\x7e\xa0-\u017f]")
-"""What pdflatex sets with T1 fonts: Latin letters, Lithuanian among them."""
+"""Characters that pdflatex sets with T1 fonts: Latin letters, Lithuanian among them."""
 WIDE = 9
-"""Columns from which a table is scaled to the width of the line."""
+"""Tables with at least this many columns are scaled to the width of the line."""
 
 
 def escape(text: str) -> str:
-    """Text that LaTeX sets as it is. A character it has no letter for becomes its code point."""
+    """Text that LaTeX sets literally; a character without a letter becomes its code point."""
     return "".join(map(_letter, clean(text.replace("\n", " "))))
 
 
@@ -75,7 +75,7 @@ def render_tables(document: Document) -> str:
 
 
 def render_table(table: Table) -> str:
-    """One float."""
+    """One table as a float."""
     columns = "".join(
         "l" if head.is_label else "p{0.5\\linewidth}" if _is_long(table, i) else "r"
         for i, head in enumerate(table.heads)
@@ -138,7 +138,7 @@ def _cell(cell: Cell) -> str:
 
 
 def _stacked(head: str) -> str:
-    """A head of several words in as many lines."""
+    """A head with one word per line."""
     words = head.replace(SOFT_HYPHEN, "").split(" ")
     if len(words) == 1:
         return escape(words[0])

@@ -1,4 +1,4 @@
-"""What a report was made of and by: its manifest, and the same as a footnote."""
+"""The manifest of a report: its records, versions and bootstrap; and the same as a footnote."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from hpc_ewc.report.study.collect import Collection
 
 SCHEMA = 1
 TRAINING = ("commit", "device", "gpus", "world_size", "dtype", "attention", "loss")
-"""Of a run's manifest, what changes its numbers or its cost; where it ran is in that manifest."""
+"""Keys of a run's manifest that change its numbers or its cost."""
 
 
 def manifest(collection: Collection, analysis: Analysis, *, resamples: int, seed: int, paired: bool) -> dict[str, Any]:
-    """Facts of manifest.json, but for the files.
+    """The contents of manifest.json except the hashes of files.
 
-    No time and no path of this machine: the same records give the same bytes.
+    They contain no time and no path of this machine: the same records give the same bytes.
     """
     cells = sorted({f"{record['where']} {record['cell_key']} {record['model_hash']}" for record in collection.records})
     experiments = {
@@ -47,13 +47,13 @@ def _trained(analysis: Analysis) -> list[Any]:
 
 
 def _each(values: list[Any]) -> list[Any]:
-    """Each different value once, in a fixed order."""
+    """The distinct values in a fixed order."""
     found = {canonical_json(value): value for value in values if isinstance(value, dict) and value}
     return [found[key] for key in sorted(found)]
 
 
 def footnote(facts: Mapping[str, Any]) -> list[str]:
-    """The manifest in a few lines; the whole of it is in manifest.json."""
+    """The manifest in a few lines."""
     bootstrap = facts["bootstrap"]
     lines = [
         f"{facts['records']:,} records of {', '.join(facts['experiments'])} (sha256 {facts['records_sha256'][:12]})",

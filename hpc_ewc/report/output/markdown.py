@@ -12,7 +12,7 @@ SPECIAL = str.maketrans({c: f"\\{c}" for c in "\\`*_[]|#"} | {"<": "&lt;", ">": 
 
 
 def escape(text: str) -> str:
-    """Text that Markdown shows as it is."""
+    """Text that Markdown shows literally."""
     return clean(text.replace("\n", " ")).translate(SPECIAL)
 
 
@@ -20,8 +20,8 @@ def render_markdown(document: Document, figures: Sequence[Figure] = ()) -> str:
     """The whole report.
 
     Args:
-        document: to be rendered.
-        figures: that will lie in figures/ beside it.
+        document: the report.
+        figures: figures that are saved in figures/ beside it.
     """
     parts = [f"# {escape(document.title)}", *(escape(line) for line in document.leads)]
     said: set[str] = set()
@@ -37,7 +37,7 @@ def render_markdown(document: Document, figures: Sequence[Figure] = ()) -> str:
 
 
 def render_table(table: Table) -> str:
-    """A pipe table; numbers stand to the right."""
+    """A pipe table with numbers aligned right."""
     heads = [escape(head.text.replace(SOFT_HYPHEN, "")) for head in table.heads]
     rules = [":--" if head.is_label else "--:" for head in table.heads]
     rows = [[_cell(cell) for cell in row] for row in (*table.rows, *table.foot)]

@@ -15,11 +15,11 @@ from hpc_ewc.report.tables.formats import SOFT_HYPHEN, clean
 from hpc_ewc.report.tables.table import Cell, Table
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
-"""What the page may load: nothing from anywhere."""
+"""The page may load nothing from anywhere."""
 
 
 def render_page(document: Document, figures: Sequence[Figure], manifest: Mapping[str, Any]) -> str:
-    """The whole page, as a string."""
+    """The HTML of the whole page."""
     parts = [
         "<!doctype html>",
         '<html lang="en">',
@@ -51,7 +51,7 @@ def render_page(document: Document, figures: Sequence[Figure], manifest: Mapping
 
 
 def render_table(table: Table) -> str:
-    """A section with one table; its heads are buttons that sort."""
+    """A section with one table, whose heads are buttons that sort it."""
     key = anchor(table.key)
     heads = "".join(_head(head.text, is_label=head.is_label) for head in table.heads)
     body = "\n".join(_row(table, row) for row in table.rows)
@@ -95,7 +95,7 @@ def _contents(document: Document) -> str:
 
 
 def render_figure(figure: Figure) -> str:
-    """The drawing inside the page, as an image: nothing in it can run."""
+    """The figure embedded as an image, in which no script can run."""
     data = base64.b64encode(figure.files["svg"]).decode()
     alt = f"{figure.caption} The numbers are in the table above."
     image = f'<img alt="{text(alt)}" src="data:image/svg+xml;base64,{data}">'
@@ -117,13 +117,13 @@ def _footer(manifest: Mapping[str, Any]) -> str:
 
 
 def text(value: str) -> str:
-    """Anything as the text of an element or of a quoted attribute, whatever it holds."""
+    """A string escaped for the text of an element or for a quoted attribute."""
     lines = "\n".join(clean(line) for line in value.split("\n"))
     return escape(lines.replace(SOFT_HYPHEN, ""), quote=True)
 
 
 def anchor(name: str) -> str:
-    """A name that may stand in `id` and after `#`."""
+    """A name that is valid in `id` and after `#`."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "part"
 
 

@@ -1,4 +1,4 @@
-"""Tables on a terminal: coloured where there is one, plain where output is piped, never wider than it is."""
+"""Tables on a terminal: coloured, plain if output is piped, never wider than the terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hpc_ewc.report.tables.table import Cell, Table, explanations
 
 
 def print_document(document: Document, console: Console) -> None:
-    """The whole report."""
+    """Print the whole report."""
     console.print(Text(clean(document.title), style="bold"))
     for line in document.leads:
         console.print(Text(clean(line)))
@@ -30,12 +30,12 @@ def print_document(document: Document, console: Console) -> None:
 
 
 def print_table(table: Table, console: Console, said: set[str] | None = None) -> None:
-    """One table; where it is too wide, in blocks of columns, each with the labels of the rows.
+    """Print one table; if it is too wide, in blocks of columns, each with the labels of the rows.
 
     Args:
-        table: to be printed.
-        console: its width counts.
-        said: legends that were printed before, and are not again.
+        table: the table.
+        console: where to print, which sets the width.
+        said: legends that were printed before and are not repeated.
     """
     console.print(Text(clean(table.title), style="bold"))
     for columns in blocks(table, console.width):
@@ -45,7 +45,7 @@ def print_table(table: Table, console: Console, said: set[str] | None = None) ->
 
 
 def blocks(table: Table, width: int) -> list[list[int]]:
-    """Positions of the columns of each block: every label column, then as many others as fit."""
+    """Positions of the columns in each block: all label columns, then as many others as fit."""
     sizes = [_width(table, place) for place in range(len(table.heads))]
     labels = [place for place, head in enumerate(table.heads) if head.is_label]
     room = width - sum(sizes[place] + 1 for place in labels) + 1
@@ -63,7 +63,7 @@ def blocks(table: Table, width: int) -> list[list[int]]:
 
 
 def _width(table: Table, place: int) -> int:
-    """Of a column: its longest cell, or the longest word of its head."""
+    """Width of a column: its longest cell, or the longest word of its head."""
     words = _breakable(table.heads[place].text).split()
     cells = [row[place].text for row in (*table.rows, *table.foot)]
     return max([1, *map(len, words), *map(len, cells)])
@@ -74,10 +74,10 @@ def _breakable(head: str) -> str:
 
 
 def _print_block(table: Table, columns: list[int], console: Console) -> None:
-    """Heads by rich, which folds them; rows as they are, since no cell is longer than its column.
+    """Print heads by rich, which folds them, and rows as plain lines, since no cell is wider than its column.
 
-    Of ten thousand cells rich needs seconds for what joins them in a tenth of one. A block that is wider than the
-    console is left to rich whole: it knows how to squeeze.
+    Rich needs seconds for ten thousand cells, joining them takes a tenth of a second. A block wider than the console is
+    printed by rich alone, which can shrink it.
     """
     widths = [_width(table, place) for place in columns]
     heads = RichTable(box=None, padding=(0, 1, 0, 0), header_style="", pad_edge=False, collapse_padding=True)

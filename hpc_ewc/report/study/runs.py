@@ -58,7 +58,8 @@ def assign_runs(records: list[dict[str, Any]], stages: Stages) -> dict[str, Run]
         is_base = record["model_hash"] in parents or record["run"] == sweep.BASE_RUN
         trained = stages.trained.get((record["source"], record["run"]))
         coordinates = record["coordinates"]
-        strength = None if is_base else finite_number(coordinates.get("ewc.strength", trained and trained.strength))
+        strength = finite_number(coordinates.get("ewc.strength", trained and trained.strength))
+        strength = None if is_base or strength is None or strength < 0 else strength
         seeds = tuple(sorted((k, hashable(v)) for k, v in coordinates.items() if k in SEEDS))
         others = tuple(sorted((k, hashable(v)) for k, v in coordinates.items() if k not in (*SEEDS, "ewc.strength")))
         # a base is one model wherever it was measured; anything else is a run of its own experiment
