@@ -49,8 +49,25 @@ def worker_environment(
 
 def node_environment(added: Mapping[str, str], job_id: str, stop_file: Path) -> dict[str, str]:
     """The environment of an attempt's workers: this process's without tokens, then `added`."""
-    inherited = {name: value for name, value in os.environ.items() if name not in SECRETS}
-    return inherited | {"HPC_EWC_JOB_ID": job_id, "HPC_EWC_STOP_FILE": str(stop_file)} | dict(added)
+    named = {"HPC_EWC_JOB_ID": job_id, "HPC_EWC_STOP_FILE": str(stop_file)}
+    return without_secrets(os.environ) | named | dict(added)
+
+
+def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if name not in SECRETS}
+
+
+@contextmanager
+def replaced_environment(environment: Mapping[str, str]) -> Iterator[None]:
+    """Give this process another environment inside."""
+    before = dict(os.environ)
+    os.environ.clear()
+    os.environ.update(environment)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 @contextmanager

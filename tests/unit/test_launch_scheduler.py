@@ -370,7 +370,7 @@ def test_a_refusal_says_what_was_run(commands: Path) -> None:
         scontrol("requeue", "7")
     assert caught.value.kind == "refused"
     fake(commands, "scontrol", "exit 4")
-    with pytest.raises(SchedulerError, match=re.escape('`scontrol show config` (exit 4): "it said nothing"')):
+    with pytest.raises(SchedulerError, match=re.escape('`scontrol show config` (exit 4): "no message"')):
         settings()
 
 

@@ -128,7 +128,7 @@ def check_request(root: RunDir, request: Request, profile: Profile) -> Finding:
     resources = describe_resources(request.resources)
     try:
         with clean_environment():
-            answer = call(["sbatch", "--test-only", str(path)], environment={"LC_ALL": "C"}, errors_too=True)
+            answer = call(["sbatch", "--test-only", str(path)], environment={"LC_ALL": "C"}, include_stderr=True)
     except SchedulerError as error:
         refusal = str(error).split('"', 1)[-1].rstrip('"')
         fix = next((fix for pattern, fix in FIXES if re.search(pattern, refusal, re.IGNORECASE)), "correct the profile")

@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from hpc_ewc import records, rundir
 from hpc_ewc.errors import ConfigError
 from hpc_ewc.launch.profile.keys import Profile, SlurmConfig
 from hpc_ewc.launch.profile.resources import JobResources
+from hpc_ewc.node.environment import replaced_environment
 from hpc_ewc.rundir import RunDir
 
 INHERITED = re.compile(
@@ -171,14 +172,6 @@ def inherited_environment(environment: Mapping[str, str]) -> dict[str, str]:
     return found | {name: os.path.expandvars(found[name]) for name in caches}
 
 
-@contextmanager
-def clean_environment() -> Iterator[None]:
-    """Give this process only the inherited variables, so that SBATCH_… of the site or the user changes no script."""
-    before = dict(os.environ)
-    os.environ.clear()
-    os.environ.update(inherited_environment(before))
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+def clean_environment() -> AbstractContextManager[None]:
+    """Give this process only the variables that jobs may inherit; SBATCH_… of the site or user change no script."""
+    return replaced_environment(inherited_environment(os.environ))

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -30,7 +29,7 @@ from hpc_ewc.node.attempt import POLL_S, poll_until
 from hpc_ewc.node.commands import uses_torchrun
 from hpc_ewc.node.environment import worker_environment
 from hpc_ewc.node.local_attempt import LocalTask
-from hpc_ewc.process import Process, kill_tree, process, this_process
+from hpc_ewc.process import Process, kill_tree, process, signal_handler, this_process
 
 CANCEL_POLL_S = 1.0
 """Time between two checks of the ledger for cancelled runs."""
@@ -82,8 +81,8 @@ class LocalRun:
     # ------------------------------------------------------------------------------------------ the loop
 
     def run(self) -> bool:
-        """Run the jobs to their end; False if it was interrupted."""
-        with self._handle_interrupts():
+        """Run the jobs to their end; False if INT, TERM or HUP stopped them. A second signal kills the jobs."""
+        with signal_handler(self._on_signal, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             try:
                 while not self.interrupts:
                     self._collect_ended()
@@ -233,17 +232,6 @@ class LocalRun:
             run.state, run.note = "done", duration(time.monotonic() - (run.started or 0.0))
 
     # ------------------------------------------------------------------------------------------ interrupt
-
-    @contextmanager
-    def _handle_interrupts(self) -> Iterator[None]:
-        """INT, TERM and HUP stop the run; a second one kills the jobs."""
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        before = {number: signal.signal(number, self._on_signal) for number in numbers}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.interrupts += 1
