@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hatchling.builders.wheel import WheelBuilder
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+import hpc_ewc
 
 OPTIONAL = {"liger_kernel": "liger-kernel", "flash_attn": None, "vllm": "vllm"}
 """Imported where it is installed: the distribution that an extra names, or None where each site builds its own."""
@@ -63,3 +66,17 @@ def test_the_wheel_is_typed_and_has_the_package_alone(repository: Path) -> None:
     assert "hpc_ewc/py.typed" in files
     assert {name.split("/")[0] for name in files} == {"hpc_ewc"}
     assert not any("miniature" in name for name in files), "examples are run from a checkout"
+
+
+def test_the_citation_names_this_version(project: dict[str, Any], repository: Path) -> None:
+    cited = yaml.safe_load((repository / "CITATION.cff").read_text(encoding="utf-8"))
+    assert cited["version"] == hpc_ewc.__version__
+    assert cited["license"] == project["license"]
+    assert len(cited["references"]) == 2
+
+
+def test_hosted_ci_and_commit_hooks_run_what_is_here(repository: Path) -> None:
+    workflow = yaml.safe_load((repository / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
+    assert [step["run"] for step in workflow["jobs"]["ci"]["steps"] if "run" in step][-1] == ".ci/run"
+    hooks = yaml.safe_load((repository / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    assert all(source["repo"] == "local" for source in hooks["repos"]), "a hook is downloaded"
