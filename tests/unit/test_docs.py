@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
+import functools
 import importlib
 import os
 import re
@@ -364,6 +365,32 @@ def test_the_walks_name_what_is_there(page: Path) -> None:
         ), f"{module}.{function}"
     for word in re.findall(r"`(\w+)` in\s+`(hpc_ewc/[\w/]+\.py)`", text):
         assert re.search(rf"\b{word[0]}\b", (REPOSITORY / word[1]).read_text(encoding="utf-8")), word
+
+
+NAMES_OF_OTHERS = {
+    *("associations", "maxsubmitjobsperuser", "CPUTot"),  # Slurm
+    *("mmlu_continuation", "my_tasks", "on_pre_optimizer_step"),  # lm-eval, a user, transformers
+}
+
+
+@functools.cache
+def words_of_the_code() -> set[str]:
+    """Return every word in the code, the experiments and the profiles, and in the names of files and folders."""
+    folders = ("hpc_ewc", "examples", "slurm", "sweeps", "tests", "benchmarks", "docs")
+    paths = [path for folder in folders for path in (REPOSITORY / folder).rglob("*") if "__pycache__" not in path.parts]
+    kinds = ("", ".py", ".toml", ".json", ".jsonl", ".sh")
+    files = [path for path in paths if path.is_file() and path.suffix in kinds and path != Path(__file__)]
+    files += [REPOSITORY / "Makefile", REPOSITORY / "pyproject.toml", REPOSITORY / "docs" / "reference" / "commands.md"]
+    texts = [*map(str, paths), *(path.read_text(encoding="utf-8", errors="replace") for path in files)]
+    return {word for text in texts for word in re.findall(r"\w+", text)}
+
+
+@pytest.mark.parametrize("page", WALKS, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_names_in_running_text_are_names_of_the_code(page: Path) -> None:
+    text = re.sub(r"^ *```.*?^ *```", "", page.read_text(encoding="utf-8"), flags=re.S | re.M)
+    named = {word for span in re.findall(r"`([^`\n]+)`", text) for word in re.findall(r"[A-Za-z_]\w{3,}", span)}
+    unknown = named - NAMES_OF_OTHERS - words_of_the_code()
+    assert not {word for word in unknown if not re.fullmatch("[0-9a-f]{7}", word)}  # those are commits
 
 
 def test_the_picture_of_the_house_names_what_is_there() -> None:
