@@ -226,7 +226,10 @@ def test_an_interrupted_corpus_is_not_taken_for_the_whole_and_goes_on(login: Log
     assert "corpus org/corpus\n  fetch them with: hpc-ewc prefetch small.toml" in dry.stdout
     refused = login.run("submit", "small.toml")
     assert refused.returncode == 2
-    assert "org/corpus: 1 of 2 files are not in the cache yet, such as lt/part-1.jsonl; continue" in refused.stderr
+    assert (
+        "data.source = 'org/corpus': 1 of 2 files are not in the cache yet, such as lt/part-1.jsonl; continue"
+        in refused.stderr
+    )
     whole = hub.sent["model.safetensors"], hub.sent["lt/part-0.jsonl"]
     hub.cut.clear()
     assert login.prefetch().returncode == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
@@ -15,7 +16,7 @@ from hpc_ewc.config import Experiment, load_experiment
 from hpc_ewc.errors import ConfigError, InputError
 from hpc_ewc.launch.inputs.hashes import HashCache
 from hpc_ewc.launch.inputs.resolver import Resolver
-from hpc_ewc.launch.inputs.source_files import expand_files, hub_snapshot, snapshot_files
+from hpc_ewc.launch.inputs.source_files import choose_files, expand_files, hub_files
 from tests.conftest import link_miniature, use_hub_cache
 from tests.unit.launch_world import write_experiment, write_model
 
@@ -180,11 +181,11 @@ def test_a_hub_model_is_named_by_its_commit(tmp_path: Path) -> None:
 def test_a_revision_is_taken_at_its_word(tmp_path: Path) -> None:
     commit, other = "a1" * 20, "b2" * 20
     hub(tmp_path, "model", "org/tiny", ["config.json"], commit=commit)
-    assert hub_snapshot("model", "org/tiny", commit, "x", "fix").name == commit
+    assert hub_files("model", "org/tiny", commit, list, label="x", fix="fix")[0].name == commit
     with pytest.raises(
         InputError, match=re.escape(f"at {other}, and not a folder here; fetch it with: hpc-ewc prefetch x.toml")
     ):
-        hub_snapshot("model", "org/tiny", other, "model.path", "hpc-ewc prefetch x.toml")
+        hub_files("model", "org/tiny", other, list, label="model.path", fix="hpc-ewc prefetch x.toml")
 
 
 def test_what_is_not_in_the_cache_is_told_with_the_command_that_fetches_it(tmp_path: Path) -> None:
@@ -209,6 +210,11 @@ def test_a_source_that_is_no_hub_id(tmp_path: Path) -> None:
         Resolver("x").resolve(experiment_with(tmp_path, (old, 'source = "CulturaX"')))
 
 
+def files_of(name: str, subset: str, split: str) -> list[Path]:
+    choose = functools.partial(choose_files, subset=subset, split=split)
+    return hub_files("dataset", name, None, choose, label="x", fix="fix")[1]
+
+
 def test_subset_and_split_are_folders_or_the_start_of_a_name(tmp_path: Path) -> None:
     names = [
         "README.md",
@@ -217,14 +223,14 @@ def test_subset_and_split_are_folders_or_the_start_of_a_name(tmp_path: Path) -> 
         "all_more/validation-0.parquet",
     ]
     snapshot = hub(tmp_path, "dataset", "cais/mmlu", names)
-    assert snapshot_files(snapshot, "all", "validation") == [snapshot / names[1]]
+    assert files_of("cais/mmlu", "all", "validation") == [snapshot / names[1]]
     names = ["lt/lt_part_00001.parquet", "lt/lt_part_00000.parquet", "en/en_part_00000.parquet"]
     snapshot = hub(tmp_path, "dataset", "uonlp/CulturaX", names)
-    found = [path.name for path in snapshot_files(snapshot, "lt", "train")]
+    found = [path.name for path in files_of("uonlp/CulturaX", "lt", "train")]
     assert found == ["lt_part_00000.parquet", "lt_part_00001.parquet"], "a corpus without splits is all to train on"
-    assert snapshot_files(snapshot, "lt", "test") == []
+    assert files_of("uonlp/CulturaX", "lt", "test") == []
     snapshot = hub(tmp_path, "dataset", "x/y", ["data/lt/train/0.jsonl.gz", "data/lt/test/0.jsonl.gz"])
-    assert [path.parent.name for path in snapshot_files(snapshot, "lt", "train")] == ["train"]
+    assert [path.parent.name for path in files_of("x/y", "lt", "train")] == ["train"]
 
 
 def test_a_hub_corpus_without_the_subset(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,11 @@ from hpc_ewc.launch.inputs.source_files import (
     choose_files,
     expand_files,
     fetch_command,
-    hub_snapshot,
+    hub_files,
     kind_of,
     local_path,
     model_files,
     retired_word,
-    snapshot_files,
 )
 from hpc_ewc.model_folder import check_trainable
 from hpc_ewc.sweep import Identities
@@ -121,8 +120,10 @@ class Resolver:
         if not hub.is_hub_id(config.path):
             reason = retired_word(config.path) or "no such folder, and not a hub id"
             raise ConfigError(f"{self.where}: model.path = {config.path!r}: {reason}")
-        snapshot = hub_snapshot("model", config.path, config.revision, f"{self.where}: model.path", self.prefetch)
-        self._check_complete("model", config.path, snapshot, model_files)
+        label = f"{self.where}: model.path"
+        snapshot, _ = hub_files(
+            "model", config.path, config.revision, model_files, label=label, fix=fetch_command(self.where)
+        )
         identity = f"{config.path}@{snapshot.name}"
         return str(snapshot), identity, self._folder_id(snapshot, TOKENIZER_FILES)
 
@@ -144,13 +145,13 @@ class Resolver:
         if not hub.is_hub_id(source):
             reason = retired_word(source) or 'allowed are a hub id (owner/name), "files"'
             raise ConfigError(f"{self.where}: {table}.source = {source!r}: {reason}")
-        snapshot = hub_snapshot("dataset", source, None, f"{self.where}: {table}.source", self.prefetch)
-        self._check_complete("dataset", source, snapshot, lambda names: choose_files(names, subset, split))
-        found = snapshot_files(snapshot, subset, split)
+        label, fix = f"{self.where}: {table}.source", fetch_command(self.where)
+        choose = functools.partial(choose_files, subset=subset, split=split)
+        snapshot, found = hub_files("dataset", source, None, choose, label=label, fix=fix)
         if not found:
             raise InputError(
-                f"{self.where}: {table}.source = {source!r}: no {', '.join(TEXT_SUFFIXES)} file of subset {subset!r}, "
-                f"split {split!r} in {snapshot}; fetch it with: {self.prefetch}"
+                f"{label} = {source!r}: no {', '.join(TEXT_SUFFIXES)} file of subset {subset!r}, split {split!r} in "
+                f"{snapshot}; fetch it with: {fix}"
             )
         return tuple(map(str, found)), f"{source}@{snapshot.name}"
 
@@ -195,23 +196,6 @@ class Resolver:
             if not path.is_file():
                 raise ConfigError(f"{self.where}: {key}.{language} = {files[language]!r}: no such file")
         return {language: str(path) for language, path in paths.items()}
-
-    @property
-    def prefetch(self) -> str:
-        """The command that fetches the inputs of this experiment."""
-        return fetch_command(self.where)
-
-    def _check_complete(
-        self, kind: str, name: str, snapshot: Path, choose: Callable[[Iterable[str]], list[str]]
-    ) -> None:
-        """Raise InputError if files of the repository that are used here were not fetched yet."""
-        listing = hub.cached_listing(kind, name, snapshot.name)
-        chosen = {file: listing[file] for file in choose(listing)}
-        if missing := hub.missing_files(snapshot, chosen):
-            raise InputError(
-                f"{self.where}: {name}: {len(missing)} of {len(chosen)} files are not in the cache yet, such as "
-                f"{missing[0]}; continue with: {self.prefetch}"
-            )
 
     def _folder_id(self, folder: Path, patterns: Iterable[str]) -> str:
         """Identity of the content of the files that patterns name."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -57,20 +57,37 @@ def kind_of(path: Path) -> str:
     return Path(path.stem).suffix if path.suffix in COMPRESSIONS else path.suffix
 
 
-def hub_snapshot(kind: str, name: str, revision: str | None, label: str, fix: str) -> Path:
-    """The folder of a hub repository in this machine's cache, named after its commit.
+def hub_files(
+    kind: str, name: str, revision: str | None, choose: Callable[[Iterable[str]], list[str]], *, label: str, fix: str
+) -> tuple[Path, list[Path]]:
+    """The folder of a hub repository in this machine's cache, named after its commit, and the files that are used.
+
+    Args:
+        kind: model or dataset.
+        name: hub id.
+        revision: branch, tag or commit; None: main.
+        choose: picks the files by their names.
+        label: file and key for errors.
+        fix: the command that fetches the repository.
 
     Raises:
-        InputError: it was not fetched; the message names the command that does.
+        InputError: some or all of these files were not fetched.
     """
+    fix = fix.replace("NAME", name)
     snapshot = hub.cached_snapshot(kind, name, revision)
     if snapshot is None:
         version = f" at {revision}" if revision else ""
         raise InputError(
-            f"{label} = {name!r}: not in the cache {hub.cache()}{version}, and not a folder here; fetch it with: "
-            f"{fix.replace('NAME', name)}"
+            f"{label} = {name!r}: not in the cache {hub.cache()}{version}, and not a folder here; fetch it with: {fix}"
         )
-    return snapshot
+    listing = hub.cached_listing(kind, name, snapshot.name)
+    chosen = choose(listing or [str(path.relative_to(snapshot)) for path in snapshot.rglob("*") if path.is_file()])
+    if missing := hub.missing_files(snapshot, {file: listing[file] for file in chosen if listing}):
+        raise InputError(
+            f"{label} = {name!r}: {len(missing)} of {len(chosen)} files are not in the cache yet, such as "
+            f"{missing[0]}; continue with: {fix}"
+        )
+    return snapshot, [snapshot / file for file in chosen]
 
 
 def fetch_command(where: str) -> str:
@@ -85,12 +102,6 @@ def model_files(names: Iterable[str]) -> list[str]:
     """
     patterns = (*records.MODEL_FILES, *TOKENIZER_FILES, CHAT_TEMPLATE)
     return sorted(name for name in names if "/" not in name and any(fnmatchcase(name, each) for each in patterns))
-
-
-def snapshot_files(snapshot: Path, subset: str, split: str) -> list[Path]:
-    """The files of a subset and split that the cache has, in order; see `choose_files`."""
-    names = [str(path.relative_to(snapshot)) for path in snapshot.rglob("*") if path.is_file()]
-    return [snapshot / name for name in choose_files(names, subset, split)]
 
 
 def choose_files(names: Iterable[str], subset: str, split: str) -> list[str]:
