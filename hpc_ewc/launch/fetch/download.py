@@ -10,6 +10,7 @@ import glob
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from hpc_ewc import hub
@@ -22,25 +23,19 @@ SPARE = 1.05
 """Free bytes required for each byte to fetch: the file system needs some for itself."""
 
 
-@dataclass(frozen=True)
-class Selection:
-    """Which files of a repository one key of the experiment needs."""
-
-    purpose: str
-    """The key, such as `data.source (lt)`."""
-    choose: Callable[[Iterable[str]], list[str]]
-    nothing: str
-    """The error if no file is chosen; `{}` stands for the top of the repository."""
-
-
 @dataclass
 class Repository:
-    """A repository that an experiment needs, and what `look_up` found there."""
+    """The files of a repository that one key of the experiment needs, and what `look_up` found out about them."""
 
     kind: str
     name: str
     revision: str | None
-    selections: list[Selection] = field(default_factory=list)
+    purpose: str
+    """The key, such as `data.source (lt, train)`."""
+    choose: Callable[[Iterable[str]], list[str]]
+    """Picks the files by their names."""
+    nothing: str
+    """The error if no file is chosen; `{}` stands for the top of the repository."""
     commit: str = ""
     files: dict[str, int] = field(default_factory=dict)
     """The files needed, with their sizes."""
@@ -74,27 +69,16 @@ def model_repository(name: str, revision: str | None, purpose: str = "model.path
         chosen = model_files(names)
         return chosen if "config.json" in chosen and any(name.endswith(".safetensors") for name in chosen) else []
 
-    nothing = "its files are {}; a model needs config.json and *.safetensors"
-    return Repository("model", name, revision, [Selection(purpose, choose, nothing)])
+    return Repository(
+        "model", name, revision, purpose, choose, "its files are {}; a model needs config.json and *.safetensors"
+    )
 
 
 def dataset_repository(table: str, name: str, subset: str, split: str) -> Repository:
     """All files of one subset and split of a data set, since `fraction` counts the documents of all of them."""
     purpose = f"{table}.source ({', '.join(filter(None, (subset, split)))})"
     nothing = f"no file of subset {subset!r}, split {split!r}; there are {{}}"
-    return Repository(
-        "dataset", name, None, [Selection(purpose, lambda names: choose_files(names, subset, split), nothing)]
-    )
-
-
-def merge(repositories: Iterable[Repository]) -> list[Repository]:
-    """Each repository once, with all of its selections."""
-    merged: dict[tuple[str, str, str | None], Repository] = {}
-    for repository in repositories:
-        first = merged.setdefault((repository.kind, repository.name, repository.revision), repository)
-        purposes = {selection.purpose for selection in first.selections}
-        first.selections += [each for each in repository.selections if each.purpose not in purposes]
-    return list(merged.values())
+    return Repository("dataset", name, None, purpose, partial(choose_files, subset=subset, split=split), nothing)
 
 
 def look_up(repository: Repository, *, update: bool) -> None:
@@ -116,13 +100,11 @@ def look_up(repository: Repository, *, update: bool) -> None:
         commit = info.sha
         listing = {file.rfilename: file.size or 0 for file in getattr(info, "siblings", None) or ()}
     repository.commit = str(commit)
-    for selection in repository.selections:
-        chosen = selection.choose(listing)
-        repository.files |= {name: listing[name] for name in chosen}
-        if not chosen:
-            top = sorted({name.partition("/")[0] for name in listing if not name.startswith(".")})
-            known = ", ".join(top[:12]) + (" …" if len(top) > 12 else "")
-            repository.error = f"{selection.purpose}: {selection.nothing.format(known)}"
+    repository.files = {file: listing[file] for file in repository.choose(listing)}
+    if not repository.files:
+        top = sorted({file.partition("/")[0] for file in listing if not file.startswith(".")})
+        known = ", ".join(top[:12]) + (" …" if len(top) > 12 else "")
+        repository.error = f"{repository.purpose}: {repository.nothing.format(known)}"
 
 
 def check_space(repositories: Iterable[Repository], more: int = 0) -> int:

@@ -27,7 +27,6 @@ from hpc_ewc.launch.fetch.download import (
     fetch,
     format_size,
     look_up,
-    merge,
     model_repository,
 )
 from hpc_ewc.launch.inputs.absolute_paths import with_absolute_paths
@@ -167,8 +166,9 @@ def _points(experiment: Experiment, where: str) -> list[Experiment]:
 
 
 def needed_repositories(points: Sequence[Experiment]) -> list[Repository]:
-    """The hub's repositories of models, corpora and Fisher questions, each once."""
-    return merge(repository for point in points for repository in _repositories(point))
+    """The hub's repositories of models, corpora and Fisher questions, each once for every key that needs it."""
+    found = (repository for point in points for repository in _repositories(point))
+    return list({(each.label, each.purpose): each for each in found}.values())
 
 
 def _repositories(point: Experiment) -> Iterator[Repository]:
@@ -196,13 +196,10 @@ def benchmark_cells(points: Sequence[Experiment]) -> list[suites.Cell]:
 
 def _render_overview(repositories: Sequence[Repository], cells: Sequence[suites.Cell]) -> str:
     table = [("", "what for", "files", "size", "to fetch")]
-    for repository in repositories:
-        purposes = ", ".join(selection.purpose for selection in repository.selections)
-        files, left = repository.files, repository.missing_bytes
-        state = (str(len(files)), format_size(sum(files.values())), format_size(left) if left else "there")
-        table.append(
-            (repository.label, purposes, *(("–", "–", "see below") if repository.error and not files else state))
-        )
+    for each in repositories:
+        size, left = format_size(sum(each.files.values())), each.missing_bytes
+        unknown, known = ("–", "–", "see below"), (str(len(each.files)), size, format_size(left) if left else "there")
+        table.append((each.label, each.purpose, *(known if each.files else unknown)))
     names = dict.fromkeys(suites.TASKS[c.task].sources[c.language].path for c in cells if c.task in suites.TASKS)
     for name in names:
         commit = hub.pinned_commit(name)

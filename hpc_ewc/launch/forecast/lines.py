@@ -91,7 +91,7 @@ class Forecast:
     def _stage(self, node: Node) -> Stage:
         resources, train = node.resources, node.experiment.train
         label, ranks = node.stage, resources.nodes * resources.nproc_per_node
-        gpus = resources.gpus_per_node > 0
+        gpus = resources.gpus_per_node > 0 and node.stage != "tokens"
         memory: Parts = {}
         kept = most = hours = math.nan
         if node.stage == "tokens":
@@ -115,9 +115,8 @@ class Forecast:
                 memory, kept, most, hours = self._train(node, shape, place)
             else:
                 memory, hours = self._evaluate(node, shape)
-        sizes = [
-            math.nan if math.isnan(x) else x for x in (kept, most, hours if gpus else 0.0)
-        ]  # one nan equals itself
+        # the same nan each time, since only then are two stages equal
+        sizes = [math.nan if math.isnan(size) else size for size in (kept, most, hours if gpus else 0.0)]
         files += FILES_PER_JOB * self.plan.jobs[node.id]
         return Stage(label, ranks, gpus, files, resources.time_min, tuple(memory.items()), *sizes)
 
@@ -245,9 +244,9 @@ class Forecast:
         parts = [f"{stage.label}{_times(count)} {_number(stage.hours)}" for stage, count in on_gpus.items()]
         yield f"GPU-hours: about {_number(hours)}, by FLOP; up to {bound:.1f} GPU-hours, by time limits"
         yield f"  by stage: {'; '.join(parts)}"
-        yield f"  at an assumed {self.rates.stated}; gpu_tflops of the profile says better"
+        yield f"  at an assumed {self.rates.stated}; set gpu_tflops in the profile for a better estimate"
         if math.isnan(hours):
-            yield "  unknown: the tokens of the corpus, or the model's shape; say data.expected_tokens, --config"
+            yield "  unknown: the tokens of the corpus, or the model's shape; set data.expected_tokens, or give --config"
         profile = self.plan.profile
         for stage, count in on_gpus.items():
             name = stage.label.split(",")[0]
