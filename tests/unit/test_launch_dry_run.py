@@ -210,7 +210,7 @@ def test_a_corpus_that_is_not_here_has_no_time(capsys: pytest.CaptureFixture[str
     sweep.write_text(text.replace('source = "files"', 'source = "uonlp/CulturaX"', 1).replace("files = [", "#", 1))
     out = look(sweep, GPU, capsys)
     assert "GPU-hours: about ?, by FLOP; up to " in out
-    assert "unknown: the tokens of the corpus, or the model's shape; set data.expected_tokens, or give --config" in out
+    assert "unknown: the tokens of the corpus, or the model's shape; set data.expected_tokens or give --config" in out
 
 
 def test_what_does_not_fit_is_said(capsys: pytest.CaptureFixture[str]) -> None:

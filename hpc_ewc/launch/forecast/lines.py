@@ -246,7 +246,7 @@ class Forecast:
         yield f"  by stage: {'; '.join(parts)}"
         yield f"  at an assumed {self.rates.stated}; set gpu_tflops in the profile for a better estimate"
         if math.isnan(hours):
-            yield "  unknown: the tokens of the corpus, or the model's shape; set data.expected_tokens, or give --config"
+            yield "  unknown: the tokens of the corpus, or the model's shape; set data.expected_tokens or give --config"
         profile = self.plan.profile
         for stage, count in on_gpus.items():
             name = stage.label.split(",")[0]
