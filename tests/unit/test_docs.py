@@ -352,7 +352,7 @@ def test_the_walks_name_what_is_there(page: Path) -> None:
     for path, word in named:
         assert re.search(rf"^(def|class) {word}\b", (package / path).read_text(), re.M), f"{path}::{word}"
     for path in re.findall(r"`([\w/]+\.py)\b", text):
-        places = [REPOSITORY / place for place in (".", "benchmarks", "tests/unit", "examples/miniature")]
+        places = [REPOSITORY / place for place in (".", "benchmarks", "tests/unit", "examples", "examples/miniature")]
         assert any((place / path).exists() for place in places) or list(package.rglob(path)), path
     for path in re.findall(r"`((?:hpc_ewc|docs|tests|slurm|sweeps|benchmarks|examples)/[\w/.-]*)`", text):
         assert (REPOSITORY / path).exists() or path in MADE_UP, path
