@@ -123,7 +123,7 @@ REFUSALS = [
         ("Invalid qos specification", "set slurm.qos in cluster.toml"),
         ("Requested time limit is invalid (missing or exceeds some limit)", "lower resources.tokens.time_min"),
         ("Requested node configuration is not available", "lower resources.tokens.nodes, cpus_per_task, mem_gb"),
-        ("Invalid generic resource (gres) specification", "mend slurm.gres, or resources.tokens.gpus_per_node"),
+        ("Invalid generic resource (gres) specification", "correct slurm.gres, or resources.tokens.gpus_per_node"),
         ("Memory specification can not be satisfied", "lower resources.tokens.mem_gb"),
         ("Something that no site has said before", "change what it names in cluster.toml"),
     )

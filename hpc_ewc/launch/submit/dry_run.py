@@ -13,6 +13,7 @@ from hpc_ewc.launch.plan.plan import Plan
 from hpc_ewc.launch.show.rows import STAGES
 from hpc_ewc.launch.show.table import columns
 from hpc_ewc.launch.submit import code
+from hpc_ewc.rundir import script_file
 
 if TYPE_CHECKING:
     from hpc_ewc.launch.submit.slurm_plan import Submission
@@ -71,7 +72,7 @@ def render_scripts(plan: Plan, *, every: bool) -> Iterator[str]:
     for submission in submissions:
         if every or submission.node.stage not in shown:
             script = submission.script(TOKEN, submission.dependency(ids))
-            yield f"\n===== {script.folder / 'submission.sh'}\n{script.render()}"
+            yield f"\n===== {script_file(script.folder)}\n{script.render()}"
         shown.add(submission.node.stage)
     if len(shown) < len(submissions) and not every:
         yield "(one script per stage; --scripts shows all)"

@@ -25,6 +25,7 @@ from hpc_ewc.launch.slurm.script import Script, clean_environment
 from hpc_ewc.launch.submit.refusal import explain_refusal
 from hpc_ewc.launch.submit.slurm_plan import ArrayTask, QueueQuota, Submission, array_tasks, covers, submission_groups
 from hpc_ewc.node.slurm_command import SchedulerError, call
+from hpc_ewc.rundir import script_file
 from hpc_ewc.schemas import ArrayElement
 
 SBATCH_LIMIT_S = 120.0
@@ -186,7 +187,7 @@ class SlurmSubmit:
         Raises:
             SubmitError: sbatch refused; the message says what to change.
         """
-        path = script.folder / "submission.sh"
+        path = script_file(script.folder)
         try:
             with clean_environment():
                 answer = call(["sbatch", "--parsable", str(path)], SBATCH_LIMIT_S, {"LC_ALL": "C.UTF-8"}).strip()
