@@ -1,6 +1,6 @@
 """Records become tables and figures: `python -m hpc_ewc.report runs/NAME`.
 
-study       reads records, samples and what the stages left beside them: which runs and columns there are
+study       reads records, samples and the stages' files into runs and columns
 analysis    tests and intervals: the values of each run and its differences to the base, by column and over tasks
 tables      all numbers laid out once, for every medium
 output      the media: terminal, Markdown, LaTeX, HTML, CSV and JSON

@@ -25,7 +25,7 @@ from hpc_ewc.report.tables.subsets import SUBSETS
 class Arguments:
     """Make the tables and figures of one or several experiments from their records.
 
-    Exit status: 0, or 2 where nothing could be made.
+    Exit status: 0, or 2 if nothing could be made.
     """
 
     paths: Annotated[tuple[Path, ...], tyro.conf.Positional]
@@ -33,13 +33,13 @@ class Arguments:
     out: Path | None = None
     """Folder to write to; absent: runs/NAME/report."""
     format: tuple[str, ...] = FORMATS
-    """What to make."""
+    """Formats to make."""
     subsets: tuple[str, ...] = ()
     """Also tabulate the parts of MMLU: groups, subjects."""
     max_loss: float = 1.0
-    """How many points of accuracy in the old language (mean over tasks) a recommended λ may cost."""
+    """Points of accuracy in the old language (mean over tasks) that a recommended λ may cost."""
     gain: str = "auto"
-    """How the gain in the new language is measured: accuracy; text (bits per byte); auto (accuracy, unless all runs are
+    """Measure of the gain in the new language: accuracy; text (bits per byte); auto (accuracy, unless all runs are
     at chance)."""
     paper: bool = False
     """Draw the paper's own curves beside ours; its λ has another scale."""

@@ -33,7 +33,7 @@ FORMATS = ("terminal", "markdown", "csv", "json", "latex", "html", "figures")
 
 @dataclass(frozen=True)
 class Options:
-    """What to make, and the settings of the bootstrap."""
+    """Formats to make, and settings of the analysis."""
 
     formats: Sequence[str] = FORMATS
     paired: bool = True
@@ -44,7 +44,7 @@ class Options:
     max_loss: float = MAX_LOSS
     """Accuracy in the old language that a recommended λ may cost."""
     gain: str = "auto"
-    """How the gain in the new language is measured: auto, accuracy or text."""
+    """Measure of the gain in the new language: auto, accuracy or text."""
     paper: bool = False
     """Draw the paper's own curves beside ours."""
 

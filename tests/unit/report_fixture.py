@@ -1,4 +1,4 @@
-"""Runs made of records alone, with the fields of CONTRACTS §9: what a report can be tested on without a model."""
+"""Runs made of records alone, with which a report is tested without a model."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class RunBuilder:
         self.tasks, self.n, self.samples = tasks, n, samples
         self.parameters, self.others = parameters, others or {}
         self.point: dict[str, Any] = {}
-        """Of the other leaves, where the run stands that is written."""
+        """Values of the other leaves for the run that is being written."""
         self.run_folders: dict[str, StageDir] = {}
 
     def build(self, *, base: bool = True) -> RunDir:

@@ -181,7 +181,7 @@ class ColumnAnalysis:
     # ------------------------------------------------------------------------------------------ pairs
 
     def _compare(self, run: Run, base: Run, mine: Scores | None, theirs: Scores | None) -> None:
-        """The difference on the documents that both answered, normally all; unpaired if there are none."""
+        """The difference on the documents that both answered, normally all; unpaired if they share none."""
         if mine is not None and theirs is not None:
             a, b = matched(mine, theirs)
             if len(a):

@@ -133,13 +133,12 @@ def holm(p: Sequence[float]) -> list[float]:
 
     NaN stays NaN and does not count.
     """
-    order = sorted((value, place) for place, value in enumerate(p) if not math.isnan(value))
-    adjusted = [math.nan] * len(p)
-    running = 0.0
-    for rank, (value, place) in enumerate(order):
-        running = max(running, min(1.0, (len(order) - rank) * value))
-        adjusted[place] = running
-    return adjusted
+    values = np.asarray(p, dtype=np.float64)
+    order = np.argsort(values, kind="stable")[: np.isfinite(values).sum()]  # NaN is sorted last
+    adjusted = np.full(len(values), math.nan)
+    factors = np.arange(len(order), 0, -1)
+    adjusted[order] = np.maximum.accumulate(np.minimum(1.0, factors * values[order]))
+    return [float(value) for value in adjusted]
 
 
 def p_value(test: Callable[..., float], *arguments: Any) -> float | None:

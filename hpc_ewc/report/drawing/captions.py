@@ -52,7 +52,7 @@ def captions(document: Document, *, overlay: bool) -> dict[str, str]:
 
 
 def _measured(build: Builder) -> str:
-    """How the axes of the trade-off are measured."""
+    """The measures on the axes of the trade-off."""
     old, new = build.analysis.mean(SOURCE_LANGUAGE), gain(build)
     if new is not None and not isinstance(new.what, Mean):
         first = (

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,30 +12,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hpc_ewc.report.analysis.estimates import Estimate
-from hpc_ewc.report.drawing.paper import accuracy_curve, perplexity_curve
-from hpc_ewc.report.drawing.style import GREY, GROUP_MARKERS, INK, MANY, Look, StrengthAxis, legend_below, look, plain
+from hpc_ewc.report.analysis.means import Mean
+from hpc_ewc.report.drawing.paper import PaperCurve, accuracy_curve, perplexity_curve
+from hpc_ewc.report.drawing.style import GREY, GROUP_MARKERS, INK, MANY, StrengthAxis, legend_below, look, plain
 from hpc_ewc.report.study.columns import Column, language_name
 from hpc_ewc.report.tables.builder import Builder, plain_name
 from hpc_ewc.report.tables.lines import Line
-from hpc_ewc.report.tables.texts import shown_texts
+from hpc_ewc.report.tables.texts import BITS, shown_texts
 
 MOST_GROUPS = 4
 """Most curves of one language in one panel; more could not be distinguished."""
-Values = Callable[[Line], Estimate | None]
-PaperCurve = tuple[list[float], list[float], float]
-
-
-@dataclass(frozen=True)
-class Curve:
-    """One quantity in one language."""
-
-    label: str
-    look: Look
-    values: Values
-    chance: float | None = None
-    paper: PaperCurve | None = None
-    scale: float = 100.0
-    """100 for values shown in per cent, else 1."""
 
 
 def groups(build: Builder) -> list[list[Line]]:
@@ -60,22 +45,31 @@ def axis_of(build: Builder, *, paper: bool = False) -> StrengthAxis:
     return StrengthAxis(tuple(strengths))
 
 
-def draw_curve(axes: Axes, build: Builder, curve: Curve, x: StrengthAxis) -> None:
+def draw_curve(
+    axes: Axes, build: Builder, what: Column | Mean, x: StrengthAxis, metric: str | None = None, *, paper: bool
+) -> None:
     """Draw values with standard errors, joined over λ > 0; the base as a horizontal line; the paper's in grey."""
-    style = curve.look
+    style = look(build.languages.index(what.language))
+    scale = 100.0 if metric is None else 1.0  # accuracy in per cent
+    single = what.single if isinstance(what, Mean) else None
+    name = language_name(what.language) + ("" if single is None else f": {plain_name(single)} alone")
+
+    def value_of(line: Line) -> Estimate | None:
+        return build.lines.value(line, what, metric)[0]
+
     for number, lines in enumerate(groups(build)[:MOST_GROUPS]):
-        points = [(line.first.strength or 0.0, e) for line in lines if (e := curve.values(line)) is not None]
+        points = [(line.first.strength or 0.0, e) for line in lines if (e := value_of(line)) is not None]
         if not points:
             continue
         alpha = 1.0 if number == 0 else 0.55
         joined = [point for point in points if point[0] > 0]
-        places, values, errors = _xy(joined, x, curve.scale)
+        places, values, errors = _xy(joined, x, scale)
         if len(joined) > MANY:
             low, high = (np.array(values) + sign * np.array(errors) for sign in (-1, 1))
             axes.fill_between(places, low, high, color=style.colour, alpha=0.25 * alpha, linewidth=0, zorder=2)
         axes.plot(places, values, color=style.colour, linestyle=style.dashes, linewidth=1.4, alpha=alpha, zorder=3)
         marked = [point for point in points if point[0] == 0] if len(joined) > MANY else points
-        places, values, errors = _xy(marked, x, curve.scale)
+        places, values, errors = _xy(marked, x, scale)
         axes.errorbar(
             places,
             values,
@@ -88,19 +82,20 @@ def draw_curve(axes: Axes, build: Builder, curve: Curve, x: StrengthAxis) -> Non
             elinewidth=1,
             capsize=2,
             alpha=alpha,
-            label=curve.label if number == 0 else None,
+            label=plain(name) if number == 0 else None,
             zorder=4,
         )
-    for value in filter(None, map(curve.values, build.lines.bases)):
-        axes.axhline(curve.scale * value.value, color=style.colour, linewidth=0.9, linestyle=(0, (1, 1.5)), zorder=2)
+    for value in filter(None, map(value_of, build.lines.bases)):
+        axes.axhline(scale * value.value, color=style.colour, linewidth=0.9, linestyle=(0, (1, 1.5)), zorder=2)
         if value.stderr:
             low, high = value.value - value.stderr, value.value + value.stderr
-            axes.axhspan(curve.scale * low, curve.scale * high, color=style.colour, alpha=0.10, linewidth=0, zorder=1)
-    if curve.chance is not None:
-        axes.axhline(curve.scale * curve.chance, color=GREY, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
-    if curve.paper is not None:
-        strengths, values, _ = curve.paper
-        places, values = [x.place(s) for s in strengths], [curve.scale * v for v in values]
+            axes.axhspan(scale * low, scale * high, color=style.colour, alpha=0.10, linewidth=0, zorder=1)
+    if chance := build.analysis.chances.get(what) if isinstance(what, Column) and metric is None else None:
+        axes.axhline(scale * chance, color=GREY, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+    published = _paper_curve(what, metric) if paper else None
+    if published is not None:
+        strengths, values, _ = published
+        places, values = [x.place(s) for s in strengths], [scale * v for v in values]
         grey: dict[str, Any] = {"color": GREY, "alpha": 0.8, "zorder": 2}
         face = GREY if style.filled else "white"
         axes.plot(places, values, marker=style.marker, markersize=3, markerfacecolor=face, linestyle="none", **grey)
@@ -121,122 +116,94 @@ def _xy(
 
 def accuracy_figure(build: Builder, *, paper: bool) -> Figure | None:
     """One panel per task with both languages, the mean last: the paper's figure 3."""
-    panels: dict[str, list[tuple[int, Column]]] = defaultdict(list)
-    means = _mean_curves(build, paper, several=True)
-    for place, language in enumerate(build.languages):
+    panels: dict[str, list[Column]] = defaultdict(list)
+    for language in build.languages:
         for column in build.study.means(language):
             if not column.variant:
-                panels[column.label].append((place, column))
+                panels[column.label].append(column)
     if not panels or not groups(build):
         return None
+    means = [mean for mean in _means(build) if mean.single is None]  # a single task has its own panel
     x = axis_of(build, paper=paper)
     count = len(panels) + bool(means)
     columns = min(4, count)
     rows = -(-count // columns)
     figure, grid = plt.subplots(rows, columns, figsize=(2.75 * columns, 2.35 * rows + 0.5), squeeze=False, sharex=True)
     each = list(grid.flat)
-    for axes, (_, members) in zip(each, panels.items(), strict=False):
-        for place, column in members:
-            draw_curve(axes, build, _task_curve(build, column, place, paper), x)
-        axes.set_title(plain(plain_name(members[0][1])))
-    for curve in means:
-        draw_curve(each[len(panels)], build, curve, x)
+    for axes, members in zip(each, panels.values(), strict=False):
+        for column in members:
+            draw_curve(axes, build, column, x, paper=paper)
+        axes.set_title(plain(plain_name(members[0])))
+    for mean in means:
+        draw_curve(each[len(panels)], build, mean, x, paper=paper)
         each[len(panels)].set_title("mean over tasks", fontweight="bold")
     for axes in each[count:]:
         axes.set_visible(False)
-    _finish(figure, each[:count], columns, x, "accuracy in %")
-    shown = [column for members in panels.values() for _, column in members]
-    _legend(figure, build, each[:count], paper, chance=any(build.analysis.chances.get(column) for column in shown))
+    _finish(each[:count], columns, x, "accuracy in %")
+    shown = [column for members in panels.values() for column in members]
+    _legend(figure, build, each[:count], paper=paper, chance=any(map(build.analysis.chances.get, shown)))
     return figure
 
 
 def mean_figure(build: Builder, *, paper: bool) -> Figure | None:
     """Mean accuracy of each language against λ: the paper's figure 1b."""
-    curves = _mean_curves(build, paper)
-    if not curves or not groups(build):
+    means = _means(build)
+    if not means or not groups(build):
         return None
     x = axis_of(build, paper=paper)
     figure, axes = plt.subplots(figsize=(5.6, 3.9))
-    for curve in curves:
-        draw_curve(axes, build, curve, x)
-    _finish(figure, [axes], 1, x, "accuracy in %, mean over tasks")
-    _legend(figure, build, [axes], paper)
+    for mean in means:
+        draw_curve(axes, build, mean, x, paper=paper)
+    _finish([axes], 1, x, "accuracy in %, mean over tasks")
+    _legend(figure, build, [axes], paper=paper)
     return figure
 
 
 def perplexity_figure(build: Builder, *, paper: bool) -> Figure | None:
     """TruthfulQA's mean perplexity (the paper's figure 1a) and bits per byte, against λ."""
-    texts = [c for c in build.study.columns if c.kind == "perplexity" and c.task == "ppl_truthfulqa"]
-    held: dict[str, list[Column]] = defaultdict(list)
+    panels: dict[tuple[str, str], list[Column]] = defaultdict(list)
+    for column in build.study.columns:
+        if column.kind == "perplexity" and column.task == "ppl_truthfulqa":
+            panels["perplexity_mean", ""].append(column)
     for column in shown_texts(build):
-        held[column.variant].append(column)
-    if not (texts or held) or not groups(build):
+        panels[BITS, column.variant].append(column)
+    if not panels or not groups(build):
         return None
     x = axis_of(build, paper=paper)
-    parts = [(texts, "perplexity_mean"), *((columns, "bits_per_byte") for columns in held.values())]
-    parts = [(columns, metric) for columns, metric in parts if columns]
-    width = 5.0 if len(parts) < 3 else 4.0
-    figure, grid = plt.subplots(1, len(parts), figsize=(width * len(parts), 3.9), squeeze=False)
-    for axes, (columns, metric) in zip(grid.flat, parts, strict=True):
+    width = 5.0 if len(panels) < 3 else 4.0
+    figure, grid = plt.subplots(1, len(panels), figsize=(width * len(panels), 3.9), squeeze=False)
+    for axes, ((metric, _), columns) in zip(grid.flat, panels.items(), strict=True):
         for column in columns:
-            place = build.languages.index(column.language)
-            overlay = perplexity_curve(column.language) if paper and metric == "perplexity_mean" else None
-            curve = Curve(
-                language_name(column.language),
-                look(place),
-                lambda line, column=column, metric=metric: build.lines.value(line, column, metric)[0],  # type: ignore[misc]
-                paper=overlay,
-                scale=1.0,
-            )
-            draw_curve(axes, build, curve, x)
-        if metric == "perplexity_mean":
+            draw_curve(axes, build, column, x, metric, paper=paper)
+        title = plain(", ".join(dict.fromkeys(map(plain_name, columns))))
+        if metric == BITS:
+            axes.set_title(f"{title}: all bytes")
+            axes.set_ylabel("bits per byte (lower is better)")
+        else:
+            axes.set_title(f"{title}: mean over texts")
+            axes.set_ylabel("perplexity (log scale; lower is better)")
             axes.set_yscale("log")
             _plain_log(axes)
-            axes.set_ylabel("perplexity (log scale; lower is better)")
-        else:
-            axes.set_ylabel("bits per byte (lower is better)")
         x.dress(axes)
-        titles = list(dict.fromkeys(plain_name(column) for column in columns))
-        axes.set_title(
-            plain(", ".join(titles)) + (": mean over texts" if metric == "perplexity_mean" else ": all bytes")
-        )
     figure.tight_layout(w_pad=2.5)
-    _legend(figure, build, list(grid.flat), paper)
+    _legend(figure, build, list(grid.flat), paper=paper)
     return figure
 
 
 # ---------------------------------------------------------------------------------------------- parts
 
 
-def _task_curve(build: Builder, column: Column, place: int, paper: bool) -> Curve:
-    return Curve(
-        language_name(column.language),
-        look(place),
-        lambda line: build.lines.value(line, column)[0],
-        build.analysis.chances.get(column) or None,
-        accuracy_curve(column.task, column.language) if paper else None,
-    )
+def _means(build: Builder) -> list[Mean]:
+    return [mean for language in build.languages if (mean := build.analysis.mean(language)) is not None]
 
 
-def _mean_curves(build: Builder, paper: bool, *, several: bool = False) -> list[Curve]:
-    """The mean of each language; with `several`, only of languages with several tasks."""
-    curves = []
-    for place, language in enumerate(build.languages):
-        mean = build.analysis.mean(language)
-        if mean is not None and not (several and mean.single):
-            alone = f": {plain_name(mean.single)} alone" if mean.single else ""
-            curves.append(
-                Curve(
-                    plain(f"{language_name(language)}{alone}"),
-                    look(place),
-                    lambda line, mean=mean: build.lines.value(line, mean)[0],  # type: ignore[misc]
-                    paper=accuracy_curve("mean", language) if paper else None,
-                )
-            )
-    return curves
+def _paper_curve(what: Column | Mean, metric: str | None) -> PaperCurve | None:
+    if metric is not None:
+        return perplexity_curve(what.language) if metric == "perplexity_mean" else None
+    return accuracy_curve("mean" if isinstance(what, Mean) else what.task, what.language)
 
 
-def _finish(figure: Figure, panels: Sequence[Axes], columns: int, x: StrengthAxis, label: str) -> None:
+def _finish(panels: Sequence[Axes], columns: int, x: StrengthAxis, label: str) -> None:
     """Label the axes, and limit them to what a percentage can be."""
     for place, axes in enumerate(panels):
         low = place + columns >= len(panels)
@@ -249,7 +216,7 @@ def _finish(figure: Figure, panels: Sequence[Axes], columns: int, x: StrengthAxi
         axes.set_ylim(max(-2.5, bottom), min(102.5, top))  # room for a mark at 0 or at 100
 
 
-def _legend(figure: Figure, build: Builder, panels: Sequence[Axes], paper: bool, *, chance: bool = False) -> None:
+def _legend(figure: Figure, build: Builder, panels: Sequence[Axes], *, paper: bool, chance: bool = False) -> None:
     """Put a legend below all panels: languages, then the other marks."""
     from matplotlib.lines import Line2D
 

@@ -7,6 +7,9 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+PaperCurve = tuple[list[float], list[float], float]
+"""λs, values, and the value of the unmodified model."""
+
 
 @cache
 def paper() -> dict[str, Any]:
@@ -15,8 +18,8 @@ def paper() -> dict[str, Any]:
     return loaded
 
 
-def curve(facts: dict[str, Any], language: str) -> tuple[list[float], list[float], float] | None:
-    """λs, values, and the value of the unmodified model, of one quantity in one language."""
+def curve(facts: dict[str, Any], language: str) -> PaperCurve | None:
+    """The curve of one quantity in one language."""
     found = facts.get(language)
     if found is None:
         return None
@@ -24,7 +27,7 @@ def curve(facts: dict[str, Any], language: str) -> tuple[list[float], list[float
     return [x for x, _ in points], [y for _, y in points], float(found["unmodified"])
 
 
-def accuracy_curve(task: str, language: str) -> tuple[list[float], list[float], float] | None:
+def accuracy_curve(task: str, language: str) -> PaperCurve | None:
     """The curve of one task, as shares; for `mean`, over the paper's seven tasks."""
     accuracy = paper()["accuracy"]
     if task != "mean":
@@ -37,6 +40,6 @@ def accuracy_curve(task: str, language: str) -> tuple[list[float], list[float], 
     return known[0][0], values, sum(c[2] for c in known) / len(known)
 
 
-def perplexity_curve(language: str) -> tuple[list[float], list[float], float] | None:
+def perplexity_curve(language: str) -> PaperCurve | None:
     """The curve of the mean perplexity of TruthfulQA's pairs."""
     return curve(paper()["perplexity"], language)

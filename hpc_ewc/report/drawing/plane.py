@@ -96,11 +96,11 @@ def named(build: Builder, choice: Choice | None) -> set[Line]:
     """Points that are labelled among many: the base, the ends of the λs and of the front, the recommended one."""
     lines = build.lines.lines
     found = {line for line in lines if line.first.is_base}
-    held = [line for line in lines if line.first.strength is not None]
+    trained = [line for line in lines if line.first.strength is not None]
     new = gain(build)
     values = {} if new is None else {line: (new.sign, new.value(build, line)) for line in front(build)}
     best = sorted((sign * e.value, line.first, line) for line, (sign, e) in values.items() if e is not None)
-    found |= {held[0], held[-1]} if held else set()
+    found |= {trained[0], trained[-1]} if trained else set()
     found |= {best[0][-1], best[-1][-1]} if best else set()
     return found | ({choice.best.line} if choice is not None and choice.best is not None else set())
 
@@ -159,7 +159,7 @@ def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
 
 
 def _shade(axes: Axes, choice: Choice, points: dict[Line, tuple[float, float, float, float]]) -> None:
-    """Shade where more is lost than the rule allows; with several base models there is no one such place."""
+    """Shade where more is lost than the rule allows; several base models have no common limit."""
     bases = [line for line in points if line.first.is_base]
     if len(bases) != 1:
         return

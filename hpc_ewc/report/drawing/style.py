@@ -49,7 +49,7 @@ GREY = "#767676"
 
 @dataclass(frozen=True)
 class Look:
-    """How one language is drawn. Colours of Okabe and Ito (2008); markers and dashes work without colour."""
+    """Colour (Okabe and Ito 2008), marker and line style of one language, distinct without colour too."""
 
     colour: str
     marker: str

@@ -34,7 +34,7 @@ def print_table(table: Table, console: Console, said: set[str] | None = None) ->
 
     Args:
         table: the table.
-        console: where to print, which sets the width.
+        console: the output, which sets the width.
         said: legends that were printed before and are not repeated.
     """
     console.print(Text(clean(table.title), style="bold"))

@@ -1,1 +1,1 @@
-"""Records and the files beside them, read into a study: which runs and columns there are."""
+"""Reads records and the files beside them into a study of runs and columns."""

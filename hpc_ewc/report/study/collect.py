@@ -16,7 +16,7 @@ from hpc_ewc.rundir import RunDir, StageDir
 OPTIONAL_SETTINGS = ("cloze", "max_gen_toks", "backend_args")
 """Settings that a record may leave out."""
 SETTINGS = ("shots", "limit", "seed", "backend", "dtype", "max_length", "task_version", "data_hash", *OPTIONAL_SETTINGS)
-"""What two records of a cell must share before their values may stand in one column."""
+"""Settings that two records of a cell must share for their values to be in one column."""
 DAMAGED = "corrupt or not written by hpc-ewc; delete it and resubmit"
 
 
@@ -127,7 +127,9 @@ def _experiments(path: Path) -> Iterator[tuple[Path, list[Path]]]:
     above = [folder.parent for folder in (path, *path.parents)[:4] if folder.name == "evaluate"]
     for root in (path, *above):
         if _is_experiment(root):
-            inside = [record for record in _records(root) if path in (root, record, *record.parents)]
+            inside = _records(root)
+            if path != root:
+                inside = [record for record in inside if path in (record, *record.parents)]
             if inside or path.is_dir():
                 yield root, inside
             return

@@ -43,7 +43,7 @@ class Run:
 
     @property
     def setting(self) -> tuple[Any, ...]:
-        """What it shares with its repetitions under other seeds."""
+        """The key that it shares with its repetitions under other seeds."""
         if self.is_base or self.strength is None:
             return (self.source, self.name, self.step, self.model_hash)
         return (self.source, self.strength, self.others, self.fraction)

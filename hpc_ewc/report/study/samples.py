@@ -35,12 +35,12 @@ class Documents:
     """[n] True on the half on which a λ may be chosen; the other half is for reporting. Questions on one passage stay
     together; in tasks without passages so do a document and its translation of the same number."""
     guess: float | None
-    """Expected score of guessing one of several answers: mean of one over their number. None: there are no answers."""
+    """Expected score of guessing among several answers: mean of one over their number. None: nothing to choose from."""
 
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """What one run scored on each document, by its primary filter."""
+    """The scores of one run on each document, by its primary filter."""
 
     documents: Documents
     values: Array

@@ -14,7 +14,7 @@ from hpc_ewc.report.study.runs import Run, assign_runs, find_bases
 from hpc_ewc.report.study.stages import Missing, RequestedRuns, Stages, Trained
 
 SMALL_MODEL = 10_000_000
-"""Number of parameters; nobody uses a smaller language model."""
+"""Number of parameters; smaller language models are of no use but as examples."""
 
 
 @dataclass

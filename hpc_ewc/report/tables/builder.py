@@ -16,12 +16,12 @@ ColumnOf = tuple[str, Callable[[Line], Cell]]
 
 
 class Builder:
-    """What every table of a report is built from."""
+    """Builds the tables of a report from its lines."""
 
     def __init__(self, lines: Lines, gain: str = "auto") -> None:
         self.lines = lines
         self.gain = gain
-        """How the gain in the new language is to be measured: auto, accuracy or text."""
+        """Requested measure of the gain in the new language: auto, accuracy or text."""
         self.analysis = lines.analysis
         self.study = lines.study
         self.labels = lines.labels

@@ -9,7 +9,7 @@ MINUS = "−"
 NOTHING = "–"
 """Shown in place of a missing value; the list of missing cells says why."""
 SOFT_HYPHEN = "\u00ad"
-"""Where a head may be broken on a terminal; other media drop it."""
+"""Marks a place at which a terminal may break a head; other media drop it."""
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 """Control characters and direction marks, by which a name could move the cursor or reverse a line."""

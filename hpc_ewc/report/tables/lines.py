@@ -64,7 +64,7 @@ class Lines:
         return ", ".join([*parts, *(f"{head} {texts[line]}" for head, texts in others if texts[line])])
 
     def setting(self, line: Line) -> str:
-        """What a line shares with those that differ from it only in λ: learning_rate 0.0002, seed 1."""
+        """The settings that a line shares with those that differ only in λ: learning_rate 0.0002, seed 1."""
         _, *others = self.labels
         return ", ".join(f"{head} {texts[line]}" for head, texts in others if texts[line] and head != "step")
 

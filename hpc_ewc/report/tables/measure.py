@@ -1,4 +1,4 @@
-"""How the gain in the new language is measured: by its tasks if they can show one, else by bits per byte of a text.
+"""The measure of the gain in the new language: its tasks if they can show one, else bits per byte of a text.
 
 A small model, or one that has learnt little, answers the tasks of the new language at chance. Choosing λ by such
 numbers is choosing by noise, while the same runs differ by many standard errors in how well they predict its text.
@@ -61,7 +61,7 @@ class Gain:
 
 
 def gain(build: Builder) -> Gain | None:
-    """Tasks, unless there are none or no run is above chance in them; None if the language was not measured at all."""
+    """The measure: tasks, unless none exist or no run is above chance in them; None if nothing was measured."""
     mean, text = build.analysis.mean(build.study.target), bits_column(build, build.study.target)
     if build.gain == "text" and text is not None:
         return Gain(text, "as requested")

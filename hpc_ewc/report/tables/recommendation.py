@@ -90,7 +90,7 @@ def points_text(share: float) -> str:
 
 
 def _measures(build: Builder, measured: Gain) -> str:
-    """How loss and gain are measured."""
+    """The measures of loss and gain, in words."""
     old = mean_name(build.analysis.mean(SOURCE_LANGUAGE))
     if not isinstance(measured.what, Mean):
         return f"{old}, points against the base; {measured.unit}"

@@ -41,9 +41,9 @@ class Table:
     heads: list[Head]
     rows: list[list[Cell]]
     notes: list[str] = field(default_factory=list)
-    """What holds for this table alone."""
+    """Facts about this table alone."""
     legend: list[str] = field(default_factory=list)
-    """How to read a table of this kind; media that are read from top to bottom print it once."""
+    """Explanation of a kind of table; media that are read from top to bottom print it once."""
     foot: list[list[Cell]] = field(default_factory=list)
     """Rows that are not runs, such as chance; they stay below when the table is sorted."""
 

@@ -16,6 +16,8 @@ from hpc_ewc.report.tables.table import Cell, Table
 
 Facts = dict[str, float | None]
 """Numbers of one training; None if its files do not give them."""
+Trainings = dict[Line, list[Facts]]
+"""Trainings of each line, one per seed; none for a model that was not trained here."""
 
 
 def training_facts(study: Study, run: Run) -> Facts | None:
@@ -56,20 +58,21 @@ def overshot(build: Builder) -> list[str]:
 
 def penalty_table(build: Builder) -> Table | None:
     """Strength of the penalty in each run, and how far the parameters moved."""
-    names = {"λ·tr F": "scaled_trace", "λ·tr F/P": "scaled_mean", "penalty": "penalty", "‖θ−θ*‖": "distance"}
+    first = {"λ·tr F": "scaled_trace", "λ·tr F/P": "scaled_mean", "penalty": "penalty", "‖θ−θ*‖": "distance"}
     later = {"‖θ−θ*‖ of free": "free_distance", "last loss": "loss"}
-    columns: list[ColumnOf] = [(head, partial(_mean, build, name)) for head, name in names.items()]
-    columns.append(("free parameters", partial(_free, build)))
-    columns += [(head, partial(_mean, build, name)) for head, name in later.items()]
-    lines = [line for line in build.lines.lines if _trainings(build, line)]
+    trainings = _trainings(build)
+    columns: list[ColumnOf] = [(head, partial(_mean, trainings, name)) for head, name in first.items()]
+    columns.append(("free parameters", partial(_free, trainings)))
+    columns += [(head, partial(_mean, trainings, name)) for head, name in later.items()]
+    lines = [line for line in build.lines.lines if trainings[line]]
     table = build.table("penalty", "Penalty strength", columns, lines)
     table.notes.append(
         "λ means nothing without its Fisher's scale: compare λ·tr F, or per parameter λ·tr F/P. Free: parameters whose "
         "Fisher is zero, such as embeddings of tokens that its data never contains; no λ constrains them."
     )
-    if names_of := overshot(build):
+    if names := overshot(build):
         table.notes.append(
-            f"Overshot: {'; '.join(names_of)}. Loss and penalty ended above where they began: the steps were too long "
+            f"Overshot: {'; '.join(names)}. Loss and penalty ended above where they began: the steps were too long "
             'for this λ, so these runs do not show its effect. ewc.mode = "proximal" is stable at any λ.'
         )
     return _unless_empty(table, build)
@@ -77,20 +80,21 @@ def penalty_table(build: Builder) -> Table | None:
 
 def cost_table(build: Builder) -> Table | None:
     """Time and GPU-hours of each run."""
+    trainings = _trainings(build)
     costs: list[tuple[str, Callable[[float | None], str], Callable[[Line], float | None]]] = [
-        ("training", duration, lambda line: _sum(build, "seconds", line)),
-        ("training GPU-h", measure, lambda line: _sum(build, "gpu_hours", line)),
+        ("training", duration, lambda line: _sum(trainings, "seconds", line)),
+        ("training GPU-h", measure, lambda line: _sum(trainings, "gpu_hours", line)),
         ("evaluation", duration, lambda line: _sum_of_records(build, "seconds", line)),
         ("evaluation GPU-h", measure, lambda line: _sum_of_records(build, "gpu_hours", line)),
     ]
 
     def speed(line: Line) -> Cell:
-        tokens, seconds = _sum(build, "tokens", line), _sum(build, "seconds", line)
+        tokens, seconds = _sum(trainings, "tokens", line), _sum(trainings, "seconds", line)
         return _amount(tokens / seconds, digits=0) if tokens and seconds else _amount(None)
 
     columns: list[ColumnOf] = [
-        ("steps", lambda line: _amount(_sum(build, "steps", line))),
-        ("tokens", lambda line: _amount(_sum(build, "tokens", line))),
+        ("steps", lambda line: _amount(_sum(trainings, "steps", line))),
+        ("tokens", lambda line: _amount(_sum(trainings, "tokens", line))),
         ("tokens/s", speed),
     ]
     columns += [(head, partial(_cost, text, value)) for head, text, value in costs]
@@ -109,8 +113,11 @@ def _cost(text: Callable[[float | None], str], value: Callable[[Line], float | N
     return Cell(text(value(line)), value(line))
 
 
-def _trainings(build: Builder, line: Line) -> list[Facts]:
-    return [training for run in line.runs if (training := training_facts(build.study, run)) is not None]
+def _trainings(build: Builder) -> Trainings:
+    return {
+        line: [facts for run in line.runs if (facts := training_facts(build.study, run)) is not None]
+        for line in build.lines.lines
+    }
 
 
 def _unless_empty(table: Table, build: Builder) -> Table | None:
@@ -119,16 +126,16 @@ def _unless_empty(table: Table, build: Builder) -> Table | None:
     return table if any(cell.sort is not None for row in table.rows for cell in row[start:]) else None
 
 
-def _mean(build: Builder, name: str, line: Line) -> Cell:
-    values = [training[name] for training in _trainings(build, line)]
+def _mean(trainings: Trainings, name: str, line: Line) -> Cell:
+    values = [training[name] for training in trainings[line]]
     total = _total(values)
     value = None if total is None else total / len(values)
     return Cell(measure(value), value)
 
 
-def _free(build: Builder, line: Line) -> Cell:
+def _free(known: Trainings, line: Line) -> Cell:
     """Number of free parameters, and their share of all."""
-    trainings = _trainings(build, line)
+    trainings = known[line]
     values = [free for training in trainings if (free := training["free_parameters"]) is not None]
     if not values or len(values) < len(trainings):
         return _amount(None)
@@ -142,8 +149,8 @@ def _amount(value: float | None, digits: int | None = None) -> Cell:
     return Cell(amount(value), value)
 
 
-def _sum(build: Builder, name: str, line: Line) -> float | None:
-    return _total([training[name] for training in _trainings(build, line)])
+def _sum(trainings: Trainings, name: str, line: Line) -> float | None:
+    return _total([training[name] for training in trainings[line]])
 
 
 def _sum_of_records(build: Builder, name: str, line: Line) -> float | None:
