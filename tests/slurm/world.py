@@ -249,7 +249,7 @@ def assert_done(world: World, undisturbed: World) -> None:
 
 def tables_without_jobs(world: World) -> list[list[list[str]]]:
     """The rows of its tables without what no two runs have in common: ids of jobs, seconds."""
-    return [_rows(world.folder / "results" / world.name / name) for name in ("results.csv", "table.csv")]
+    return [_rows(world.root.root / "report" / name) for name in ("results.csv", "table.csv")]
 
 
 def _rows(table: Path) -> list[list[str]]:
