@@ -22,6 +22,7 @@ from hpc_ewc import records
 from hpc_ewc.config import Experiment, load_experiment
 from hpc_ewc.errors import ArtefactError
 from hpc_ewc.rundir import StageDir
+from hpc_ewc.schemas import Done, Failure
 
 STOP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 PROGRESS_EVERY_S = 1.0
@@ -132,8 +133,15 @@ class Stage:
         if self.dir.done.exists():
             return
         listed = {str(p.relative_to(self.dir.path)): [p.stat().st_size, records.sha256_file(p)] for p in outputs}
-        done = {"schema": records.SCHEMA, "key": self.key, "job_id": self.job_id, "restart": self.restart}
-        done |= {"finished_at": time.time(), "outputs": listed, "summary": summary}
+        done: Done = {
+            "schema": records.SCHEMA,
+            "key": self.key,
+            "job_id": self.job_id,
+            "restart": self.restart,
+            "finished_at": time.time(),
+            "outputs": listed,
+            "summary": summary,
+        }
         records.write_json(self.dir.done, done)
         self.dir.failed.unlink(missing_ok=True)
 
@@ -141,7 +149,7 @@ class Stage:
         """Write `failed.json`, unless another rank of this attempt has: later failures follow from the first."""
         if self.dir.failed.exists() and self._is_of_this_attempt():
             return
-        facts = {
+        facts: Failure = {
             "schema": records.SCHEMA,
             "error": f"{type(error).__name__}: {error}",
             "traceback": "".join(traceback.format_exception(error)),

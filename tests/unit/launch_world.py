@@ -109,7 +109,7 @@ def work(orders: Path, stage_name: str, folder: Path) -> int:
     what = next((told[key] for key in sorted(told, key=len, reverse=True) if name.startswith(key)), "finish")
     note(orders, name, "begin")
     stage = Stage(folder)
-    if what not in ("deaf", "die"):
+    if what not in ("hang", "die"):
         stage.listen()
     if stage.is_done():
         return 0
@@ -130,7 +130,7 @@ def obey(stage: Stage, what: str) -> int:
         import os
 
         os.kill(os.getpid(), 9)
-    if what == "deaf":
+    if what == "hang":
         time.sleep(600)
     if what == "wait":
         while not stage.stop_requested():

@@ -264,7 +264,7 @@ def test_ctrl_c_stops_the_jobs_and_the_same_command_goes_on(world: Path, reposit
 def test_what_does_not_stop_is_killed(world: Path, repository: Path) -> None:
     sweep = write_experiment(world.parent, [0])
     root = RunDir(world.parent / "runs" / "small")
-    order(world, "deaf", "tokens")
+    order(world, "hang", "tokens")
     process = start_submit(world, sweep, repository)
     wait_until(lambda: begun(world), "the worker begins")
     os.kill(process.pid, signal.SIGTERM)
