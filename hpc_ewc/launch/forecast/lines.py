@@ -206,7 +206,7 @@ class Forecast:
 
     def _memory_lines(self) -> Iterator[str]:
         capacity = 1e9 * (self.plan.profile.gpu_memory_gb or self.rates.memory_gb)
-        unit, size = ("MB", 1e6) if max(stage.total for stage in self.stages) < 1e9 else ("GB", 1e9)
+        unit, size = _unit(max(stage.total for stage in self.stages))
         table: list[Sequence[str]] = [(f"  {unit} of a rank", "ranks", *PARTS, "sum", "of")]
         for stage, count in self.stages.items():
             parts = dict(stage.memory)
@@ -226,7 +226,7 @@ class Forecast:
     def _disk_lines(self) -> Iterator[str]:
         kept = sum(stage.kept * count for stage, count in self.stages.items())
         files = sum(stage.files * count for stage, count in self.stages.items())
-        unit, size = ("MB", 1e6) if kept < 1e9 else ("GB", 1e9)
+        unit, size = _unit(kept)
         yield f"disk: about {_number(kept / size)} {unit} in {files:,} files (inodes) when all is done"
         parts = []
         for stage, count in self.stages.items():
@@ -289,6 +289,10 @@ def _text_bytes(names: Sequence[str]) -> float:
     """Bytes of text in files, by their sizes."""
     paths = [path for path in map(Path, names) if path.is_file()]
     return sum(path.stat().st_size * COMPRESSION.get(path.suffix, 1.0) for path in paths)
+
+
+def _unit(size: float) -> tuple[str, float]:
+    return ("MB", 1e6) if size < 1e9 else ("GB", 1e9)
 
 
 def _hours(hours: float) -> str:

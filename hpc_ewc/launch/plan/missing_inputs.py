@@ -50,14 +50,13 @@ class LenientResolver(Resolver):
 
 def missing_benchmarks(graph: Graph) -> dict[str, str]:
     """Return the hub's data sets that the evaluations of a graph need and that are not in the cache."""
-    names: dict[str, str] = {}
+    sources = {}
     for node in graph.of("evaluate"):
         for cell in node.cells if "questions" not in node.inputs else ():
-            task = suites.TASKS.get(cell.task)
-            source = task.sources.get(cell.language) if task is not None else None
-            if source is not None and suites.hub_commit(source.path) is None:
-                names[source.path] = "gated benchmark" if source.gated else "benchmark"
-    return names
+            if cell.task in suites.TASKS and cell.language in (known := suites.TASKS[cell.task].sources):
+                sources[known[cell.language].path] = known[cell.language]
+    missing = {path: source for path, source in sources.items() if suites.hub_commit(path) is None}
+    return {path: "gated benchmark" if source.gated else "benchmark" for path, source in missing.items()}
 
 
 def describe_missing_inputs(missing: dict[str, str], prefetch: str) -> list[str]:
