@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
 
 
 def parse_part(text: str) -> tuple[int, int]:
-    """`I/N` as two numbers, 0 ≤ I < N."""
+    """Returns `I/N` as two numbers, 0 ≤ I < N."""
     match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
     if match is None or not int(match[1]) < int(match[2]):
         raise ConfigError(f"--part {text!r}: must be I/N with 0 ≤ I < N, such as 0/4")

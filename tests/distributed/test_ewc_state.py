@@ -177,7 +177,7 @@ def flip_a_bit(folder: Path) -> None:
         (lambda f: rewrite_manifest(f, schema=9), r"schema 9, this version reads 1", True),
         (lambda f: (f / "anchor-00001-of-00001.safetensors").unlink(), r"anchor-00001.*: missing, though", True),
         (truncate, r"fisher-00001.*bytes, manifest.json says", True),
-        (truncate_and_hide_it, r"fisher-00001.*not a whole safetensors file", False),
+        (truncate_and_hide_it, r"fisher-00001.*not a complete safetensors file", False),
         (flip_a_bit, r"anchor-00001.*changed since it was written", True),
         (lambda f: rewrite_manifest(f, model_hash="other"), r"belong to model other, not to abc", True),
     ],

@@ -181,7 +181,7 @@ class TensorReader:
                 file: Any = safe_open(path, framework="pt")
             except (SafetensorError, OSError) as error:
                 raise ArtefactError(
-                    f"{path}: not a whole safetensors file ({error}); run the fisher stage again"
+                    f"{path}: not a complete safetensors file ({error}); run the fisher stage again"
                 ) from None
             for name in file.keys():  # noqa: SIM118  # safe_open is no mapping
                 self._files[name] = file
