@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from hpc_ewc.errors import ArtefactError, InputError
-from hpc_ewc.ewc import EwcPenalty, EwcState, load_ewc_state, save_ewc_state, tensor_files
+from hpc_ewc.ewc import EwcPenalty, EwcState, load_ewc_state, save_ewc_state
+from hpc_ewc.ewc.files import tensor_files
 from tests.distributed.ranks import run_ranks
 from tests.distributed.tiny_gemma import build_gemma, build_mesh, full, shard_gemma, shard_like
 
