@@ -89,10 +89,10 @@ def test_a_cluster_that_is_ready(doctor: Doctor, cluster: Sandbox, tmp_path: Pat
     ("slurm", "check", "words", "fix"),
     [
         ('stage.train.partition = "nowhere"', "train", "invalid partition", "set slurm.partition"),
-        ('constraint = "a100"', "train", "feature", "mend slurm.constraint"),
+        ('constraint = "a100"', "train", "feature", "correct slurm.constraint"),
         ("max_array_size = 5000", "arrays", "MaxArraySize is 1001", "set slurm.max_array_size = 1001"),
         ("grace_time_s = 1", "partition", "GraceTime = ", "set slurm.grace_time_s = "),
-        ('stage.train.sbatch = { reservation = "mine" }', "train", "reservation", "mend slurm.sbatch.reservation"),
+        ('stage.train.sbatch = { reservation = "mine" }', "train", "reservation", "correct slurm.sbatch.reservation"),
     ],
 )
 def test_what_is_not_granted(doctor: Doctor, tmp_path: Path, slurm: str, check: str, words: str, fix: str) -> None:
