@@ -147,7 +147,7 @@ def name_or_skip(rank: int, world_size: int, want: dict[str, Tensor]) -> None:
         numbers = numbers[len(batch["input_ids"]) :]
     for method in ("batched", "reduce_scatter"):
         model = shard_gemma(poisoned(), mesh)
-        where = r"gradient of 2 examples is not finite: 4 \(rank 0\), 10 \(rank 1\); look at them"
+        where = r"gradient of 2 examples is not finite: 4 \(rank 0\), 10 \(rank 1\); check these examples"
         with pytest.raises(NonFiniteExampleError, match=where) as raised:  # on either rank
             estimate_fisher(model, batches, method=method)
         assert raised.value.samples == [4, 10]
