@@ -76,7 +76,7 @@ def test_an_output_that_went_away_is_named(root: RunDir) -> None:
     records.write_json(done, records.read_json(done) | {"outputs": {"parts/0.bin": [3, "x"]}})
     row = read_status(root).rows[0]
     assert row.state == "missing"
-    assert "0.bin: named by" in row.note
+    assert "0.bin: listed in" in row.note
 
 
 def test_a_deleted_record_is_recomputed_by_a_resubmit(root: RunDir) -> None:
