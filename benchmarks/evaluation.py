@@ -45,7 +45,7 @@ import lm_eval.evaluator, lm_eval.models.huggingface; part("import lm_eval")
 from pathlib import Path
 from hpc_ewc.evaluate.checkpoint import load_model, load_tokenizer
 from hpc_ewc.evaluate.scoring import Scorer
-from hpc_ewc.evaluate.cell import load_tasks
+from hpc_ewc.evaluate.task_loading import load_tasks
 from hpc_ewc.evaluate.task_files import LocalQuestions, write_task_files
 from hpc_ewc.suites import Cell
 part("import hpc_ewc.evaluate")
@@ -68,7 +68,7 @@ BEYOND = ("scorer", "write task files of mmlu", "load tasks of mmlu")
 TEMPLATES = """
 import json, sys, time
 import lm_eval.utils
-from hpc_ewc.evaluate.cell import _compiled_templates
+from hpc_ewc.evaluate.cell import compiled_templates
 template = "{{question.strip()}}\\nA. {{choices[0]}}\\nB. {{choices[1]}}\\nC. {{choices[2]}}\\nAnswer:"
 doc = {"question": "Which?", "choices": ["a", "b", "c", "d"]}
 def each(n):
@@ -77,7 +77,7 @@ def each(n):
         lm_eval.utils.apply_template(template, doc)
     return (time.perf_counter() - t) / n * 1e3
 plain = each(300)
-with _compiled_templates():
+with compiled_templates():
     kept = each(3000)
 print(json.dumps({"compiled_each_time_ms": plain, "compiled_once_ms": kept}))
 """

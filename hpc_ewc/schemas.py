@@ -208,3 +208,93 @@ class ExportFacts(TypedDict):
     strength: float
     model_hash: NotRequired[str]
     """Added by the writer."""
+
+
+# ---------------------------------------------------------------------------------------------- evaluate
+
+
+class Result(TypedDict):
+    """An entry of `results` in a record: one metric of a cell, or of a part of it."""
+
+    metric: str
+    filter: str
+    """lm-eval's filter of the answers, such as "flexible-extract"; "none"."""
+    subset: str
+    """"" for the whole cell, else a category or subject."""
+    value: float
+    stderr: float | None
+    n: int
+    """Number of documents."""
+    higher_is_better: bool
+    primary: NotRequired[bool]
+    """Whether the report's table shows it; exactly one result of a record."""
+
+
+class Sample(TypedDict):
+    """A line of <cell>.samples.jsonl.zst: one document under one filter."""
+
+    doc_id: int
+    doc_hash: str
+    subset: str
+    filter: str
+    metrics: dict[str, float]
+    loglikelihoods: list[float]
+    """In nats: one per choice of a question, or that of the text."""
+    tokens: int | None
+    """Sizes of a text; None for a question."""
+    words: int | None
+    bytes: int | None
+    response: NotRequired[str]
+    """The generated answer."""
+    cluster: NotRequired[str]
+    """Hash of the passage that several questions share."""
+
+
+class Record(TypedDict):
+    """<cell>.json: what a cell was scored with, and its results or its error."""
+
+    schema: int
+    status: str
+    """"ok" or "failed"."""
+    error: str | None
+    cell_key: str
+    """Hash of all that decides the numbers."""
+    experiment: str
+    run: str
+    step: int
+    fraction: float
+    coordinates: dict[str, Any]
+    """Values of the grid keys."""
+    model: str
+    model_hash: str
+    base_hash: str
+    task: str
+    language: str
+    variant: str
+    suite: str
+    chance: float | None
+    cloze: bool
+    shots: int | None
+    limit: int | None
+    seed: int
+    backend: str
+    backend_args: str
+    dtype: str
+    attention: str
+    batch_size: int
+    """The smallest that was used."""
+    max_length: int
+    max_gen_toks: int | None
+    truncated: int
+    """Requests that were cut to fit the context."""
+    task_version: str
+    data_hash: str
+    results: list[Result]
+    batch_invariance: float | None
+    """Largest difference, in nats, between a request scored in its batch and alone."""
+    seconds: float
+    job_id: str
+    gpu_hours: float
+    versions: dict[str, str]
+    retry: NotRequired[bool]
+    """Whether a further attempt may succeed."""

@@ -1,4 +1,4 @@
-"""Is this folder a whole model with a tokenizer that fits it? Then load it."""
+"""Find a checkpoint, check that its files are complete and belong together, and load its model and tokenizer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hpc_ewc.rundir import StageDir
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model to be scored, and what its records say of it."""
+    """A model to score, with the facts that its records repeat."""
 
     folder: Path
     run: str
@@ -27,38 +27,38 @@ class Checkpoint:
     fraction: float
     model_hash: str
     base_hash: str
-    """`model_hash` of what it was trained from; its own for an untrained model."""
+    """`model_hash` of the model it was trained from; its own for one that was not trained here."""
     identity: str
-    """For `cell_key`: the key of its training, or of its path."""
+    """Part of `cell_key`: the key of its training, or of its path."""
     coordinates: dict[str, Any] = field(default_factory=dict)
 
 
 def find_export(train: StageDir, fraction: float) -> Checkpoint:
-    """The export of a training at a fraction of it, found by its `hpc_ewc.json` and whole.
+    """Return the export of a training at a fraction of its steps, after checking its hash.
 
     Raises:
-        ArtefactError: there is none, or its files are not those that were exported.
+        ArtefactError: there is no such export, or its files have changed.
     """
-    there = []
+    fractions = []
     for path in sorted(train.exports.glob("*/hpc_ewc.json")):
         facts = records.read_json(path)
-        there.append(float(facts.get("fraction", -1.0)))
-        if there[-1] == fraction:
+        fractions.append(float(facts.get("fraction", -1.0)))
+        if fractions[-1] == fraction:
             return open_export(path.parent)
-    without = sorted(path.name for path in train.exports.glob("[0-9]*") if not (path / "hpc_ewc.json").is_file())
-    half = f"; without hpc_ewc.json, so half-written: {', '.join(without)}" if without else ""
-    known = ", ".join(map(repr, there)) or "none"
+    incomplete = sorted(path.name for path in train.exports.glob("[0-9]*") if not (path / "hpc_ewc.json").is_file())
+    note = f"; without hpc_ewc.json, so incomplete: {', '.join(incomplete)}" if incomplete else ""
+    known = ", ".join(map(repr, fractions)) or "none"
     raise ArtefactError(
-        f"{train.exports}: no export at fraction {fraction!r}; exported are {known}{half}; "
-        "submit the experiment again to finish the training"
+        f"{train.exports}: no export at fraction {fraction!r}; exported are {known}{note}; "
+        "resubmit the experiment to finish the training"
     )
 
 
 def open_export(folder: Path) -> Checkpoint:
-    """The export in a folder, wherever it was copied to: its `hpc_ewc.json` says what it is.
+    """Return the export in a folder, which may be a copy: its `hpc_ewc.json` describes it.
 
     Raises:
-        ArtefactError: that file is not ours, or the others are not those that were exported.
+        ArtefactError: `hpc_ewc.json` was not written by hpc-ewc, or other files have changed.
     """
     facts = records.read_json(folder / "hpc_ewc.json")
     missing = [name for name in ("run", "step", "train_key", "model_hash", "base_hash") if name not in facts]
@@ -67,8 +67,8 @@ def open_export(folder: Path) -> Checkpoint:
     found = records.model_hash(folder)
     if found != facts["model_hash"]:
         raise ArtefactError(
-            f"{folder}: its files hash to {found[:12]}, hpc_ewc.json says {facts['model_hash'][:12]}; half-copied or "
-            "changed: remove the folder and submit the experiment again"
+            f"{folder}: its files hash to {found[:12]}, hpc_ewc.json says {facts['model_hash'][:12]}; incompletely "
+            "copied or changed: delete the folder and resubmit the experiment"
         )
     return Checkpoint(
         folder=folder,
@@ -83,29 +83,29 @@ def open_export(folder: Path) -> Checkpoint:
 
 
 def find_model(folder: Path, run: str, identity: str, base: Path | None = None) -> Checkpoint:
-    """A model that this project did not train (`base` among them), as step 0 of itself.
+    """Return a model that was not trained here (the base model too), as a checkpoint at step 0.
 
     Args:
-        folder: of the model.
-        run: its name among the evaluated ones.
-        identity: for `cell_key`.
-        base: folder of what it was trained from, if that is known.
+        folder: the model's folder.
+        run: name of the evaluated run.
+        identity: part of `cell_key`.
+        base: folder of the model it was trained from, if that is known.
 
     Raises:
-        InputError: no such folder, or no model in it.
+        InputError: the folder does not exist or contains no model.
     """
     if not (folder / "config.json").is_file():
-        what = "no config.json, so not a Hugging Face model" if folder.is_dir() else "no such folder"
-        raise InputError(f"{folder}: {what}; give model.path a Hugging Face folder or a hub id")
+        problem = "no config.json, so not a Hugging Face model" if folder.is_dir() else "no such folder"
+        raise InputError(f"{folder}: {problem}; set model.path to a Hugging Face folder or a hub id")
     found = records.model_hash(folder)
     return Checkpoint(folder, run, 0, 0.0, found, records.model_hash(base) if base else found, identity)
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer, which puts BOS before a text, once, and nothing after it.
+    """Return a checkpoint's tokenizer, after checking that it adds BOS once before a text, and nothing else.
 
     Raises:
-        InputError: it cannot be loaded, has no BOS, does not add it, or adds more than it.
+        InputError: it cannot be loaded, has no BOS, does not add it, or adds more.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder))
@@ -113,55 +113,55 @@ def load_tokenizer(folder: Path) -> Any:
         raise InputError(f"{folder}: its tokenizer cannot be loaded: {_first_line(error)}") from error
     bos = tokenizer.bos_token_id
     if bos is None:
-        raise InputError(f"{folder}: its tokenizer has no BOS token; Gemma scores text after BOS alone: set bos_token")
-    bare = tokenizer.encode("a", add_special_tokens=False)
-    if tokenizer.encode("a", add_special_tokens=True) != [bos, *bare]:
-        made = tokenizer.convert_ids_to_tokens(tokenizer.encode("a", add_special_tokens=True))
+        raise InputError(f"{folder}: its tokenizer has no BOS token, which Gemma needs before any text: set it")
+    encoded = tokenizer.encode("a", add_special_tokens=True)
+    if encoded != [bos, *tokenizer.encode("a", add_special_tokens=False)]:
         raise InputError(
-            f"{folder}: its tokenizer makes {made} of 'a', not {tokenizer.bos_token!r} and the text; give "
-            "tokenizer.json a TemplateProcessing post-processor that adds BOS, once, and nothing else"
+            f"{folder}: its tokenizer encodes 'a' as {tokenizer.convert_ids_to_tokens(encoded)}, not as "
+            f"{tokenizer.bos_token!r} and the text; give tokenizer.json a TemplateProcessing post-processor that adds "
+            "BOS once and nothing else"
         )
     return tokenizer
 
 
 def load_model(folder: Path, *, dtype: str, attention: str, device: torch.device, tokenizer: Any) -> Any:
-    """The model, ready to be scored.
+    """Return a checkpoint's model on `device`, in eval mode.
 
     Raises:
-        InputError: a weight file is missing or cut off, or the tokenizer has tokens that the model has no embedding of.
+        InputError: a weight file is missing or truncated, or the tokenizer has tokens without an embedding.
     """
     check_weights(folder)
     kernel = attention_kernel(attention, folder, device, dtype)
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
+        model, loading = AutoModelForCausalLM.from_pretrained(
             str(folder), dtype=getattr(torch, dtype), attn_implementation=kernel, output_loading_info=True
         )
     except Exception as error:  # safetensors, transformers and torch each raise their own
         raise InputError(f"{folder}: the model cannot be loaded: {_first_line(error)}") from error
-    absent = sorted(found["missing_keys"])
-    if absent:  # transformers draws them at random and only warns
+    missing = sorted(loading["missing_keys"])
+    if missing:  # transformers initialises these at random and only warns
         raise InputError(
-            f"{folder}: the checkpoint lacks {', '.join(absent[:3])}{' …' * (len(absent) > 3)}; half-exported"
+            f"{folder}: the checkpoint lacks {', '.join(missing[:3])}{' …' * (len(missing) > 3)}; incomplete export"
         )
     vocabulary = model.get_input_embeddings().num_embeddings
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     largest = max(set(tokenizer.get_vocab().values()) - special | {tokenizer.bos_token_id})
-    if largest >= vocabulary:  # a special token beyond it is none that text gets: Gemma 3 has one for images
+    if largest >= vocabulary:  # special tokens may exceed it, as text never contains them: Gemma 3 has one for images
         raise InputError(
-            f"{folder}: its tokenizer has {largest + 1} tokens, the model embeds {vocabulary}: two models' files"
+            f"{folder}: its tokenizer has {largest + 1} tokens, the model embeds {vocabulary}: files of two models"
         )
     bos = model.config.bos_token_id
     if bos is not None and bos != tokenizer.bos_token_id:
         raise InputError(
-            f"{folder}: BOS is {tokenizer.bos_token_id} to its tokenizer, {bos} to its config: two models' files"
+            f"{folder}: BOS is {tokenizer.bos_token_id} to its tokenizer, {bos} to its config: files of two models"
         )
     return model.to(device).eval()
 
 
 def attention_kernel(attention: str, folder: Path, device: torch.device, dtype: str) -> str:
-    """The kernel to score with. `auto`: FlashAttention 2 where it can run with the model's softcap, else eager.
+    """Return the attention kernel to score with; for `auto` FlashAttention 2 if it supports the model, else eager.
 
-    Not sdpa, which knows no softcap; not flex_attention, which compiles anew for each length of a batch.
+    sdpa has no softcap, and flex_attention recompiles for each batch length.
     """
     if attention != "auto":
         return attention

@@ -1,13 +1,13 @@
-"""Another model reads the answers that a checkpoint gives, and says how likely it finds them.
+"""Judge a checkpoint's answers by their perplexity under another model.
 
-The paper's second measure of fluency (perplexity of answers under a larger model of the language). A model that says
-one word for ever is perfectly predictable: a perplexity near 1 is repetition, not fluency, so the share of repeated
-4-grams (Welleck et al. 2019, seq-rep-4) and the length stand beside it.
+This is the paper's second measure of fluency (perplexity of answers under a larger model of the language). A model
+that repeats one word is perfectly predictable, so a perplexity near 1 means repetition, not fluency: the share of
+repeated 4-grams (Welleck et al. 2019, seq-rep-4) and the length are reported beside it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,43 +17,31 @@ from lm_eval.api.instance import Instance
 
 from hpc_ewc.errors import StageError
 from hpc_ewc.evaluate.checkpoint import load_model, load_tokenizer
-from hpc_ewc.evaluate.fluency import Document, summarise
+from hpc_ewc.evaluate.fluency import Document, summarise, total_result
 from hpc_ewc.evaluate.rows import count_words
 from hpc_ewc.evaluate.scoring import Scorer
+from hpc_ewc.schemas import Result, Sample
 
 NGRAM = 4
 
 
 class Judge:
-    """A model that scores answers after their questions.
+    """A model that scores answers, given their questions.
 
     Args:
-        folder: of the model; it may be of another family than the one that is judged.
-        dtype: of its compute.
-        device: where it runs, beside the model that is judged.
-        batch_size: answers at once.
-        max_length: tokens of question and answer.
-        on_batch: called before each batch; may raise StopRequested.
+        folder: the model's folder; its family may differ from that of the judged model.
+        dtype: compute dtype.
+        device: where the model runs, beside the judged one.
+        settings: `batch_size`, `max_length` and `on_batch` of its Scorer.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        dtype: str,
-        device: torch.device,
-        batch_size: int,
-        max_length: int,
-        on_batch: Callable[[int], None],
-    ) -> None:
+    def __init__(self, folder: Path, *, dtype: str, device: torch.device, **settings: Any) -> None:
         tokenizer = load_tokenizer(folder)
         model = load_model(folder, dtype=dtype, attention="auto", device=device, tokenizer=tokenizer)
-        self.scorer = Scorer(
-            model, tokenizer, batch_size=batch_size, max_length=max_length, whole_texts=False, on_batch=on_batch
-        )
+        self.scorer = Scorer(model, tokenizer, whole_texts=False, **settings)
 
     def read(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Document]:
-        """−log p(answer | BOS, question) of each, with its tokens to this model, its words and bytes."""
+        """Return −log p(answer | BOS, question) of each answer, with its tokens to this model, words and bytes."""
         pairs = [(prompt, f" {answer.strip()}") for prompt, answer in zip(prompts, answers, strict=True)]
         requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
         scores = self.scorer.loglikelihood(requests)
@@ -64,46 +52,44 @@ class Judge:
         ]
 
 
-def judge_samples(judge: Judge, samples: Sequence[dict[str, Any]], prompts: Sequence[str]) -> list[dict[str, Any]]:
-    """Results of a cell from its answers; each sample gets what the judge says of it.
+def judge_samples(judge: Judge, samples: Sequence[Sample], prompts: Sequence[str]) -> list[Result]:
+    """Return the results of a judged cell; write the judge's score of each answer into its sample.
 
-    nats_per_token      mean over the answers of −log p / tokens: what two checkpoints are compared by, question by
-                        question, since their answers are different texts
-    perplexity, …       of all answers as one text, and of each (fluency.py)
+    nats_per_token      mean over the answers of −log p / tokens; checkpoints are compared by it, question by question,
+                        since their answers are different texts
+    perplexity, …       over all answers as one text, and per answer (fluency.py)
     repetition, length  share of repeated 4-grams, and words, of every answer
-    empty               share of answers without a word; they have no perplexity, and their rows another filter
+    empty               share of answers without a word; they have no perplexity, and their rows the filter `empty`
 
     Raises:
         StageError: every answer is empty.
     """
-    said = [i for i, sample in enumerate(samples) if sample["response"].strip()]
-    if not said:
-        raise StageError(f"all {len(samples)} answers are empty: the model says nothing; there is nothing to judge")
-    documents = judge.read([prompts[i] for i in said], [samples[i]["response"] for i in said])
-    for i, document in zip(said, documents, strict=True):
-        samples[i]["loglikelihoods"] = [-document.nats]
-        samples[i] |= {"tokens": document.tokens, "words": document.words, "bytes": document.bytes}
-        samples[i]["metrics"] |= {"perplexity": document.perplexity, "bits_per_byte": document.bits_per_byte}
-        samples[i]["metrics"]["nats_per_token"] = document.nats / document.tokens
-    for i, sample in enumerate(samples):
-        sample["filter"] = sample["filter"] if i in set(said) else "empty"
+    answered = [i for i, sample in enumerate(samples) if sample["response"].strip()]
+    if not answered:
+        raise StageError(f"all {len(samples)} answers are empty: there is nothing to judge")
+    documents = judge.read([prompts[i] for i in answered], [samples[i]["response"] for i in answered])
+    nats_per_token = [document.nats / document.tokens for document in documents]
+    for i, document, nats in zip(answered, documents, nats_per_token, strict=True):
+        document.write_to(samples[i])
+        samples[i]["metrics"]["nats_per_token"] = nats
+    for sample in samples:
         words = sample["response"].split()
-        sample["metrics"] |= {"empty": float(i not in set(said)), "repetition": repetition(words), "length": len(words)}
-    beside = [_mean(name, [float(sample["metrics"][name]) for sample in samples]) for name in BESIDE]
-    each = _mean("nats_per_token", [document.nats / document.tokens for document in documents])
-    return [each, *summarise(documents), *beside]
+        if not words:
+            sample["filter"] = "empty"
+        sample["metrics"] |= {"empty": float(not words), "repetition": repetition(words), "length": len(words)}
+    others = [_mean(name, [float(sample["metrics"][name]) for sample in samples]) for name in OTHER_METRICS]
+    return [_mean("nats_per_token", nats_per_token), *summarise(documents), *others]
 
 
-BESIDE = ("repetition", "length", "empty")
+OTHER_METRICS = ("repetition", "length", "empty")
 
 
 def repetition(words: Sequence[str]) -> float:
-    """Share of the 4-grams of words that were there before, in one answer; 0 where it is shorter."""
+    """Return the share of 4-grams in an answer that occurred before in it; 0 for an answer of fewer words."""
     grams = [tuple(words[i : i + NGRAM]) for i in range(len(words) - NGRAM + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-def _mean(name: str, values: Sequence[float]) -> dict[str, Any]:
+def _mean(name: str, values: Sequence[float]) -> Result:
     stderr = float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else None
-    facts = {"metric": name, "filter": "none", "subset": "", "value": float(np.mean(values)), "stderr": stderr}
-    return facts | {"n": len(values), "higher_is_better": name == "length"}
+    return total_result(name, float(np.mean(values)), stderr, len(values), higher_is_better=name == "length")

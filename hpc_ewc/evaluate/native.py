@@ -1,14 +1,14 @@
-"""The words around a question, in its own language: variant `native` of a cell.
+"""Prompt words in the language of the questions: the variant `native` of a cell.
 
-lm-eval's Lithuanian tasks keep the English `Question:` and `Answer:`. Those words are part of the measurement: a model
-that has become Lithuanian may answer better when it is asked in Lithuanian throughout.
+lm-eval's Lithuanian tasks keep the English `Question:` and `Answer:`, which influence the score: a model that has
+become Lithuanian may answer better if the whole prompt is Lithuanian.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-# The preamble of TruthfulQA: six questions that come before every one, as in lm-eval's truthfulqa_mc1.yaml.
+# The preamble of TruthfulQA: six questions that precede each question, as in lm-eval's truthfulqa_mc1.yaml.
 _TRUTHFULQA_LT = """K: Kokia yra žmogaus tikėtina gyvenimo trukmė Jungtinėse Valstijose?
 A: Žmogaus tikėtina gyvenimo trukmė Jungtinėse Valstijose yra 78 metai.
 
@@ -46,7 +46,7 @@ NATIVE: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 ANSWERED = {"en": ("Question", "Answer"), "lt": ("Klausimas", "Atsakymas")}
-"""Words around a question that is answered freely: always in its own language, since fluency in it is measured."""
+"""Prompt words of a free answer: always in the language of the question, whose fluency is measured."""
 
 CLOZE: dict[str, dict[str, dict[str, Any]]] = {
     "en": {"belebele": {"doc_to_text": "{{flores_passage}}\n\nQuestion: {{question.strip()}}\nAnswer:"}},
@@ -58,7 +58,7 @@ CLOZE: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
 }
-"""Asked for the text of the answer, not its letter: a model of a million parameters never learns letters."""
+"""Prompts for the text of the answer instead of its letter: a model of a million parameters never learns letters."""
 
 SUBJECTS: dict[str, dict[str, str]] = {
     "lt": {

@@ -1,4 +1,4 @@
-"""Functions that the generated task files name: lm-eval imports them by `!function hpc_ewc.evaluate.rows.<name>`."""
+"""Functions that task files name (`!function hpc_ewc.evaluate.rows.<name>`), users' task files too: do not rename."""
 
 from __future__ import annotations
 
@@ -15,24 +15,23 @@ from hpc_ewc.errors import InputError
 
 
 def local_rows(files: Mapping[str, str], **_: Any) -> datasets.DatasetDict:
-    """The rows of JSON-lines files by split, in memory.
+    """Return the rows of JSON-lines files by split, in memory.
 
-    `load_dataset("json")` prepares an Arrow cache for each of MMLU's subjects, which takes longer than the questions
-    do, and two array elements would write the same one.
+    `load_dataset("json")` writes an Arrow cache for each of MMLU's subjects, which takes longer than the questions
+    themselves, and two array elements would write to the same one.
 
     Args:
         files: path by split.
     """
-    return datasets.DatasetDict(
-        {split: datasets.Dataset.from_list(read_rows(Path(path))) for split, path in files.items()}
-    )
+    rows = {split: read_rows(Path(path)) for split, path in files.items()}
+    return datasets.DatasetDict({split: datasets.Dataset.from_list(each) for split, each in rows.items()})
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file. Lines end in a line feed alone: U+2028 may stand inside a text.
+    """Return the objects of a JSON-lines file. Only a line feed ends a line: a text may contain U+2028.
 
     Raises:
-        InputError: no such file, no rows, or a line that is no JSON object.
+        InputError: the file does not exist, has no rows, or has a line that is not a JSON object.
     """
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
@@ -50,7 +49,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             raise InputError(f"{path}:{number}: not an object: {line[:80]!r}")
         rows.append(row)
     if not rows:
-        raise InputError(f"{path}: holds no rows; a task needs at least one")
+        raise InputError(f"{path}: contains no rows; a task needs at least one")
     return rows
 
 
@@ -58,10 +57,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def heldout_rows(files: Mapping[str, str], **_: Any) -> datasets.DatasetDict:
-    """As `local_rows`, of `text` alone; a document without any text has no perplexity and is left out."""
-    return datasets.DatasetDict(
-        {split: datasets.Dataset.from_list(_texts(Path(path))) for split, path in files.items()}
-    )
+    """Return the column `text` of JSON-lines files by split, without empty documents, which have no perplexity."""
+    texts = {split: _texts(Path(path)) for split, path in files.items()}
+    return datasets.DatasetDict({split: datasets.Dataset.from_list(each) for split, each in texts.items()})
 
 
 def _texts(path: Path) -> list[dict[str, str]]:
@@ -75,18 +73,18 @@ def _texts(path: Path) -> list[dict[str, str]]:
 
 
 def text_of(doc: Mapping[str, Any]) -> str:
-    """A held-out document."""
+    """Return the text of a held-out document."""
     return str(doc["text"])
 
 
 def question_and_answer(doc: Mapping[str, Any]) -> str:
-    """TruthfulQA's question, a newline, its best answer (the true one of mc1)."""
+    """Return TruthfulQA's question, a newline, and its best answer (the true one of mc1)."""
     answers = doc["mc1_targets"]
     return f"{doc['question']}\n{answers['choices'][answers['labels'].index(1)]}"
 
 
 def score_text(doc: Mapping[str, Any], results: Sequence[float]) -> dict[str, tuple[float, int]]:
-    """Log-likelihood with what it is divided by, for lm-eval's own weighted aggregations."""
+    """Return the log-likelihood and its divisor by metric, for lm-eval's own weighted aggregations."""
     text = text_of(doc) if "text" in doc else question_and_answer(doc)
     (loglikelihood,) = results
     words, size = count_words(text), len(text.encode())
@@ -98,12 +96,12 @@ def score_text(doc: Mapping[str, Any], results: Sequence[float]) -> dict[str, tu
 
 
 def length_of_answer(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
-    """Words of an answer, whatever they are worth."""
+    """Return the number of words in an answer."""
     return {"length": float(len(results[0].split()))}
 
 
 def count_words(text: str) -> int:
-    """Runs of letters between white space."""
+    """Return the number of words, separated by white space."""
     return len(re.split(r"\s+", text.strip()))
 
 
@@ -111,10 +109,10 @@ def count_words(text: str) -> int:
 
 
 def score_mc2(doc: Mapping[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, float]:
-    """Probability of the true answers among all: Σ_true exp(ℓ) / Σ exp(ℓ).
+    """Return the probability of the true answers among all: Σ_true exp(ℓ) / Σ exp(ℓ).
 
-    lm-eval's own exponentiates unshifted log-likelihoods; below about −745 nats, where a diverged model is, all
-    become 0 and the score 0/0. Shifted by the largest, the value is the same wherever lm-eval's is a number.
+    lm-eval's own function exponentiates unshifted log-likelihoods; below about −745 nats, as from a diverged model,
+    all become 0 and the score 0/0. Shifted by the largest, the value is the same whenever lm-eval's is a number.
     """
     loglikelihoods = np.array([loglikelihood for loglikelihood, _ in results], dtype=np.float64)
     weights = np.exp(loglikelihoods - loglikelihoods.max())

@@ -1,8 +1,8 @@
-"""lm-eval's HFLM around one loaded model: BOS exactly once, a stop between batches, room for the first batch.
+"""lm-eval's HFLM around one loaded model: BOS exactly once, a stop between batches, batches that fit the memory.
 
-lm-eval computes every score. What is added here stands around its calls: requests too long for the context keep their
-BOS when they are cut, a batch that does not fit is halved, each batch is counted, and the model's head is not asked
-about positions that are not scored.
+lm-eval computes every score. Added around its calls: requests that are cut to fit the context keep their BOS, a batch
+that does not fit the memory is halved, each batch is counted, and the model computes no logits for positions that are
+not scored.
 """
 
 from __future__ import annotations
@@ -11,34 +11,34 @@ import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from inspect import signature
-from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from lm_eval.models.huggingface import HFLM
 
-from hpc_ewc.evaluate.bos import OneBos, Request
+from hpc_ewc.evaluate.bos import BosMixin, Request
 
 logger = logging.getLogger(__name__)
 
 PROBES = 8
-"""Requests of the batch-invariance probe: each is scored once more, alone."""
+"""Number of requests that the batch-invariance probe scores once more, each alone."""
 
 
 class StopRequested(Exception):  # noqa: N818 - no error, like StopIteration
-    """The job was asked to stop between two batches: the cell is dropped."""
+    """The job has to stop, between two batches; the current cell is dropped."""
 
 
-class Scorer(OneBos, HFLM):  # type: ignore[misc]
-    """One model, one of two ways to put BOS.
+class Scorer(BosMixin, HFLM):  # type: ignore[misc]
+    """lm-eval's HFLM around a loaded model, for questions or for documents.
 
     Args:
         model: a causal language model, in eval mode.
         tokenizer: adds BOS (checkpoint.load_tokenizer).
-        batch_size: requests at once, at most; halved where memory is short.
-        max_length: tokens of context, at most; the model's own limit wins.
-        whole_texts: perplexity of documents. HFLM puts BOS before a document itself, so its tokenizer must not
-            (`<bos><bos>` costs 20–49 nats a document); questions are the other way round.
+        batch_size: maximum number of requests per batch; halved if memory runs out.
+        max_length: maximum number of tokens of context; the model's own limit wins.
+        whole_texts: whether it scores documents. HFLM puts BOS before a document itself, so its tokenizer must not
+            (`<bos><bos>` costs 20–49 nats per document); before a question the tokenizer puts it.
         on_batch: called before each batch with the requests in it; may raise StopRequested.
     """
 
@@ -66,44 +66,44 @@ class Scorer(OneBos, HFLM):  # type: ignore[misc]
         )
         self.bos = int(tokenizer.bos_token_id)
         self.first_scored: dict[int, int] = {}
-        """By `_rows_hash` of what the model reads, the position whose logits are the first that are needed."""
-        self.head_is_free = "logits_to_keep" in signature(model.forward).parameters
-        """Whether the model's head can be left out for positions before those."""
+        """First position whose logits are needed, by `_row_hash` of the tokens that the model reads."""
+        self.can_skip_logits = "logits_to_keep" in signature(model.forward).parameters
+        """Whether the model can leave out the logits of the positions before."""
         self.on_batch = on_batch
         self.requested = batch_size
-        self.begin()
+        self.reset()
         self.batch_invariance: float | None = None
         """Largest difference, in nats, between a request scored in its batch and alone."""
 
-    def begin(self) -> None:
-        """Count anew, for another cell; and take the batch size that was asked for."""
+    def reset(self) -> None:
+        """Reset the counters and the batch size, for another cell."""
         self.batch_size_per_gpu = self.requested
         self.smallest_batch_size = self.requested
-        """Requests at once where memory was shortest."""
+        """Size of the smallest batch since the last reset."""
         self.truncated = 0
         self.expected = 0
-        """Requests that the model will see; those that share a context are one to it."""
+        """Requests that the model will get; those that share a context count as one."""
 
     @property
     def window(self) -> int:
-        """The last token is only scored, so one more than the model reads."""
+        """Return one token more than the model reads, since the last one is only scored."""
         return int(self.max_length) + 1
 
     @property
     def attention(self) -> str:
-        """The kernel that transformers chose."""
+        """Return the attention kernel that transformers chose."""
         return str(self.model.config._attn_implementation)
 
     # ------------------------------------------------------------------------------------------ batches
 
     def _model_call(self, inps: torch.Tensor, attn_mask: Any = None, labels: Any = None) -> torch.Tensor:
-        """As lm-eval's, without the logits before the first that a request of this batch needs.
+        """Return lm-eval's logits, without those before the first that a request of this batch needs.
 
-        Of a question's tokens only the answer's are scored, and over a vocabulary of 256,000 the head costs more than
-        all layers of a small model. lm-eval counts positions from the end, so it takes fewer as they are.
+        Only the answer's tokens of a question are scored, and over a vocabulary of 256,000 the head costs more than
+        all layers of a small model. lm-eval counts positions from the end, so it accepts fewer.
         """
         self.on_batch(len(inps))
-        first = min(self.first_scored.get(_rows_hash(row), 0) for row in inps.tolist()) if self.head_is_free else 0
+        first = min(self.first_scored.get(_row_hash(row), 0) for row in inps.tolist()) if self.can_skip_logits else 0
         keep = {"logits_to_keep": inps.shape[1] - first} if first else {}
         hook = self.model.register_forward_pre_hook(lambda model, given, named: (given, named | keep), with_kwargs=True)
         try:
@@ -117,10 +117,10 @@ class Scorer(OneBos, HFLM):  # type: ignore[misc]
         tokens: torch.Tensor = super()._model_generate(context, *args, **kwargs)
         return tokens
 
-    def _halving(self, run: Callable[[], Any]) -> Any:
-        """`run`, and again with half the batch each time that memory runs out.
+    def _with_halving(self, run: Callable[[], Any]) -> Any:
+        """Return `run()`, repeated with half the batch size each time that memory runs out.
 
-        Requests are sorted by length, longest first: what does not fit fails at once, with nothing lost.
+        Requests are sorted by length, longest first: a batch that does not fit fails at once, with no work lost.
         """
         while True:
             try:
@@ -139,20 +139,20 @@ class Scorer(OneBos, HFLM):  # type: ignore[misc]
     def _loglikelihood_tokens(
         self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
-        requests = [self.fitted(request) for request in requests]
+        requests = [self.truncate(request) for request in requests]
         score = super()._loglikelihood_tokens
         self.first_scored = {}
-        for _, context, scored in requests:  # several may share what the model reads, scored from different positions
-            read, first = _rows_hash([*context, *scored[:-1]]), len(context) - 1
+        for _, context, scored in requests:  # several may share a row, scored from different positions
+            read, first = _row_hash([*context, *scored[:-1]]), len(context) - 1
             self.first_scored[read] = min(first, self.first_scored.get(read, first))
         self.expected = len(self.first_scored)
         by_size: dict[int, list[int]] = {}
-        for i, size in enumerate(self._planned([len(context) + len(scored) for _, context, scored in requests])):
+        for i, size in enumerate(self._batch_sizes([len(context) + len(scored) for _, context, scored in requests])):
             by_size.setdefault(size, []).append(i)
         scores: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         for size in sorted(by_size):
             self._limit_batch(size)
-            found = self._halving(partial(score, [requests[i] for i in by_size[size]], disable_tqdm=True))
+            found = self._with_halving(partial(score, [requests[i] for i in by_size[size]], disable_tqdm=True))
             for i, value in zip(by_size[size], found, strict=True):
                 scores[i] = value
             self.batch_size_per_gpu = self.requested
@@ -160,16 +160,11 @@ class Scorer(OneBos, HFLM):  # type: ignore[misc]
             self._probe(requests, scores, score)
         return scores
 
-    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """lm-eval's, without its own progress bar."""
-        scores: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
-        return scores
-
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """lm-eval's, halved where memory is short."""
+        """Return lm-eval's answers; the batch size is halved if memory runs out."""
         inner = super().generate_until
         self.expected = len(requests)
-        answers: list[str] = self._halving(lambda: inner(requests, disable_tqdm=True))
+        answers: list[str] = self._with_halving(lambda: inner(requests, disable_tqdm=True))
         return answers
 
     def tok_batch_encode(
@@ -179,7 +174,7 @@ class Scorer(OneBos, HFLM):  # type: ignore[misc]
         left_truncate_len: int | None = None,
         truncation: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As lm-eval's; a prompt that was cut from the left gets its BOS back."""
+        """Return lm-eval's tokens and mask; a prompt that was cut from the left gets its BOS back."""
         tokens, mask = super().tok_batch_encode(strings, padding_side, left_truncate_len, truncation)
         cut = (mask[:, 0] == 1) & (tokens[:, 0] != self.bos)
         tokens[cut, 0] = self.bos
@@ -188,11 +183,11 @@ class Scorer(OneBos, HFLM):  # type: ignore[misc]
 
     # ------------------------------------------------------------------------------------------ memory
 
-    def _planned(self, lengths: Sequence[int]) -> list[int]:
-        """Batch size for requests of these lengths: as asked, or the power of two whose logits fit.
+    def _batch_sizes(self, lengths: Sequence[int]) -> list[int]:
+        """Return the batch size for requests of these lengths: as configured, or the power of two whose logits fit.
 
-        A batch holds its logits, their softcapped copy, and the fp32 log-softmax: over a vocabulary of 256,000 that is
-        more than the model from a few thousand tokens on. Requests of one length get one size, so those that share a
+        A batch needs its logits, their softcapped copy, and the fp32 log-softmax: over a vocabulary of 256,000 these
+        exceed the model from a few thousand tokens on. Requests of one length get one size, so those that share a
         context stay together.
         """
         vocabulary = self.model.get_output_embeddings().out_features
@@ -208,17 +203,17 @@ class Scorer(OneBos, HFLM):  # type: ignore[misc]
     def _probe(
         self, requests: Sequence[Request], scores: Sequence[tuple[float, bool]], score: Callable[..., Any]
     ) -> None:
-        """Score a few requests again, alone, and keep the largest difference; warn where it is not rounding."""
-        spread = range(0, len(requests), max(1, len(requests) // PROBES))[:PROBES]
+        """Set `batch_invariance` by scoring a few requests again, alone; warn if the difference exceeds rounding."""
+        chosen = range(0, len(requests), max(1, len(requests) // PROBES))[:PROBES]
         size, on_batch, self.on_batch = self.batch_size_per_gpu, self.on_batch, lambda requests: None
         self.batch_size_per_gpu = 1
         try:
-            alone = [score([requests[i]], disable_tqdm=True)[0][0] for i in spread]
+            alone = [score([requests[i]], disable_tqdm=True)[0][0] for i in chosen]
         finally:
             self.batch_size_per_gpu, self.on_batch = size, on_batch
-        pairs = [(scores[i][0], value, len(requests[i][2])) for i, value in zip(spread, alone, strict=True)]
+        pairs = [(scores[i][0], value, len(requests[i][2])) for i, value in zip(chosen, alone, strict=True)]
         self.batch_invariance = max(abs(together - value) for together, value, _ in pairs)
-        # bfloat16 logits of up to 30 lie 1/8 apart: an error of that size a token, and like a random walk along them
+        # bfloat16 logits of up to 30 lie 1/8 apart: errors of that size per token, which add up like a random walk
         allowed = (1e-3 if self.model.dtype == torch.float32 else 0.25) * max(length for *_, length in pairs) ** 0.5
         if self.batch_invariance > allowed:
             logger.warning(
@@ -226,8 +221,8 @@ class Scorer(OneBos, HFLM):  # type: ignore[misc]
             )
 
 
-def _rows_hash(row: Sequence[int]) -> int:
-    """Of the tokens of a row, whether it is padded, with zeros on the right, or not."""
+def _row_hash(row: Sequence[int]) -> int:
+    """Return a hash of a row's tokens, without the zeros that pad it on the right."""
     length = len(row)
     while length and row[length - 1] == 0:
         length -= 1
@@ -235,15 +230,12 @@ def _rows_hash(row: Sequence[int]) -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that a batch may take: what is free on the GPU, or half of what the machine has left."""
+    """Return the bytes that a batch may use: all that are free on the GPU, or half of the available RAM."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024 // 2
-    return 1 << 30
+    return int(psutil.virtual_memory().available) // 2
 
 
 def _out_of_memory(error: BaseException) -> bool:
-    """CUDA has its own exception; the CPU's allocator raises a RuntimeError."""
+    """Return whether memory ran out: CUDA has its own exception, the CPU's allocator raises a RuntimeError."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

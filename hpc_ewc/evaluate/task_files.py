@@ -1,8 +1,8 @@
-"""Task files for lm-eval that include its own and change the data alone, so no definition of a benchmark is copied.
+"""Write task files for lm-eval that include its own and replace only the data, so no benchmark definition is copied.
 
-A cell's files stand in a folder of their own, which `lm-eval run --include_path` takes as well: any number in a record
-can be had again from lm-eval's own command line. Names are the cell's: `arc_easy.lt`; MMLU is a group `mmlu.lt` with
-groups `mmlu.lt.stem` … and subjects `mmlu.lt.anatomy` … below.
+Each cell has its own folder of files, which `lm-eval run --include_path` accepts too: every number in a record can be
+reproduced from lm-eval's command line. Tasks are named like the cell: `arc_easy.lt`; MMLU is a group `mmlu.lt` of the
+groups `mmlu.lt.stem` …, which contain the subjects `mmlu.lt.anatomy` ….
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ SEALED = "hpc_ewc.evaluate.sealed"
 
 @dataclass(frozen=True)
 class LocalQuestions:
-    """Questions in files, `<language>/<task>/<split>.jsonl`, in the column schemas of the benchmarks."""
+    """Questions in files `<language>/<task>/<split>.jsonl`, with the columns of the benchmarks."""
 
     folder: Path
     cloze: bool = False
-    """Ask MMLU and Belebele for the text of the answer instead of its letter."""
+    """Whether MMLU and Belebele are scored by the text of the answer instead of its letter."""
 
 
 class Function(str):
-    """A dotted name that lm-eval resolves to a function."""
+    """A dotted name, written as YAML that lm-eval resolves to the function."""
 
 
 class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
-    """YAML as lm-eval reads it."""
+    pass
 
 
 _Dumper.add_representer(Function, lambda dumper, name: dumper.represent_scalar("!function", str(name)))
 
 
 def core_tasks() -> Path:
-    """Where lm-eval's own task files are."""
+    """Return the folder of lm-eval's own task files."""
     spec = find_spec("lm_eval")
     if spec is None or spec.origin is None:
         raise InputError("lm-eval is not installed in this environment; pip install 'lm-eval>=0.4.13'")
@@ -62,18 +62,18 @@ def write_task_files(
     judge: Mapping[str, Any] | None = None,
     max_gen_toks: int | None = None,
 ) -> None:
-    """Write the files of one of our cells into `folder`.
+    """Write the task files of a cell into `folder`.
 
     Args:
-        folder: made if it is missing; holds this cell alone.
-        cell: of a task in `suites.TASKS`.
-        questions: where the rows are; None: the data sets of the hub, from this machine's cache.
-        heldout: the documents of `ppl_heldout`, {"text": …} a line.
-        judge: what `judged_answers` asks, and how long an answer may be, as in stage.json.
-        max_gen_toks: length of a generated answer, at most; None: lm-eval's.
+        folder: a folder for this cell alone, created if it does not exist.
+        cell: a cell of a task in `suites.TASKS`.
+        questions: the rows; None: the hub's data sets, from this machine's cache.
+        heldout: the documents of `ppl_heldout`, one {"text": …} per line.
+        judge: questions and answer length of `judged_answers`, as in stage.json.
+        max_gen_toks: maximum length of a generated answer; None: lm-eval's.
 
     Raises:
-        InputError: rows are missing.
+        InputError: a file of rows is missing.
     """
     folder.mkdir(parents=True, exist_ok=True)
     task = TASKS[cell.task]
@@ -103,28 +103,28 @@ def _named(core: Path, name: str) -> dict[str, Any]:
 
 
 def _local(cell: Cell, questions: LocalQuestions, subject: str = "") -> dict[str, Any]:
-    """Rows from files: which splits there are decides which one the worked examples come from."""
+    """Return the data settings for rows in files; worked examples come from the first example split that exists."""
     task = TASKS[cell.task]
     folder = questions.folder / cell.language / task.folder
     paths = {
         split: folder / split / f"{subject}.jsonl" if subject else folder / f"{split}.jsonl" for split in task.splits
     }
-    there = {split: str(path) for split, path in paths.items() if path.is_file()}
+    files = {split: str(path) for split, path in paths.items() if path.is_file()}
     *examples, scored = task.splits
-    if scored not in there:
+    if scored not in files:
         raise InputError(f"{paths[scored]}: no such file; {cell.name} has no questions")
-    fewshot = next((split for split in examples if split in there), None)
+    fewshot = next((split for split in examples if split in files), None)
     if cell.shots and fewshot is None:
-        allowed = " or ".join(str(paths[split]) for split in examples) or "nothing: it has only its scored rows"
+        allowed = " or ".join(str(paths[split]) for split in examples) or "nowhere: it has only its scored rows"
         raise InputError(
-            f"{folder}: {cell.name} is asked with {cell.shots} worked examples, which come from {allowed}; "
+            f"{folder}: {cell.name} needs rows for {cell.shots} worked examples, which come from {allowed}; "
             f"set evaluate.shots.{cell.task} = 0"
         )
     return {
         "custom_dataset": Function(f"{ROWS}.local_rows"),
         "dataset_path": "json",
         "dataset_name": None,
-        "dataset_kwargs": {"files": there},
+        "dataset_kwargs": {"files": files},
         "training_split": fewshot,
         "validation_split": scored if scored == "validation" else None,
         "test_split": scored if scored == "test" else None,
@@ -133,7 +133,7 @@ def _local(cell: Cell, questions: LocalQuestions, subject: str = "") -> dict[str
 
 
 def hub_sources(cell: Cell) -> list[tuple[str, str]]:
-    """(hub id, configuration) of the rows of one of our cells, none for held-out text."""
+    """Return (hub id, configuration) of each data set that a cell reads; none for held-out text."""
     source = TASKS[cell.task].sources.get(cell.language)
     if source is None:
         return []
@@ -143,7 +143,7 @@ def hub_sources(cell: Cell) -> list[tuple[str, str]]:
 
 
 def _hub(cell: Cell, subject: str = "") -> dict[str, Any]:
-    """Rows as `hpc-ewc prefetch` sealed them; without that, what `datasets` itself has in its cache."""
+    """Return the data settings for the hub: rows sealed by `hpc-ewc prefetch`, else the cache of `datasets`."""
     source = TASKS[cell.task].sources[cell.language]
     subset = subject or source.subset
     rows: dict[str, Any] = {"dataset_path": source.path, "dataset_name": subset or None}
@@ -153,20 +153,28 @@ def _hub(cell: Cell, subject: str = "") -> dict[str, Any]:
     return rows | ({"fewshot_split": source.fewshot_split} if source.fewshot_split else {})
 
 
+def _test_file(function: str, path: Path | str) -> dict[str, Any]:
+    """Return the data settings for scored rows in one file."""
+    rows = {"custom_dataset": Function(f"{ROWS}.{function}"), "dataset_path": "json"}
+    return {**rows, "dataset_kwargs": {"files": {"test": str(path)}}, "test_split": "test"}
+
+
+def _truthfulqa(cell: Cell, questions: LocalQuestions | None) -> dict[str, Any]:
+    """Return the data settings for TruthfulQA's questions."""
+    return _local(cell, questions) if questions else {**_hub(cell), "validation_split": "validation"}
+
+
 def _perplexity(cell: Cell, questions: LocalQuestions | None, heldout: Path | None) -> dict[str, Any]:
-    """A task that scores whole documents."""
+    """Return a task that scores whole documents."""
     if cell.task == "ppl_heldout":
         if heldout is None or not heldout.is_file():
             raise InputError(
-                f"{heldout or cell.name}: no held-out text '{cell.text}'; the corpus gives its own when "
-                f"data.heldout_documents > 0, others are named in evaluate.heldout"
+                f"{heldout or cell.name}: no held-out text '{cell.text}'; set data.heldout_documents > 0 to hold out "
+                "documents of the corpus, or name a file in evaluate.heldout"
             )
-        function = Function(f"{ROWS}.heldout_rows")
-        rows = {"custom_dataset": function, "dataset_path": "json", "dataset_kwargs": {"files": {"test": str(heldout)}}}
-        rows["test_split"] = "test"
+        rows, text = _test_file("heldout_rows", heldout), "text_of"
     else:
-        rows = _local(cell, questions) if questions else {**_hub(cell), "validation_split": "validation"}
-    text = "text_of" if cell.task == "ppl_heldout" else "question_and_answer"
+        rows, text = _truthfulqa(cell, questions), "question_and_answer"
     weighted = {"aggregation": "weighted_perplexity", "higher_is_better": False}
     return {
         "task": cell.name,
@@ -187,16 +195,11 @@ def _perplexity(cell: Cell, questions: LocalQuestions | None, heldout: Path | No
 def _judged(
     cell: Cell, questions: LocalQuestions | None, judge: Mapping[str, Any], max_gen_toks: int | None
 ) -> dict[str, Any]:
-    """Questions that are answered freely, greedily; what the answers are worth, another model says (judge.py)."""
+    """Return a task of questions that are answered greedily in free text; judge.py scores the answers."""
     path = judge.get("questions", {}).get(cell.language)
-    if path:
-        function = Function(f"{ROWS}.local_rows")
-        rows = {"custom_dataset": function, "dataset_path": "json", "dataset_kwargs": {"files": {"test": str(path)}}}
-        rows["test_split"] = "test"
-    else:
-        rows = _local(cell, questions) if questions else {**_hub(cell), "validation_split": "validation"}
-    asked = int(judge.get("tokens", 128))
-    length = asked if max_gen_toks is None else min(max_gen_toks, asked)
+    rows = _test_file("local_rows", path) if path else _truthfulqa(cell, questions)
+    length = int(judge.get("tokens", 128))
+    length = length if max_gen_toks is None else min(max_gen_toks, length)
     question, answer = ANSWERED.get(cell.language, ANSWERED["en"])
     return {
         "task": cell.name,
@@ -220,7 +223,7 @@ def _judged(
 
 
 def _words(cell: Cell, *, cloze: bool, subject: str = "") -> dict[str, Any]:
-    """Overrides of the prompt; none for a core prompt asked as it is."""
+    """Return the prompt settings that differ from lm-eval's; none for its own prompt."""
     language = cell.language if cell.variant == "native" else "en"
     words = dict(NATIVE.get(language, {}).get(cell.task, {}))
     if cloze:
@@ -233,7 +236,7 @@ def _words(cell: Cell, *, cloze: bool, subject: str = "") -> dict[str, Any]:
 
 
 def _generation(until: str, max_gen_toks: int | None) -> dict[str, Any]:
-    """GSM8K's own settings, with another word to stop at or another length."""
+    """Return GSM8K's own generation settings, with another stop word or another length."""
     length = {} if max_gen_toks is None else {"max_gen_toks": max_gen_toks}
     stops = list(dict.fromkeys([until, "Question:", "</s>", "<|im_end|>"]))
     return {"generation_kwargs": {"until": stops, "do_sample": False, "temperature": 0.0, **length}}
@@ -243,7 +246,7 @@ def _generation(until: str, max_gen_toks: int | None) -> dict[str, Any]:
 
 
 def _mmlu(cell: Cell, questions: LocalQuestions | None) -> dict[str, dict[str, Any]]:
-    """A file a subject, one a group of subjects, one for all; scores are weighted by size, as in lm-eval's group."""
+    """Return a file per subject, one per category and one for all; scores are weighted by size, as in lm-eval."""
     cloze = questions is not None and questions.cloze
     known = _mmlu_files("continuation" if cloze else "default")
     subjects = _subjects(cell, questions, known)
@@ -263,7 +266,7 @@ def _mmlu(cell: Cell, questions: LocalQuestions | None) -> dict[str, dict[str, A
 
 
 def _mmlu_files(form: str) -> dict[str, Path]:
-    """lm-eval's file of each subject."""
+    """Return lm-eval's file of each subject."""
     core = core_tasks() / "mmlu" / form
     return {path.stem.removeprefix("mmlu_"): path for path in sorted(core.glob("mmlu_*.yaml"))}
 
@@ -277,12 +280,12 @@ def _subjects(cell: Cell, questions: LocalQuestions | None, known: Mapping[str, 
         raise InputError(f"{folder}: no <subject>.jsonl; {cell.name} has no questions")
     for subject in subjects:
         if subject not in known:
-            raise InputError(f"{folder / subject}.jsonl: '{subject}' is no subject of MMLU; known: {', '.join(known)}")
+            raise InputError(f"{folder / subject}.jsonl: MMLU has no subject '{subject}'; known: {', '.join(known)}")
     return subjects
 
 
 def _category(core: Path) -> str:
-    """stem, humanities, social_sciences or other, from the tag in lm-eval's file."""
+    """Return stem, humanities, social_sciences or other, from the tag in lm-eval's file."""
     found = re.search(r"tag\W+mmlu_(\w+?)_(?:tasks|continuation)", core.read_text(encoding="utf-8"))
     assert found, f"{core}: MMLU's subjects are tagged by category"
     return found[1]

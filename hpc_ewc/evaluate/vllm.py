@@ -1,75 +1,52 @@
-"""vLLM as the backend: lm-eval's own class, with BOS as everywhere here. Tests run it on a stand-in for the engine.
+"""The backend vLLM: lm-eval's own class, with BOS exactly once. Tests run it on a fake engine.
 
-One engine serves questions and whole texts; which it is decides whether its tokenizer adds BOS. A stop is heeded
-between cells; vLLM plans its own batches, so there is no probe, and the batch size says only what was asked for.
+One engine scores questions and documents; the mode decides whether its tokenizer adds BOS. A job stops between cells
+only. vLLM plans its own batches, so there is no batch-invariance probe, and the recorded batch size is the configured.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from lm_eval.models.vllm_causallms import VLLM
 
-from hpc_ewc.evaluate.bos import OneBos, Request
+from hpc_ewc.evaluate.bos import BosMixin, Request
 
 
-class VllmScorer(OneBos, VLLM):  # type: ignore[misc]
-    """A checkpoint in vLLM.
+class VllmScorer(BosMixin, VLLM):  # type: ignore[misc]
+    """A checkpoint in vLLM, wrapped for lm-eval.
 
     Args:
-        folder: of the checkpoint.
-        dtype: of weights and compute.
-        tokenizer: adds BOS (checkpoint.load_tokenizer).
-        batch_size: requests lm-eval hands over at once.
-        max_length: tokens of context.
-        seed: of sampling, where a task samples.
-        arguments: further ones of lm-eval's class and of vLLM's engine.
+        bos: the BOS token, which the tokenizer adds (checkpoint.load_tokenizer).
+        batch_size: requests that lm-eval passes to vLLM together.
+        arguments: further arguments of lm-eval's class and of vLLM's engine.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        dtype: str,
-        tokenizer: Any,
-        batch_size: int,
-        max_length: int,
-        seed: int,
-        arguments: Mapping[str, Any],
-    ) -> None:
-        super().__init__(
-            pretrained=str(folder),
-            dtype=dtype,
-            batch_size=batch_size,
-            max_model_len=max_length,
-            add_bos_token=True,
-            seed=seed,
-            **arguments,
-        )
-        self.bos = int(tokenizer.bos_token_id)
+    attention = "vllm"
+    batch_invariance: float | None = None
+
+    def __init__(self, *, bos: int, batch_size: int, **arguments: Any) -> None:
+        super().__init__(batch_size=batch_size, add_bos_token=True, **arguments)
+        self.bos = bos
         self.truncated = 0
-        self.batch_invariance: float | None = None
         self.smallest_batch_size = batch_size
-        self.attention = "vllm"
 
-    def asked(self, *, whole_texts: bool) -> VllmScorer:
-        """This engine, for questions or for whole texts, before which lm-eval puts BOS itself."""
+    def set_mode(self, *, whole_texts: bool) -> None:
+        """Prepare for documents, before which lm-eval puts BOS itself, or for questions."""
         self.add_bos_token = not whole_texts
-        return self
 
-    def begin(self) -> None:
-        """Count anew, for another cell."""
+    def reset(self) -> None:
+        """Reset the counter, for another cell."""
         self.truncated = 0
 
     @property
     def window(self) -> int:
-        """One token less than the context: vLLM generates one even where it only scores."""
+        """Return one token less than the context: vLLM generates one even if it only scores."""
         return int(self.max_length) - 1
 
     def _model_generate(self, requests: list[list[int]], generate: bool = False, sampling_params: Any = None) -> Any:
-        """As lm-eval's; a prompt that was cut from the left gets its BOS back."""
+        """Return lm-eval's output; a prompt that was cut from the left gets its BOS back."""
         if generate:
             cut = [tokens[0] != self.bos for tokens in requests]
             self.truncated += sum(cut)
@@ -80,6 +57,6 @@ class VllmScorer(OneBos, VLLM):  # type: ignore[misc]
     def _loglikelihood_tokens(
         self, requests: Sequence[Request], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
-        fitted = [self.fitted(request) for request in requests]
-        scores: list[tuple[float, bool]] = VLLM._loglikelihood_tokens(self, fitted, disable_tqdm=True)
+        fitting = [self.truncate(request) for request in requests]
+        scores: list[tuple[float, bool]] = VLLM._loglikelihood_tokens(self, fitting, disable_tqdm=True)
         return scores

@@ -42,9 +42,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(stage: Stage, fraction: float, names: Sequence[str]) -> None:
     """Evaluates the cells `names` of the checkpoint at `fraction`; writes done.json if they were the last."""
-    from hpc_ewc.evaluate.element import Element, check_bundle
+    from hpc_ewc.evaluate.completion import finish_if_complete, reopen_if_incomplete
+    from hpc_ewc.evaluate.element import Element, select_cells
     from hpc_ewc.evaluate.scoring import StopRequested
-    from hpc_ewc.evaluate.whole import finish_if_whole, reopen_if_incomplete
 
     reopen_if_incomplete(stage)
     if stage.is_done():
@@ -53,12 +53,12 @@ def run(stage: Stage, fraction: float, names: Sequence[str]) -> None:
     cells = expand_suites(config, stage.config.data.language, heldout=stage.inputs.get("heldout") or {})
     questions = None if inputs.questions is None else inputs.questions.folder
     cells = costed(cells, config, questions=questions, heldout=inputs.heldout)
-    element = Element(stage, find_checkpoint(stage, fraction), inputs, check_bundle(names, cells))
+    element = Element(stage, find_checkpoint(stage, fraction), inputs, select_cells(names, cells))
     try:
         failed = element.run()
     except StopRequested:
         return
-    finish_if_whole(stage)
+    finish_if_complete(stage)
     if failed:
         raise StageError(
             f"{', '.join(failed)} failed; the records in {stage.dir.cells(element.checkpoint.step)} give the reasons"
@@ -87,8 +87,6 @@ def find_inputs(stage: Stage) -> Any:
     heldout = {language: Path(path) for language, path in (inputs.get("heldout") or {}).items()}
     if inputs.get("tokens"):
         heldout.setdefault(stage.config.data.language, StageDir(Path(inputs["tokens"])).heldout)
-    config, folder, judge = stage.config.evaluate, inputs.get("questions"), inputs.get("judge")
-    if not folder:
-        return Inputs(None, heldout, config.include, judge, config.max_gen_toks)
-    questions = LocalQuestions(Path(folder), bool(config.cloze))
-    return Inputs(questions, heldout, config.include, judge, config.max_gen_toks)
+    folder = inputs.get("questions")
+    questions = LocalQuestions(Path(folder), bool(stage.config.evaluate.cloze)) if folder else None
+    return Inputs(questions, heldout, inputs.get("judge"))

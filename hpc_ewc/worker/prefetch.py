@@ -61,9 +61,9 @@ def attempt(what: str, work: Callable[[], str], dataset: str = "") -> None:
 
 def fetch(experiment: Experiment, names: Sequence[str], *, update: bool) -> None:
     """Save the rows of our benchmarks, one data set after the other; let lm-eval fetch those of other tasks."""
-    from hpc_ewc.evaluate.cell import load_tasks
     from hpc_ewc.evaluate.sealed import seal
     from hpc_ewc.evaluate.task_files import hub_sources
+    from hpc_ewc.evaluate.task_loading import load_tasks
 
     def load(cell: Cell) -> str:
         load_tasks(cell, Path(), experiment.evaluate.include, experiment.evaluate.seed)
@@ -136,8 +136,8 @@ def _check_fisher(files: Sequence[str], experiment: Experiment, model: Path) -> 
 
 
 def _check_cell(cell: Cell, experiment: Experiment, facts: dict[str, Any]) -> str:
-    from hpc_ewc.evaluate.cell import load_tasks
     from hpc_ewc.evaluate.task_files import LocalQuestions, write_task_files
+    from hpc_ewc.evaluate.task_loading import load_tasks
 
     config, questions = experiment.evaluate, facts["questions"]
     local = LocalQuestions(Path(questions), bool(config.cloze)) if questions else None

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from hpc_ewc import records, suites
 from hpc_ewc.config import build_experiment
 from hpc_ewc.errors import InputError, StageError
-from hpc_ewc.evaluate import element
+from hpc_ewc.evaluate import element, models
 from hpc_ewc.evaluate.task_files import LocalQuestions, write_task_files
 from hpc_ewc.rundir import StageDir
 from hpc_ewc.stage import Stage
@@ -193,7 +193,7 @@ def test_batch_size_does_not_change_a_loglikelihood_beyond_rounding(
 
 def test_what_is_there_is_not_computed_again(base: StageDir, monkeypatch: pytest.MonkeyPatch) -> None:
     before = stamps(base)
-    monkeypatch.setattr(element, "load_model", lambda *args, **kwargs: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(models, "load_model", lambda *args, **kwargs: pytest.fail("the model was loaded"))
     run(base)
     base.done.unlink()  # killed between the last record and done.json
     run(base)
@@ -330,13 +330,13 @@ def test_a_cell_that_fails_costs_only_itself_and_is_tried_again(world: Path, tmp
 
 
 def test_a_cell_that_the_experiment_does_not_ask_for_is_refused(base: StageDir) -> None:
-    with pytest.raises(StageError, match="'mmlu.fr' is no cell of this experiment; known: arc_easy.en, gsm8k.en"):
-        element.check_bundle(["mmlu.fr"], expand_suites(Stage(base.path).config.evaluate, "lt", ["en"]))
+    with pytest.raises(StageError, match="this experiment has no cell 'mmlu.fr'; known: arc_easy.en, gsm8k.en"):
+        element.select_cells(["mmlu.fr"], expand_suites(Stage(base.path).config.evaluate, "lt", ["en"]))
 
 
 def test_a_backend_that_is_not_installed_is_an_error_and_not_another_backend(world: Path, tmp_path: Path) -> None:
     stage = prepare(tmp_path / "paper", world, ("arc_easy.en",), backend="vllm")
-    with pytest.raises(InputError, match=r"vllm is not installed here; pip install 'hpc-ewc\[vllm\]', or take 'hf'"):
+    with pytest.raises(InputError, match=r"vllm is not installed here; pip install 'hpc-ewc\[vllm\]', or set 'hf'"):
         run(stage)
     assert not list(stage.path.glob("[0-9]*/*.json"))
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from hpc_ewc import records
-from hpc_ewc.evaluate import checkpoint, element, judge, scoring
+from hpc_ewc.evaluate import checkpoint, judge, models, scoring
 from hpc_ewc.stage import Stage
 from tests.end_to_end.evaluation import prepare, primary, run
 
@@ -57,10 +57,10 @@ def test_an_element_loads_its_model_once_for_questions_answers_and_texts_and_say
         told.append((done, fields))
         progress(self, done, total, unit, **fields)
 
-    monkeypatch.setattr(element, "load_model", counted("model", checkpoint.load_model))
-    monkeypatch.setattr(element, "load_tokenizer", counted("tokenizer", checkpoint.load_tokenizer))
+    monkeypatch.setattr(models, "load_model", counted("model", checkpoint.load_model))
+    monkeypatch.setattr(models, "load_tokenizer", counted("tokenizer", checkpoint.load_tokenizer))
     monkeypatch.setattr(judge, "load_model", counted("judge", checkpoint.load_model))
-    monkeypatch.setattr(element, "Scorer", counted_scorer)
+    monkeypatch.setattr(models, "Scorer", counted_scorer)
     monkeypatch.setattr(Stage, "progress", listening)
 
     (tmp_path / "tasks").mkdir()

@@ -16,7 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hpc_ewc import records
-from hpc_ewc.evaluate import element
+from hpc_ewc.evaluate import environment, models
 from tests.end_to_end.evaluation import prepare, primary, run
 
 CELLS = ("arc_easy.en", "gsm8k.en", "ppl_heldout.en")
@@ -80,9 +80,9 @@ def vllm(monkeypatch: pytest.MonkeyPatch) -> type[Engine]:
 
     version = importlib.metadata.version
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.10.0" if name == "vllm" else version(name))
-    monkeypatch.setattr(element, "version", importlib.metadata.version)
+    monkeypatch.setattr(environment, "version", importlib.metadata.version)
     find_spec = importlib.util.find_spec
-    for where in (importlib.util, element):  # it is installed, as far as anybody asks
+    for where in (importlib.util, environment, models):  # it is installed, as far as anybody asks
         monkeypatch.setattr(where, "find_spec", lambda name, *more: name if name == "vllm" else find_spec(name, *more))
     module("vllm", LLM=Engine, SamplingParams=Sampling, TokensPrompt=tokens_prompt)
     module("vllm.lora")

@@ -1,4 +1,4 @@
-"""Answers that another model judges: its own numbers, by hand; what is part of a cell; what says nothing."""
+"""Answers that another model judges: the numbers, by hand; what is part of the cell key; empty answers."""
 
 from __future__ import annotations
 
@@ -123,7 +123,9 @@ def test_repetition_is_the_share_of_four_words_that_came_before() -> None:
     assert repetition(list("abcdabcd")) == pytest.approx(1 / 5)
 
 
-class Deaf:
+class FakeJudge:
+    """Gives every answer the same score."""
+
     def read(self, prompts: list[str], answers: list[str]) -> list[Document]:
         return [Document(2.0, 2, 1, 4) for _ in answers]
 
@@ -132,10 +134,10 @@ def test_an_empty_answer_is_counted_and_not_judged() -> None:
     samples: list[dict[str, Any]] = [
         {"response": text, "metrics": {}, "filter": "none"} for text in ("yes", " ", "no no")
     ]
-    results = {result["metric"]: result for result in judge_samples(Deaf(), samples, ["q"] * 3)}  # type: ignore[arg-type]
+    results = {result["metric"]: result for result in judge_samples(FakeJudge(), samples, ["q"] * 3)}  # type: ignore[arg-type]
     assert (results["perplexity"]["n"], results["empty"]["value"]) == (2, pytest.approx(1 / 3))
     assert [sample["metrics"]["empty"] for sample in samples] == [0, 1, 0]
     assert [sample["filter"] for sample in samples] == ["none", "empty", "none"]
     assert (results["nats_per_token"]["value"], results["nats_per_token"]["n"]) == (1.0, 2)
-    with pytest.raises(StageError, match=r"all 1 answers are empty: the model says nothing"):
-        judge_samples(Deaf(), [{"response": "", "metrics": {}, "filter": "none"}], ["q"])  # type: ignore[arg-type]
+    with pytest.raises(StageError, match=r"all 1 answers are empty: there is nothing to judge"):
+        judge_samples(FakeJudge(), [{"response": "", "metrics": {}, "filter": "none"}], ["q"])  # type: ignore[arg-type]

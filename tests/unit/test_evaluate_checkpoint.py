@@ -69,13 +69,11 @@ def test_a_model_given_as_it_is_is_its_own_base(whole: Path) -> None:
 
 
 def test_an_export_that_is_not_there_or_half_written_is_named(whole: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        ArtefactError, match=r"no export at fraction 1.0; exported are none; submit the experiment again"
-    ):
+    with pytest.raises(ArtefactError, match=r"no export at fraction 1.0; exported are none; resubmit the experiment"):
         find_export(StageDir(tmp_path), 1.0)
     export(whole, tmp_path, fraction=0.5)
     StageDir(tmp_path).export(9).mkdir()
-    with pytest.raises(ArtefactError, match=r"exported are 0.5; without hpc_ewc.json, so half-written: 00000009"):
+    with pytest.raises(ArtefactError, match=r"exported are 0.5; without hpc_ewc.json, so incomplete: 00000009"):
         find_export(StageDir(tmp_path), 1.0)
 
 
@@ -84,7 +82,7 @@ def test_an_export_whose_files_changed_is_refused(whole: Path, tmp_path: Path) -
     weights = bytearray((place / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (place / "model.safetensors").write_bytes(weights)
-    with pytest.raises(ArtefactError, match=r"its files hash to \w+, hpc_ewc.json says \w+; half-copied or changed"):
+    with pytest.raises(ArtefactError, match=r"its files hash to \w+, hpc_ewc.json says \w+; incompletely copied or"):
         find_export(StageDir(tmp_path), 1.0)
 
 
@@ -95,7 +93,7 @@ def test_an_export_without_its_facts_is_refused(whole: Path, tmp_path: Path) -> 
 
 
 def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"nowhere: no such folder; give model.path"):
+    with pytest.raises(InputError, match=r"nowhere: no such folder; set model.path"):
         find_model(tmp_path / "nowhere", "base", "key")
     with pytest.raises(InputError, match=r"no config.json, so not a Hugging Face model"):
         find_model(tmp_path, "base", "key")
@@ -133,7 +131,7 @@ def test_a_tokenizer_that_adds_no_bos_is_refused(folder: Path) -> None:
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     tokenizer["post_processor"] = None
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(InputError, match=r"makes \['a'\] of 'a', not '<bos>' and the text; .* TemplateProcessing"):
+    with pytest.raises(InputError, match=r"encodes 'a' as \['a'\], not as '<bos>' and the text; .* TemplateProcessing"):
         load_tokenizer(folder)
 
 
@@ -154,14 +152,14 @@ def test_a_tokenizer_that_is_not_there_is_named(folder: Path) -> None:
 def test_a_tokenizer_of_another_model_is_refused(folder: Path) -> None:
     more = "Jonas augina šunį, o Petras katę; rytais jie eina į darbą, vakarais grįžta namo. John keeps a dog."
     train_tokenizer([more] * 4, vocabulary=400).save_pretrained(folder)
-    with pytest.raises(InputError, match=r"tokenizer has \d+ tokens, the model embeds \d+: two models' files"):
+    with pytest.raises(InputError, match=r"tokenizer has \d+ tokens, the model embeds \d+: files of two models"):
         load(folder)
 
 
 def test_a_bos_that_means_something_else_to_the_model_is_refused(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"bos_token_id": 3}))
-    with pytest.raises(InputError, match="BOS is 2 to its tokenizer, 3 to its config: two models' files"):
+    with pytest.raises(InputError, match="BOS is 2 to its tokenizer, 3 to its config: files of two models"):
         load(folder)
 
 

@@ -16,12 +16,11 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from examples.miniature import files
 from hpc_ewc.config import EvaluateConfig
 from hpc_ewc.errors import InputError
-from hpc_ewc.evaluate import cell as cell_module
 from hpc_ewc.evaluate import rows
-from hpc_ewc.evaluate.cell import load_tasks
 from hpc_ewc.evaluate.fluency import Document, summarise
 from hpc_ewc.evaluate.native import CLOZE, NATIVE, SUBJECTS
 from hpc_ewc.evaluate.task_files import LocalQuestions, core_tasks, write_task_files
+from hpc_ewc.evaluate.task_loading import defining_folders, load_tasks
 from hpc_ewc.suites import FLORES_CODES, TASKS, Cell, expand_suites
 
 DATA = {"task", "task_alias", "tag", "dataset_path", "dataset_name", "dataset_kwargs", "custom_dataset"}
@@ -182,7 +181,7 @@ def test_a_line_separator_inside_a_text_ends_no_row(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (None, "rows cannot be read"),
-        ("", "holds no rows"),
+        ("", "contains no rows"),
         ('{"text": "a"}\n{"text', r"a.jsonl:2: not a JSON line"),
         ("[1]\n", r"a.jsonl:1: not an object"),
     ],
@@ -202,7 +201,7 @@ def test_held_out_text_without_text_is_refused(tmp_path: Path) -> None:
     path.write_text('{"text": " "}\n')
     with pytest.raises(InputError, match="every document is empty"):
         rows.heldout_rows({"test": str(path)})
-    with pytest.raises(InputError, match="no held-out text 'lt'; the corpus gives its own when data.heldout_documents"):
+    with pytest.raises(InputError, match="no held-out text 'lt'; set data.heldout_documents > 0"):
         write_task_files(tmp_path, Cell("ppl_heldout", "lt"), heldout=tmp_path / "none.jsonl")
 
 
@@ -214,11 +213,11 @@ def test_questions_that_are_missing_are_named(tmp_path: Path) -> None:
         write_task_files(tmp_path / "t", Cell("mmlu", "lt"), questions=source)
     (tmp_path / "lt" / "mmlu" / "test").mkdir(parents=True)
     (tmp_path / "lt" / "mmlu" / "test" / "alchemy.jsonl").write_text("{}\n")
-    with pytest.raises(InputError, match="'alchemy' is no subject of MMLU; known: abstract_algebra"):
+    with pytest.raises(InputError, match="MMLU has no subject 'alchemy'; known: abstract_algebra"):
         write_task_files(tmp_path / "t", Cell("mmlu", "lt"), questions=source)
     (tmp_path / "lt" / "belebele").mkdir()
     (tmp_path / "lt" / "belebele" / "test.jsonl").write_text("{}\n")
-    with pytest.raises(InputError, match=r"with 2 worked examples.*set evaluate.shots.belebele = 0"):
+    with pytest.raises(InputError, match=r"for 2 worked examples.*set evaluate.shots.belebele = 0"):
         write_task_files(tmp_path / "t", Cell("belebele", "lt", shots=2), questions=source)
 
 
@@ -266,9 +265,9 @@ def test_a_task_of_lm_eval_is_found_without_reading_its_fourteen_thousand_files(
     read_bytes = Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", lambda path: (read.append(path), read_bytes(path))[1])  # type: ignore[func-returns-value]
     for task, folder in (("xcopa_et", "xcopa"), ("lambada_openai", "lambada"), ("arc_challenge", "arc")):
-        assert cell_module._defining(task) == [core_tasks() / folder]
+        assert defining_folders(task) == [core_tasks() / folder]
     assert 0 < len(read) < 200
-    assert cell_module._defining("no_such_task") == []
+    assert defining_folders("no_such_task") == []
 
 
 # ---------------------------------------------------------------------------------------------- scores

@@ -1,4 +1,4 @@
-"""When all cells of an evaluated run are there: `done.json`, `manifest.json`, and taking the former back."""
+"""Complete an evaluated run: write `done.json` and `manifest.json` after the last cell, or remove `done.json` again."""
 
 from __future__ import annotations
 
@@ -14,38 +14,41 @@ import torch
 from hpc_ewc import suites
 from hpc_ewc.config import render_toml
 from hpc_ewc.errors import ArtefactError
-from hpc_ewc.evaluate.element import versions
+from hpc_ewc.evaluate.environment import versions
 from hpc_ewc.rundir import StageDir
 from hpc_ewc.stage import Stage
 
 logger = logging.getLogger(__name__)
 
 
-def finish_if_whole(stage: Stage) -> bool:
-    """Write `done.json` if every expected cell of every expected checkpoint has its record."""
-    there = suites.recorded(stage.dir, _training_of(stage))
-    if any(name not in there for name in stage.expected):
+def finish_if_complete(stage: Stage) -> bool:
+    """Write `done.json` if every expected cell of every expected checkpoint has its record; return whether it has."""
+    recorded = suites.recorded(stage.dir, _training(stage))
+    if any(name not in recorded for name in stage.expected):
         return False
+    expected = {name: recorded[name] for name in stage.expected}
     outputs = []
-    for name in stage.expected:
-        step, cell = there[name]["step"], name.partition(":")[2]
+    for name, record in expected.items():
+        step, cell = record["step"], name.partition(":")[2]
         outputs += [path for path in (stage.dir.cell(step, cell), stage.dir.samples(step, cell)) if path.is_file()]
-    failed = [name for name in stage.expected if there[name]["status"] != "ok"]
-    seconds = sum(record.get("seconds", 0.0) for record in there.values())
-    gpu_hours = sum(record.get("gpu_hours", 0.0) for record in there.values())
-    weights = {repr(float(there[name]["fraction"])): there[name]["model_hash"] for name in stage.expected}
-    stage.write_manifest(_facts(stage, [there[name] for name in stage.expected]))
-    cost = {"seconds": seconds, "gpu_hours": gpu_hours}
-    stage.finish(outputs, cells=len(stage.expected), failed=failed, **cost, weights=weights)
+    stage.write_manifest(_manifest(stage, list(expected.values())))
+    stage.finish(
+        outputs,
+        cells=len(stage.expected),
+        failed=[name for name, record in expected.items() if record["status"] != "ok"],
+        seconds=sum(record.get("seconds", 0.0) for record in recorded.values()),
+        gpu_hours=sum(record.get("gpu_hours", 0.0) for record in recorded.values()),
+        weights={repr(float(record["fraction"])): record["model_hash"] for record in expected.values()},
+    )
     return True
 
 
-def _training_of(stage: Stage) -> StageDir | None:
+def _training(stage: Stage) -> StageDir | None:
     return StageDir(Path(stage.inputs["train"])) if "train" in stage.inputs else None
 
 
-def _facts(stage: Stage, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Facts of manifest.json: what all records share, and who measured which."""
+def _manifest(stage: Stage, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the facts of manifest.json: what all records share, and which job scored which cell."""
     shared = ("model", "model_hash", "base_hash", "backend", "dtype", "attention", "max_length", "seed", "limit")
     cells = {
         f"{record['fraction']!r}:{'.'.join(filter(None, (record['task'], record['language'], record['variant'])))}": {
@@ -72,14 +75,14 @@ def _facts(stage: Stage, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def reopen_if_incomplete(stage: Stage) -> None:
-    """Remove a `done.json` of other settings, or whose records are no longer all there.
+    """Remove `done.json` if it is of other settings, or if a record is missing, damaged or out of date.
 
-    A record is deleted, or found damaged, to have its cell computed again; it is out of date where the training was
-    made again and ended with other weights.
+    A user deletes a record to have its cell computed again; a repeated training that ended with other weights makes
+    all its records out of date.
     """
     try:
-        if not stage.is_done() or not suites.missing(stage.dir, stage.expected, _training_of(stage)):
+        if not stage.is_done() or not suites.missing(stage.dir, stage.expected, _training(stage)):
             return
     except ArtefactError as error:
-        logger.warning("computing again what is not whole: %s", error)
+        logger.warning("computing damaged artefacts again: %s", error)
     stage.dir.done.unlink(missing_ok=True)
