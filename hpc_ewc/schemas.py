@@ -77,6 +77,55 @@ class AttemptStart(TypedDict):
     at: float
 
 
+# ---------------------------------------------------------------------------------------------- tokens
+
+
+class PlanFacts(TypedDict):
+    """plan.json: how a corpus is cut into parts."""
+
+    files: list[str]
+    sizes: list[int]
+    """Size of each file in bytes."""
+    records: int
+    used_records: int
+    parts: list[list[tuple[int, int, int, int, int]]]
+    """The spans of each part: index of the file, records, line, offset in bytes, bytes."""
+    heldout: list[str]
+    """Hash of each held-out document."""
+    schema: int
+
+
+class HeldoutDocument(TypedDict):
+    """A line of heldout.jsonl: a document that is never trained on."""
+
+    text: str
+    doc_hash: str
+    file: str
+    line: int
+
+
+class PartFacts(TypedDict):
+    """parts/<i>.json: the content of one part, written last."""
+
+    schema: int
+    part: int
+    documents: int
+    """Documents to train on."""
+    tokens: int
+    tokens_cut: int
+    """Tokens dropped by "truncate"."""
+    text_bytes: int
+    skipped: dict[str, int]
+    """Records without a usable document, by reason."""
+    heldout_copies: int
+    heldout: list[HeldoutDocument]
+    tokenizer: str
+    """Hash of the tokenizer."""
+    sha256: dict[str, str]
+    sources: list[tuple[str, int]]
+    """Files in order, each with its number of documents to train on."""
+
+
 # ---------------------------------------------------------------------------------------------- jobs.jsonl
 
 

@@ -6,7 +6,9 @@ Launcher and worker communicate only through files and signals, so every command
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
+import platform
 import signal
 import socket
 import sys
@@ -201,3 +203,12 @@ class Stage:
 
 def _number(value: Any) -> float:
     return float(value) if isinstance(value, (int, float)) else 0.0
+
+
+def installed_versions(packages: Sequence[str]) -> dict[str, str]:
+    """Return the versions of Python and of those of the packages that are installed."""
+    found = {"python": platform.python_version()}
+    for name in packages:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found

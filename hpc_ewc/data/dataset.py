@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import bisect
-from collections import OrderedDict
 from collections.abc import Sequence
+from functools import lru_cache, partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,18 @@ from hpc_ewc.errors import ArtefactError
 from hpc_ewc.rundir import StageDir
 
 OPEN_PARTS = 256
-"""Memory maps held open at once: each takes a file descriptor, of which a process may have 1,024."""
+"""Most memory maps open at once: each takes a file descriptor, and a process may have 1,024."""
 
 
 class TokenDataset:
     """Samples of `sequence_length` tokens.
 
-    "concatenate": the documents of all parts are one stream, and sample i is its tokens [i·T, (i+1)·T). A sample may
-    hold several documents, each begun by BOS, and cross from one part into the next; the last tokens, fewer than T,
-    are left over. "truncate": sample i is the first T tokens of document i, padded on the right.
+    "concatenate": the documents of all parts form one stream, and sample i is its tokens [i·T, (i+1)·T). A sample may
+    contain several documents, each with BOS first, and cross from one part into the next; the last tokens, fewer than
+    T, are dropped. "truncate": sample i is the first T tokens of document i, padded on the right.
 
-    Every sample begins with BOS. A cut inside a document puts it in the place of the first token, which no token of
-    the sample predicts: a Gemma that reads no BOS is lost (docs/data.md), and would be trained out of being so.
+    Every sample begins with BOS. If a sample begins inside a document, BOS replaces its first token, which no token of
+    the sample predicts: without BOS, Gemma's predictions are useless (docs/data.md), and training would change that.
     """
 
     def __init__(self, folder: Path, facts: dict[str, Any]) -> None:
@@ -45,110 +45,93 @@ class TokenDataset:
         self._names = [str(name) for name, _, _ in facts["parts"]]
         for name, tokens, documents in facts["parts"]:
             check_sizes(folder, name, tokens, documents)
-        # Where each part ends in the stream of all tokens; and, as "truncate" needs it, where each document ends.
-        self._part_ends = np.cumsum([tokens for _, tokens, _ in facts["parts"]], dtype=np.int64)
-        lengths = [read_index(folder, name)[0] for name in self._names] if self.packing == "truncate" else []
-        self._document_ends = np.cumsum(np.concatenate([np.empty(0, np.int64), *lengths]))
-        self._maps: OrderedDict[int, npt.NDArray[np.uint32]] = OrderedDict()
+        # Boundaries in the token stream: of parts, and of samples ("concatenate") or documents ("truncate").
+        self._part_bounds = _bounds([tokens for _, tokens, _ in facts["parts"]])
+        if self.packing == "truncate":
+            lengths = [read_index(folder, name)[0] for name in self._names]
+            self._document_bounds = _bounds(np.concatenate([np.empty(0, np.int64), *lengths]))
+        self._map = lru_cache(OPEN_PARTS)(partial(np.memmap, dtype="<u4", mode="r"))
 
     def __len__(self) -> int:
         return self._samples
 
     def __getitem__(self, i: int) -> npt.NDArray[np.int64]:
-        """Sample i: [sequence_length] int64, padded with `pad_id` after its `length`."""
-        sample = np.full(self.sequence_length, self.pad_id, dtype=np.int64)
-        begin, end = self._range(i)
-        self._copy(begin, sample[: end - begin])
-        sample[0] = self.bos_id
+        """Return sample i: [sequence_length] int64, padded with `pad_id` after its `length`."""
+        sample: npt.NDArray[np.int64] = self.batch([i])[0][0]
         return sample
 
     def length(self, i: int) -> int:
-        """Tokens of sample i that are no padding."""
-        begin, end = self._range(i)
-        return end - begin
+        """Return the number of tokens of sample i that are not padding."""
+        return int(self.lengths([i])[0])
+
+    def lengths(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the `length` of each sample, [B] int64."""
+        begins, ends = self._ranges(indices)
+        return ends - begins
 
     def batch(
         self, indices: Sequence[int] | npt.NDArray[np.int64]
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Samples [B, sequence_length] int64 and their lengths [B] int64."""
-        samples = np.full((len(indices), self.sequence_length), self.pad_id, dtype=np.int64)
-        lengths = np.empty(len(indices), dtype=np.int64)
-        for row, i in enumerate(indices):
-            begin, end = self._range(int(i))
-            lengths[row] = end - begin
-            self._copy(begin, samples[row, : end - begin])
+        """Return samples [B, sequence_length] int64 and their lengths [B] int64."""
+        begins, ends = self._ranges(indices)
+        samples = np.full((len(begins), self.sequence_length), self.pad_id, dtype=np.int64)
+        for sample, begin, end in zip(samples, begins.tolist(), ends.tolist(), strict=True):
+            self._copy(begin, sample[: end - begin])
         samples[:, 0] = self.bos_id
-        return samples, lengths
-
-    def lengths(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """`length` of each, [B] int64."""
-        if self.packing == "concatenate":
-            return np.full(len(indices), self.sequence_length, dtype=np.int64)
-        begins = np.where(indices > 0, self._document_ends[indices - 1], 0)
-        return np.asarray(self._document_ends[indices] - begins, dtype=np.int64)
+        return samples, ends - begins
 
     def describe(self, i: int) -> str:
-        """Where sample i comes from, for an error message: `corpus.jsonl:17-19`."""
-        begin, end = self._range(i)
+        """Return the lines that sample i comes from, for an error message: `corpus.jsonl:17-19`."""
+        begins, ends = self._ranges([i])
+        begin, end = int(begins[0]), int(ends[0])
         places = []
-        for part, name in enumerate(self._names):
-            part_end = int(self._part_ends[part])
-            part_begin = int(self._part_ends[part - 1]) if part else 0
-            if begin < part_end and part_begin < end:
-                places += self._places(name, begin - part_begin, end - part_begin)
+        for name, part_begin, part_end in zip(self._names, self._part_bounds, self._part_bounds[1:], strict=False):
+            if not (begin < part_end and part_begin < end):
+                continue
+            lengths, lines = read_index(self._folder, name)
+            inside = [max(begin, part_begin), min(end, part_end) - 1]
+            first, last = np.searchsorted(part_begin + np.cumsum(lengths), inside, side="right")
+            files = [file for file, count in read_part(self._folder, name)["sources"] for _ in range(count)]
+            for file, group in groupby(range(first, last + 1), key=files.__getitem__):
+                documents = list(group)
+                to = f"-{lines[documents[-1]]}" if len(documents) > 1 else ""
+                places.append(place(file, int(lines[documents[0]])) + to)
         return ", ".join(places)
 
-    def _places(self, name: str, begin: int, end: int) -> list[str]:
-        """Which lines of which files tokens [begin, end) of a part come from."""
-        lengths, lines = read_index(self._folder, name)
-        ends = np.cumsum(lengths)
-        first, last = np.searchsorted(ends, [max(begin, 0), min(end, int(ends[-1])) - 1], side="right")
-        places, seen = [], 0
-        for file, count in read_part(self._folder, name)["sources"]:
-            low, high = max(int(first), seen), min(int(last), seen + count - 1)
-            if low <= high:
-                places.append(place(file, int(lines[low])) + (f"-{lines[high]}" if low < high else ""))
-            seen += count
-        return places
-
-    def _range(self, i: int) -> tuple[int, int]:
-        """Sample i in the stream of all tokens."""
-        if not 0 <= i < self._samples:
+    def _ranges(
+        self, indices: Sequence[int] | npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Return the begin and end of each sample in the token stream."""
+        samples = np.asarray(indices, dtype=np.int64)
+        for i in samples[(samples < 0) | (samples >= self._samples)]:
             raise IndexError(f"sample {i} of {self._samples}")
         if self.packing == "concatenate":
-            return i * self.sequence_length, (i + 1) * self.sequence_length
-        return (int(self._document_ends[i - 1]) if i else 0), int(self._document_ends[i])
+            return samples * self.sequence_length, (samples + 1) * self.sequence_length
+        return self._document_bounds[samples], self._document_bounds[samples + 1]
 
     def _copy(self, begin: int, out: npt.NDArray[np.int64]) -> None:
-        """The tokens of the stream from `begin` into `out`."""
-        part = bisect.bisect_right(self._part_ends, begin)
-        filled = 0
-        while filled < len(out):
-            start = int(self._part_ends[part - 1]) if part else 0
-            tokens = self._map(part)[begin + filled - start :][: len(out) - filled]
-            out[filled : filled + len(tokens)] = tokens
-            filled += len(tokens)
+        """Fill `out` with the tokens of the stream from `begin` on."""
+        end = begin + len(out)
+        part = int(np.searchsorted(self._part_bounds, begin, side="right")) - 1
+        while begin < end:
+            part_begin, part_end = self._part_bounds[part : part + 2].tolist()
+            if part_begin < part_end:  # an empty file cannot be mapped
+                tokens = self._map(self._folder / f"{self._names[part]}.bin")[begin - part_begin :][: end - begin]
+                out[len(out) - (end - begin) :][: len(tokens)] = tokens
+                begin += len(tokens)
             part += 1
 
-    def _map(self, part: int) -> npt.NDArray[np.uint32]:
-        found = self._maps.get(part)
-        if found is not None:
-            self._maps.move_to_end(part)
-            return found
-        if self._part_ends[part] == (self._part_ends[part - 1] if part else 0):
-            return np.empty(0, dtype=np.uint32)  # an empty file cannot be mapped
-        found = np.memmap(self._folder / f"{self._names[part]}.bin", dtype="<u4", mode="r")
-        self._maps[part] = found
-        if len(self._maps) > OPEN_PARTS:
-            self._maps.popitem(last=False)
-        return found
+
+def _bounds(lengths: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return the begin of each of consecutive ranges, and the end of the last."""
+    return np.cumsum(np.concatenate([[0], lengths]), dtype=np.int64)
 
 
 def read_tokens(folder: Path | str) -> TokenDataset:
-    """The samples of a finished tokens folder.
+    """Return the samples of a finished tokens folder.
 
     Raises:
-        ArtefactError: not finished, or a file is missing, truncated or not written by hpc-ewc.
+        ArtefactError: the stage has not finished, or a file is missing, truncated or not written by hpc-ewc.
     """
     stage = StageDir(Path(folder).absolute())
     try:
@@ -159,4 +142,4 @@ def read_tokens(folder: Path | str) -> TokenDataset:
     try:
         return TokenDataset(stage.parts, done["summary"])
     except (KeyError, TypeError, ValueError) as error:
-        raise ArtefactError(f"{stage.done}: is of no tokens stage: {error!r}") from None
+        raise ArtefactError(f"{stage.done}: not written by a tokens stage: {error!r}") from None

@@ -1,8 +1,8 @@
-"""Files of documents or questions, read record by record: .jsonl, .parquet, .txt; the first and last also .gz or .zst.
+"""Read files of documents or questions record by record: .jsonl, .parquet and .txt; .jsonl and .txt also .gz or .zst.
 
-A record is a line of a .jsonl that is not blank, a row of a .parquet, or a block of a .txt: lines up to the next blank
-one, so a file without blank lines is one record. Lines end at the line feed alone: U+2028 may stand in a JSON string.
-A file lies on this machine or behind an fsspec URL (`hf://datasets/…` streams it from the hub).
+A record is a non-blank line of a .jsonl, a row of a .parquet, or a block of a .txt: the lines up to the next blank
+line, so a file without blank lines is one record. Lines end at the line feed only: U+2028 may occur in a JSON string.
+A file is a local path or an fsspec URL (`hf://datasets/…` streams it from the hub).
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from itertools import accumulate, islice
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
@@ -23,36 +24,36 @@ KINDS = (".jsonl", ".parquet", ".txt")
 COMPRESSIONS = (".gz", ".zst")
 BUFFER_BYTES = 1 << 20
 BOM = b"\xef\xbb\xbf"
-"""The byte order mark that some editors put in front of UTF-8: no text."""
+"""The byte order mark that some editors put at the begin of UTF-8; it is not part of the text."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """One record as it lies in the file, not yet parsed."""
+    """One record of a file, not parsed yet."""
 
     line: int
-    """Where it begins, from 1: a line, or a row of a .parquet."""
+    """Number of its first line, or of its row in a .parquet, from 1."""
     raw: Any
-    """bytes; the value of the text column, of a .parquet."""
+    """Bytes; for a .parquet, the value of the text column."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """Consecutive records of one file, and where to find the first."""
+    """Consecutive records of one file, and the position of the first."""
 
     file: int
-    """Its number in the list of files."""
+    """Index of the file in the list of files."""
     count: int
     line: int
-    """Where it begins, from 1: at the first record, or at blank lines in front of it; a row of a .parquet."""
+    """Line number of the first record, or of blank lines before it, from 1; for a .parquet, the row number."""
     offset: int
-    """Bytes before that line, uncompressed; 0 in a .parquet."""
+    """Uncompressed bytes before that line; 0 for a .parquet."""
     bytes: int
-    """Of the records; estimated in a .parquet."""
+    """Size of the records; an estimate for a .parquet."""
 
 
-class BadText(ValueError):  # noqa: N818 - a verdict on one record, turned into an InputError or a count
-    """A record that holds no document, and why: `reason` is what it is counted under."""
+class BadText(ValueError):  # noqa: N818 - about one record, turned into an InputError or a count
+    """A record is not a usable document; `reason` is the name under which it is counted."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -60,10 +61,10 @@ class BadText(ValueError):  # noqa: N818 - a verdict on one record, turned into 
 
 
 def kind_of(path: str) -> str:
-    """`.jsonl`, `.parquet` or `.txt`, whatever the compression.
+    """Return `.jsonl`, `.parquet` or `.txt`, ignoring the compression.
 
     Raises:
-        InputError: none of these.
+        InputError: the file has another format.
     """
     suffixes = PurePosixPath(path).suffixes
     if suffixes and suffixes[-1] in COMPRESSIONS and suffixes[-2:-1] != [".parquet"]:
@@ -76,7 +77,7 @@ def kind_of(path: str) -> str:
 
 
 def size_of(path: str) -> int:
-    """Bytes of the file as it lies; InputError where there is none."""
+    """Return the size of a file in bytes, compressed if it is; InputError if it does not exist."""
     try:
         if "://" not in path:
             return Path(path).stat().st_size
@@ -89,7 +90,7 @@ def size_of(path: str) -> int:
 
 
 def place(path: str, line: int) -> str:
-    """How messages name a record: `corpus.jsonl:7`, or `corpus.parquet: row 7`."""
+    """Return the name of a record for messages: `corpus.jsonl:7`, or `corpus.parquet: row 7`."""
     return f"{path}: row {line}" if kind_of(path) == ".parquet" else f"{path}:{line}"
 
 
@@ -98,107 +99,72 @@ def place(path: str, line: int) -> str:
 
 @contextmanager
 def open_bytes(path: str) -> Iterator[BinaryIO]:
-    """The uncompressed bytes of a file.
+    """Yield a file of the uncompressed bytes.
 
     Raises:
-        InputError: it is not there, may not be read, or its compressed stream is damaged or truncated.
+        InputError: the file is missing or may not be read, or its compressed stream is damaged or truncated.
     """
-    import zstandard
-
     try:
         with _open_raw(path) as raw:
             if path.endswith(".gz"):
                 yield cast(BinaryIO, io.BufferedReader(gzip.GzipFile(fileobj=raw), BUFFER_BYTES))
             elif path.endswith(".zst"):
-                yield cast(BinaryIO, io.BufferedReader(_WholeZstd(raw), BUFFER_BYTES))
+                # zstandard's own reader takes a truncated file for a short one; pyarrow's raises an OSError
+                import pyarrow
+
+                stream = pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, mode="r"), "zstd")
+                yield cast(BinaryIO, io.BufferedReader(stream, BUFFER_BYTES))
             else:
                 yield raw
-    except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(f"{path}: the compressed file is damaged or truncated: {error}") from None
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
+        is_damaged = path.endswith(".zst") and type(error) is OSError and error.errno is None  # raised by pyarrow
+        what = "the compressed file is damaged or truncated" if is_damaged else "cannot be read"
+        raise InputError(f"{path}: {what}: {error.strerror or error}") from None
 
 
-@contextmanager
-def _open_raw(path: str) -> Iterator[BinaryIO]:
+def _open_raw(path: str) -> AbstractContextManager[BinaryIO]:
     if "://" in path:
         import fsspec
 
-        with fsspec.open(path, "rb") as file:
-            yield file
-    else:
-        with Path(path).open("rb", buffering=BUFFER_BYTES) as file:
-            yield file
-
-
-class _WholeZstd(io.RawIOBase):
-    """The frames of a .zst, uncompressed; a file that ends inside a frame is an EOFError, not a short text."""
-
-    def __init__(self, raw: BinaryIO) -> None:
-        import zstandard
-
-        self._raw = raw
-        self._build: Callable[[], Any] = zstandard.ZstdDecompressor().decompressobj
-        self._frame: Any = None
-        self._compressed = b""
-        self._ready = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._ready:
-            self._compressed = self._compressed or self._raw.read(BUFFER_BYTES)
-            if not self._compressed:
-                if self._frame is not None:
-                    raise EOFError("it ends inside a frame")
-                return 0
-            self._frame = self._frame or self._build()
-            self._ready = memoryview(self._frame.decompress(self._compressed))
-            self._compressed = b""
-            if self._frame.eof:
-                self._compressed, self._frame = self._frame.unused_data, None
-        count = min(len(buffer), len(self._ready))
-        buffer[:count] = self._ready[:count]
-        self._ready = self._ready[count:]
-        return count
+        return cast(AbstractContextManager[BinaryIO], fsspec.open(path, "rb"))
+    return Path(path).open("rb", buffering=BUFFER_BYTES)
 
 
 # ---------------------------------------------------------------------------------------------- records
 
 
 def lines_of(path: str, file: BinaryIO, line: int = 1) -> Iterator[tuple[Record, int, int]]:
-    """Each record of a .jsonl or .txt from where `file` stands, with the lines and bytes read since the one before.
+    """Yield each record of a .jsonl or .txt, with the number of lines and bytes read since the previous record.
 
     Args:
-        path: says which of the two it is.
-        file: open where a record or a blank line begins.
+        path: path of the file; its ending tells .jsonl from .txt.
+        file: the open file, at the begin of a record or of a blank line.
         line: number of that line.
     """
-    blocks = kind_of(path) == ".txt"
-    held: list[bytes] = []
-    begun = line
+    is_jsonl = kind_of(path) == ".jsonl"
+    block: list[bytes] = []
+    first = line
     lines = size = 0
     for number, text in enumerate(file, line):
         lines, size = lines + 1, size + len(text)
-        blank = not text.removeprefix(BOM).strip()
-        if blocks and not blank:
-            begun = begun if held else number
-            held.append(text)
-            continue
-        if blank and not held:
-            continue
-        yield Record(begun if blocks else number, b"".join(held) if blocks else text), lines, size
-        held, lines, size = [], 0, 0
-    if held:
-        yield Record(begun, b"".join(held)), lines, size
+        is_blank = not text.removeprefix(BOM).strip()
+        if not is_blank:
+            first = first if block else number
+            block.append(text)
+        if block and (is_blank or is_jsonl):
+            yield Record(first, b"".join(block)), lines, size
+            block, lines, size = [], 0, 0
+    if block:
+        yield Record(first, b"".join(block)), lines, size
 
 
 def read_span(path: str, span: Span, column: str) -> Iterator[Record]:
-    """The records of one span, in order.
+    """Yield the records of a span, in order.
 
     Raises:
-        InputError: the file cannot be read, or ends before the span does: it changed since it was counted.
+        InputError: the file cannot be read, or has fewer records than when it was counted.
     """
     count = 0
     if kind_of(path) == ".parquet":
@@ -208,24 +174,19 @@ def read_span(path: str, span: Span, column: str) -> Iterator[Record]:
     elif span.count:
         with open_bytes(path) as file:
             _skip(file, span.offset)
-            for record, _, _ in lines_of(path, file, span.line):
+            for record, _, _ in islice(lines_of(path, file, span.line), span.count):
                 yield record
                 count += 1
-                if count == span.count:
-                    break
     if count < span.count:
         raise InputError(f"{path}: ends after {count} of {span.count} records; it changed while it was read")
 
 
 def _skip(file: BinaryIO, offset: int) -> None:
-    if not isinstance(getattr(file, "raw", None), (gzip.GzipFile, _WholeZstd)):
+    if file.seekable():
         file.seek(offset)
         return
-    while offset > 0:  # a compressed stream has no other way forward
-        taken = len(file.read(min(offset, BUFFER_BYTES)))
-        if not taken:
-            return
-        offset -= taken
+    while offset > 0 and (skipped := len(file.read(min(offset, BUFFER_BYTES)))):
+        offset -= skipped
 
 
 # ---------------------------------------------------------------------------------------------- parquet
@@ -233,7 +194,7 @@ def _skip(file: BinaryIO, offset: int) -> None:
 
 @contextmanager
 def open_parquet(path: str) -> Iterator[Any]:
-    """A pyarrow ParquetFile; InputError where it is none."""
+    """Yield a pyarrow ParquetFile; InputError if the file is missing, damaged or not Parquet."""
     import pyarrow
     import pyarrow.parquet
 
@@ -241,50 +202,41 @@ def open_parquet(path: str) -> Iterator[Any]:
         with _open_raw(path) as raw:
             yield pyarrow.parquet.ParquetFile(raw)
     except pyarrow.ArrowException as error:
-        raise InputError(f"{path}: not a whole .parquet file: {error}") from None
+        raise InputError(f"{path}: not a complete .parquet file: {error}") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
 def check_column(path: str, names: list[str], column: str, key: str) -> None:
-    """InputError, naming the configuration `key`, where a table has no such column."""
+    """Raise an InputError, naming the configuration `key`, if a table has no such column."""
     if column not in names:
         raise InputError(f"{path}: no column '{column}'{did_you_mean(column, names)}; set {key} to one of its columns")
 
 
 def _read_column(path: str, first: int, count: int, column: str) -> Iterator[Any]:
-    """Rows [first, first + count) of one column; whole row groups before them are not read."""
+    """Yield rows [first, first + count) of a column; row groups outside of them are not read."""
     with open_parquet(path) as parquet:
         check_column(path, parquet.schema_arrow.names, column, "data.text_column")
-        groups, start = [], 0
-        for number in range(parquet.num_row_groups):
-            rows = parquet.metadata.row_group(number).num_rows
-            if start + rows > first and start < first + count:
-                groups.append((number, start))
-            start += rows
-        if not groups:
-            return
-        at = groups[0][1]
-        for batch in parquet.iter_batches(1024, row_groups=[number for number, _ in groups], columns=[column]):
-            for value in batch.column(0).to_pylist():
-                if first <= at < first + count:
-                    yield value
-                at += 1
+        sizes = [parquet.metadata.row_group(number).num_rows for number in range(parquet.num_row_groups)]
+        begins = list(accumulate(sizes, initial=0))
+        groups = [i for i, size in enumerate(sizes) if first < begins[i] + size and begins[i] < first + count]
+        if groups:
+            batches = parquet.iter_batches(1024, row_groups=groups, columns=[column])
+            values = (value for batch in batches for value in batch.column(0).to_pylist())
+            yield from islice(values, first - begins[groups[0]], first - begins[groups[0]] + count)
 
 
 # ---------------------------------------------------------------------------------------------- documents
 
 
 def parse_text(path: str, record: Record, column: str) -> str:
-    """The document of a record.
+    """Return the text of the document in a record.
 
     Raises:
-        BadText: broken JSON, no such column, not a string, not UTF-8, or nothing but white space.
+        BadText: broken JSON, no such column, not a string, not UTF-8, or only white space.
     """
     kind = kind_of(path)
-    value: Any = record.raw
-    if kind != ".parquet":
-        value = decode(record.raw)
+    value: Any = record.raw if kind == ".parquet" else decode(record.raw)
     if kind == ".txt":
         value = value.replace("\r\n", "\n").strip("\n")
     elif kind == ".jsonl":
@@ -299,13 +251,13 @@ def parse_text(path: str, record: Record, column: str) -> str:
         raise BadText("empty", "empty document")
     try:
         value.encode()
-    except UnicodeEncodeError as error:  # a half surrogate, which JSON can spell and UTF-8 cannot
+    except UnicodeEncodeError as error:  # an unpaired surrogate: valid in JSON, not in UTF-8
         raise BadText("encoding", f"not text in Unicode: {error}") from None
     return value
 
 
 def decode(raw: bytes) -> str:
-    """UTF-8, less a byte order mark; BadText says which byte is wrong."""
+    """Return UTF-8 bytes as text without a byte order mark; BadText, naming the wrong byte, if they are not UTF-8."""
     try:
         return raw.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
@@ -313,7 +265,7 @@ def decode(raw: bytes) -> str:
 
 
 def parse_row(text: str) -> dict[str, Any]:
-    """The object of a JSON line; BadText where it is none."""
+    """Return the object in a JSON line; BadText if it is not one."""
     try:
         row = json.loads(text)
     except (ValueError, RecursionError) as error:

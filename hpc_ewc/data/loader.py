@@ -1,12 +1,13 @@
-"""A rank's microbatches for each optimizer step, read ahead by a thread so that the step never waits for them."""
+"""The microbatches of a rank for each optimizer step, read in advance by a thread."""
 
 from __future__ import annotations
 
-import queue
-import threading
 import time
+from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import KW_ONLY, dataclass, field
+from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -25,89 +26,62 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class StepBatch:
-    """What one rank computes in one optimizer step."""
+    """The samples that one rank computes in one optimizer step."""
 
     step: int
     samples: npt.NDArray[np.int64]
-    """[global_batch_size]: of this step over all ranks, in order."""
+    """[global_batch_size]: the indices of this step's samples over all ranks, in order."""
     scored_tokens: int
-    """Labels of this step over all ranks that are not -100, after the shift: what the sum of losses is divided by."""
+    """Number of labels over all ranks that are not -100, after the shift: the divisor of the summed loss."""
     microbatches: tuple[dict[str, Tensor], ...]
-    """As many, of the same shapes, on every rank. input_ids, labels [B, T] int64 (labels stand under their tokens,
-    -100 not scored: padding, and whole rows that only even out the ranks); position_ids [B, T] where attention must
-    not cross documents."""
+    """The same number, of the same shapes, on every rank. input_ids, labels [B, T] int64: labels are aligned with their
+    tokens; -100 (padding, and the filler rows that give every rank the same number of rows) is not scored.
+    position_ids [B, T] if attention must not cross documents."""
 
 
+@dataclass(eq=False)
 class StepLoader:
-    """Iterates over the steps of a rank.
+    """Iterate over the steps of a rank, once. Use it as a context manager, or call `close`, to end its thread."""
 
-    Args:
-        dataset: the samples.
-        seed: of the order.
-        global_batch_size: samples of a step, over all ranks.
-        local_batch_size: at most so many in a microbatch; the rest is accumulation.
-        rank: of this process, in data parallelism.
-        world_size: ranks.
-        start_step: first step, the position of a run that goes on.
-        steps: number of the step to end before.
-        ahead: steps read before they are asked for; 0 reads in `next`.
-        attend_across_documents: False adds `position_ids` that begin anew at each document.
-        pin_memory: put the tensors where a GPU can fetch them asynchronously.
+    dataset: TokenDataset
+    _: KW_ONLY
+    seed: int
+    """Seed of the sample order."""
+    global_batch_size: int
+    """Samples of a step over all ranks."""
+    local_batch_size: int
+    """Largest number of samples in a microbatch; the rest is accumulation."""
+    rank: int
+    """Data-parallel rank of this process."""
+    world_size: int
+    start_step: int
+    """First step; the current step of a training that resumes."""
+    steps: int
+    """Number of steps of the training; the last one is `steps - 1`."""
+    ahead: int = 3
+    """Number of steps that are read in advance."""
+    attend_across_documents: bool = True
+    """If False, microbatches have `position_ids` that restart at each document."""
+    pin_memory: bool = False
+    """Put the tensors into page-locked memory, for asynchronous copies to a GPU."""
+    waited_s: float = field(default=0.0, init=False)
+    """Total seconds that `next` has waited for a step."""
 
-    Use it as a context manager, or `close` it: its thread ends there.
-    """
-
-    def __init__(
-        self,
-        dataset: TokenDataset,
-        *,
-        seed: int,
-        global_batch_size: int,
-        local_batch_size: int,
-        rank: int,
-        world_size: int,
-        start_step: int,
-        steps: int,
-        ahead: int = 2,
-        attend_across_documents: bool = True,
-        pin_memory: bool = False,
-    ) -> None:
-        self.waited_s = 0.0
-        """Seconds that `next` has waited for a step, in all."""
-        self._dataset = dataset
-        self._seed = seed
-        self._global_batch_size = global_batch_size
-        self._local_batch_size = local_batch_size
-        self._rank, self._world_size = rank, world_size
-        self._steps = range(start_step, steps)
-        self._attend_across_documents = attend_across_documents
-        self._pin_memory = pin_memory
-        self._ahead = ahead
-        self._ready: queue.Queue[StepBatch | BaseException | None] = queue.Queue(max(1, ahead))
-        self._closed = threading.Event()
-        self._thread: threading.Thread | None = None
+    def __post_init__(self) -> None:
+        self._reader = ThreadPoolExecutor(1, "read tokens")
 
     def __iter__(self) -> Iterator[StepBatch]:
-        if self._ahead == 0:
-            for step in self._steps:
-                begun = time.perf_counter()
-                batch = self.read(step)
-                self.waited_s += time.perf_counter() - begun
-                yield batch
-            return
-        assert self._thread is None, "a loader is iterated once"
-        self._thread = threading.Thread(target=self._read_ahead, name="read tokens", daemon=True)
-        self._thread.start()
+        steps = iter(range(self.start_step, self.steps))
+        pending = deque(self._reader.submit(self.read, step) for step in islice(steps, self.ahead))
         try:
             while True:
-                begun = time.perf_counter()
-                found = self._ready.get()
-                self.waited_s += time.perf_counter() - begun
-                if found is None:
+                pending.extend(self._reader.submit(self.read, step) for step in islice(steps, 1))
+                if not pending:
                     return
-                if isinstance(found, BaseException):
-                    raise found
-                yield found
+                begin = time.perf_counter()
+                batch = pending.popleft().result()
+                self.waited_s += time.perf_counter() - begin
+                yield batch
         finally:
             self.close()
 
@@ -119,60 +93,35 @@ class StepLoader:
 
     def close(self) -> None:
         """End the thread."""
-        self._closed.set()
-        while self._thread is not None and self._thread.is_alive():
-            try:
-                self._ready.get_nowait()  # it may be waiting for room
-            except queue.Empty:
-                self._thread.join(0.01)
+        self._reader.shutdown(cancel_futures=True)
 
     def read(self, step: int) -> StepBatch:
-        """The batch of any step."""
-        samples = batch_indices(self._seed, step, self._global_batch_size, len(self._dataset))
-        scored = int(np.maximum(self._dataset.lengths(samples) - 1, 0).sum())
-        mine = samples[self._rank :: self._world_size]
-        # Every rank runs the same number of forwards of the same shapes: under FSDP each of them is a collective.
-        rows = -(-len(samples) // self._world_size)
+        """Return the batch of any step."""
+        samples = batch_indices(self.seed, step, self.global_batch_size, len(self.dataset))
+        scored = int(np.maximum(self.dataset.lengths(samples) - 1, 0).sum())
+        mine = samples[self.rank :: self.world_size]
+        # Every rank runs the same number of forwards of the same shapes: under FSDP each is a collective operation.
+        rows = -(-len(samples) // self.world_size)
         is_filler = np.arange(rows) >= len(mine)
         mine = np.concatenate([mine, np.repeat(samples[:1], rows - len(mine))])
-        count = -(-rows // self._local_batch_size)
+        count = -(-rows // self.local_batch_size)
         cuts = np.array_split(np.arange(rows), count)
         return StepBatch(step, samples, scored, tuple(self._microbatch(mine[cut], is_filler[cut]) for cut in cuts))
 
     def _microbatch(self, indices: npt.NDArray[np.int64], is_filler: npt.NDArray[np.bool_]) -> dict[str, Tensor]:
         import torch
 
-        ids, lengths = self._dataset.batch(indices)
-        hidden = np.arange(ids.shape[1])[None, :] >= np.where(is_filler, 0, lengths)[:, None]
-        batch = {"input_ids": ids, "labels": np.where(hidden, IGNORED, ids)}
-        if not self._attend_across_documents:
-            batch["position_ids"] = positions_in_document(ids, self._dataset.bos_id)
+        ids, lengths = self.dataset.batch(indices)
+        is_unscored = np.arange(ids.shape[1])[None, :] >= np.where(is_filler, 0, lengths)[:, None]
+        batch = {"input_ids": ids, "labels": np.where(is_unscored, IGNORED, ids)}
+        if not self.attend_across_documents:
+            batch["position_ids"] = positions_in_document(ids, self.dataset.bos_id)
         tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
-        return {name: tensor.pin_memory() for name, tensor in tensors.items()} if self._pin_memory else tensors
-
-    def _read_ahead(self) -> None:
-        last: BaseException | None = None
-        try:
-            for step in self._steps:
-                batch = self.read(step)
-                if not self._offer(batch):
-                    return
-        except BaseException as error:  # raised again where the step is asked for
-            last = error
-        self._offer(last)
-
-    def _offer(self, item: StepBatch | BaseException | None) -> bool:
-        while not self._closed.is_set():
-            try:
-                self._ready.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
+        return {name: tensor.pin_memory() for name, tensor in tensors.items()} if self.pin_memory else tensors
 
 
 def positions_in_document(ids: npt.NDArray[np.int64], bos_id: int) -> npt.NDArray[np.int64]:
-    """[B, T] int64: how far each token stands behind the last BOS of its row, or behind the row's begin."""
+    """Return the distance of each token from the last BOS of its row, or from the row's begin: [B, T] int64."""
     at = np.broadcast_to(np.arange(ids.shape[1], dtype=np.int64), ids.shape)
     begins = np.maximum.accumulate(np.where(ids == bos_id, at, 0), axis=1)
     return at - begins

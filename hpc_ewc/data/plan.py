@@ -1,11 +1,11 @@
-"""What a corpus becomes: which of its records are used, in which parts, and which documents are held out.
+"""Plan a corpus: the records used, the parts they form, and the documents held out.
 
-The plan follows from the files and [data] alone, so whichever worker writes `plan.json`, it is the same one, and the
-bytes of a part do not depend on how many workers share them.
+The plan depends only on the files and [data], so every worker would write the same `plan.json`, and the bytes of a part
+do not depend on the number of workers.
 
-1. Count the records of every file (.parquet: its footer alone) and cut them into parts of about PART_BYTES.
-2. Keep the first ⌈fraction · records⌉, in the order of the files; records that turn out bad count.
-3. Hash every document kept; those with the `heldout_documents` smallest hashes are held out, with all their copies.
+1. Count the records of every file (.parquet: from its footer) and cut them into parts of about PART_BYTES.
+2. Use the first ⌈fraction · records⌉, in the order of the files; bad records count.
+3. Hash every document used; those with the `heldout_documents` smallest hashes are held out, with all their copies.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import heapq
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from hpc_ewc import records
 from hpc_ewc.config import DataConfig
@@ -38,18 +38,19 @@ from hpc_ewc.data.files import (
 )
 from hpc_ewc.data.processes import Stopped, available_cores, begin_child, start_pool
 from hpc_ewc.errors import ArtefactError, InputError
+from hpc_ewc.schemas import PlanFacts
 
 PART_BYTES = 64 << 20
 PART_RECORDS = 1 << 16
 PARALLEL_FROM_BYTES = 64 << 20
-"""Below it, starting processes takes longer than hashing."""
+"""For a smaller corpus, starting processes takes longer than hashing."""
 SCHEMA = 1
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Document:
-    """One good document of the corpus."""
+    """One usable document of the corpus."""
 
     text: str
     hash: str
@@ -59,26 +60,26 @@ class Document:
 
 @dataclass(frozen=True)
 class Plan:
-    """The parts of a corpus."""
+    """The parts and the held-out documents of a corpus."""
 
     files: tuple[str, ...]
     sizes: tuple[int, ...]
-    """Bytes of each file, as it lies."""
+    """Size of each file in bytes, compressed if it is."""
     records: int
-    """Of all files."""
+    """Number of records in all files."""
     used_records: int
-    """The first so many."""
+    """Number of records used: the first ones."""
     parts: tuple[tuple[Span, ...], ...]
     heldout: frozenset[str]
-    """`text_hash` of each document held out."""
+    """`text_hash` of each held-out document."""
 
     def name(self, part: int) -> str:
-        """Of its files, so that names sort as numbers."""
+        """Return the file name of a part, without its suffix; names sort like numbers."""
         return f"{part:05d}"
 
 
 def text_hash(text: str) -> str:
-    """First 32 hex digits of the sha256 of a document's UTF-8."""
+    """Return the first 32 hex digits of the SHA-256 of a text in UTF-8."""
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
@@ -90,19 +91,19 @@ def build_plan(
     part_bytes: int = PART_BYTES,
     stop: Callable[[], bool] = lambda: False,
 ) -> Plan:
-    """The plan of a corpus.
+    """Return the plan of a corpus.
 
     Args:
         files: absolute paths or URLs, in document order.
-        data: of the experiment.
-        part_records: at most so many in a part.
-        part_bytes: a part ends with the record that reaches it.
-        stop: asked now and then.
+        data: the [data] table.
+        part_records: largest number of records in a part.
+        part_bytes: size at which a part ends.
+        stop: returns True to stop; called after each part.
 
     Raises:
-        InputError: a file that cannot be read, no record at all, a bad document with `on_bad_document = "error"`, or
-            fewer different documents than are to be held out.
-        Stopped: `stop` said so.
+        InputError: a file cannot be read, there is no record, a bad document with `on_bad_document = "error"`, or too
+            few different documents to hold out `heldout_documents` and train on the others.
+        Stopped: `stop` returned True.
     """
     if not files:
         raise InputError("the corpus has no file; set data.files, or data.source to a data set")
@@ -113,8 +114,8 @@ def build_plan(
     total = sum(span.count for span in spans)
     if not total:
         raise InputError(f"the corpus is empty: no document in {', '.join(files[:5])}")
-    used = math.ceil(Fraction(repr(data.fraction)) * total)  # the decimal number as it was written
-    parts = tuple(_group(_first(spans, used), part_records, part_bytes))
+    used = math.ceil(Fraction(repr(data.fraction)) * total)  # exact: the decimal number in the configuration
+    parts = tuple(_group(_take(spans, used), part_records, part_bytes))
     heldout = _smallest_hashes(files, parts, data, stop) if data.heldout_documents else frozenset()
     return Plan(tuple(files), sizes, total, used, parts, heldout)
 
@@ -122,10 +123,10 @@ def build_plan(
 def documents(
     files: Sequence[str], spans: Sequence[Span], data: DataConfig, skipped: Counter[str]
 ) -> Iterator[Document]:
-    """The good documents of a part, in order; the others are added to `skipped` by reason.
+    """Yield the usable documents of a part, in order; count the other records in `skipped` by reason.
 
     Raises:
-        InputError: a bad document, with file and line, when `on_bad_document = "error"`.
+        InputError: a bad document, named by file and line, with `on_bad_document = "error"`.
     """
     for span in spans:
         path = files[span.file]
@@ -147,7 +148,7 @@ def documents(
 def _cut(
     path: str, number: int, column: str, part_records: int, part_bytes: int, stop: Callable[[], bool]
 ) -> Iterator[Span]:
-    """A file as spans of at most `part_records` records, each ended by the record that reaches `part_bytes`."""
+    """Yield a file as spans of at most `part_records` records, each ended by the record that reaches `part_bytes`."""
     if kind_of(path) == ".parquet":
         yield from _cut_parquet(path, number, column, part_records, part_bytes)
         return
@@ -178,7 +179,7 @@ def _cut_parquet(path: str, number: int, column: str, part_records: int, part_by
 
 
 def _column_bytes(metadata: Any, column: str) -> int:
-    """Uncompressed bytes of one column, as the footer says."""
+    """Return the uncompressed size of a column in bytes, from the footer."""
     total = 0
     for group in range(metadata.num_row_groups):
         chunks = (metadata.row_group(group).column(i) for i in range(metadata.num_columns))
@@ -186,8 +187,8 @@ def _column_bytes(metadata: Any, column: str) -> int:
     return total
 
 
-def _first(spans: Sequence[Span], count: int) -> Iterator[Span]:
-    """The spans that hold the first `count` records; the last one cut short."""
+def _take(spans: Sequence[Span], count: int) -> Iterator[Span]:
+    """Yield the spans of the first `count` records, the last one shortened."""
     for span in spans:
         if count <= 0:
             return
@@ -198,7 +199,7 @@ def _first(spans: Sequence[Span], count: int) -> Iterator[Span]:
 
 
 def _group(spans: Iterator[Span], part_records: int, part_bytes: int) -> Iterator[tuple[Span, ...]]:
-    """Small files share a part."""
+    """Yield the spans grouped into parts, so that small files share a part."""
     part: list[Span] = []
     for span in spans:
         full = sum(s.count for s in part) + span.count > part_records or sum(s.bytes for s in part) >= part_bytes
@@ -216,7 +217,7 @@ def _group(spans: Iterator[Span], part_records: int, part_bytes: int) -> Iterato
 def _smallest_hashes(
     files: Sequence[str], parts: Sequence[Sequence[Span]], data: DataConfig, stop: Callable[[], bool]
 ) -> frozenset[str]:
-    """The `heldout_documents` smallest hashes of different documents: a fair draw that no order changes."""
+    """Return the `heldout_documents` smallest hashes of different documents: a random draw, independent of order."""
     wanted = data.heldout_documents
     smallest: set[str] = set()
     skipped: Counter[str] = Counter()
@@ -227,7 +228,7 @@ def _smallest_hashes(
             raise Stopped
     if len(smallest) <= wanted:
         raise InputError(
-            f"data.heldout_documents = {wanted}, but the part of the corpus that is used has {len(smallest)} different "
+            f"data.heldout_documents = {wanted}, but the used part of the corpus has {len(smallest)} different "
             f"documents ({sum(skipped.values())} records skipped: {dict(skipped) or 'none'}), and some must be left to "
             "train on; lower it, or raise data.fraction"
         )
@@ -235,7 +236,7 @@ def _smallest_hashes(
 
 
 def _hashes(files: list[str], data: DataConfig, spans: Sequence[Span]) -> tuple[set[str], Counter[str]]:
-    """The smallest hashes of one part, one more than are held out; and what was skipped."""
+    """Return the smallest hashes of one part, one more than are held out, and the skipped records by reason."""
     skipped: Counter[str] = Counter()
     found = {document.hash for document in documents(files, spans, data, skipped)}
     return set(heapq.nsmallest(data.heldout_documents + 1, found)), skipped
@@ -256,44 +257,51 @@ def _map_parts(
 
 
 def save_plan(path: Path, plan: Plan) -> None:
-    """Write `plan.json`; two writers write the same."""
-    facts = asdict(plan) | {"schema": SCHEMA, "heldout": sorted(plan.heldout)}
-    facts["parts"] = [[astuple(span) for span in part] for part in plan.parts]
+    """Write `plan.json`; the content does not depend on the writer."""
+    facts: PlanFacts = {
+        "files": list(plan.files),
+        "sizes": list(plan.sizes),
+        "records": plan.records,
+        "used_records": plan.used_records,
+        "parts": [[astuple(span) for span in part] for part in plan.parts],
+        "heldout": sorted(plan.heldout),
+        "schema": SCHEMA,
+    }
     records.write_json(path, facts)
 
 
 def load_plan(path: Path, files: Sequence[str] | None = None) -> Plan:
-    """The plan in `plan.json`; where `files` are given, if it is of these as they lie now.
+    """Return the plan in `plan.json`.
+
+    Args:
+        path: path of the plan.json.
+        files: if given, the files that the plan must be for, unchanged since.
 
     Raises:
-        FileNotFoundError: there is none.
-        ArtefactError: it is half-written, foreign, or of other files.
-        InputError: a file has another size than when the plan was made.
+        FileNotFoundError: the file does not exist.
+        ArtefactError: it is incomplete, not written by hpc-ewc, or for other files.
+        InputError: a file of the corpus changed its size since the plan was made.
     """
-    facts = records.read_json(path)
+    facts = cast(PlanFacts, records.read_json(path))
     try:
         if facts["schema"] != SCHEMA:
             raise ValueError(f"schema {facts['schema']!r}, this version reads {SCHEMA}")
         parts = tuple(tuple(Span(*span) for span in part) for part in facts["parts"])
-        plan = Plan(
-            tuple(facts["files"]),
-            tuple(facts["sizes"]),
-            int(facts["records"]),
-            int(facts["used_records"]),
-            parts,
-            frozenset(facts["heldout"]),
-        )
+        counts = int(facts["records"]), int(facts["used_records"])
+        plan = Plan(tuple(facts["files"]), tuple(facts["sizes"]), *counts, parts, frozenset(facts["heldout"]))
     except (KeyError, TypeError, ValueError) as error:
         raise ArtefactError(
-            f"{path}: corrupt or not written by hpc-ewc: {error}; delete the folder {path.parent} and resubmit"
+            f"{path}: {records.FOREIGN}: {error}; delete the folder {path.parent} and resubmit"
         ) from None
     if files is None:
         return plan
     if plan.files != tuple(files):
-        raise ArtefactError(f"{path}: is of other files ({', '.join(plan.files[:3])}); remove the folder {path.parent}")
+        raise ArtefactError(
+            f"{path}: was made for other files ({', '.join(plan.files[:3])}); delete the folder {path.parent}"
+        )
     for name, size in zip(plan.files, plan.sizes, strict=True):
         if size_of(name) != size:
             raise InputError(
-                f"{name}: {size_of(name)} bytes, {size} when the plan was made; the corpus changed: submit again"
+                f"{name}: {size_of(name)} bytes, {size} when the plan was made; the corpus changed: resubmit"
             )
     return plan

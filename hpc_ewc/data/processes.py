@@ -18,12 +18,12 @@ from hpc_ewc.errors import StageError
 POLL_S = 0.2
 
 
-class Stopped(Exception):  # noqa: N818 - no error: the stage was asked to stop
-    """Work was left half-way because the stage was asked to stop."""
+class Stopped(Exception):  # noqa: N818 - not an error
+    """The work was interrupted because the stage was asked to stop."""
 
 
 def available_cores() -> int:
-    """Cores the process may run on: what Slurm or taskset bound it to, not what the machine has."""
+    """Return the number of cores this process may run on: the ones Slurm or taskset bound it to."""
     return len(os.sched_getaffinity(0))
 
 
@@ -31,17 +31,17 @@ def available_cores() -> int:
 def start_pool(
     processes: int, stop: Callable[[], bool], begin: Callable[..., None], *arguments: Any
 ) -> Iterator[ProcessPoolExecutor]:
-    """A pool of spawned processes, each of which has called `begin(*arguments)`; they are gone afterwards.
+    """Yield a pool of spawned processes, each of which has called `begin(*arguments)`; end them afterwards.
 
     Raises:
         StageError: one of them was killed.
-        Stopped: one of them was killed, and `stop` says that this was to be.
+        Stopped: one of them was killed, and `stop` returns True.
     """
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), begin, arguments) as pool:
         try:
             yield pool
         except BrokenProcessPool:
-            time.sleep(POLL_S)  # a TERM to all processes of the job may reach this one last
+            time.sleep(POLL_S)  # a TERM sent to all processes of the job may reach this one last
             if stop():
                 raise Stopped from None
             raise StageError(
@@ -53,13 +53,13 @@ def start_pool(
 
 
 def begin_child() -> None:
-    """In a new process of a pool: leave signals to the parent, and end when it does.
+    """Prepare a new process of a pool: leave signals to the parent, and end when the parent does.
 
-    TERM still ends it: that is how a pool that lost one process gets rid of the others. Where a scheduler sends TERM
-    to all of them, the parent finds a broken pool and a wish to stop.
+    TERM still ends it: the pool uses TERM to end the other processes after one was killed. If a scheduler sends TERM to
+    all processes, the parent finds a broken pool and a request to stop.
 
-    A pool's process waits for work on a pipe whose other end its siblings hold open, so it would outlive a parent that
-    was killed, and a job's cgroup would never be empty.
+    A process of a pool waits for work on a pipe whose other end its siblings keep open, so without this it would
+    outlive a parent that was killed, and the job's cgroup would never be empty.
     """
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)

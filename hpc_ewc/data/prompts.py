@@ -1,7 +1,7 @@
-"""Rows of question data sets as an example: the tokens a model reads, and which of them are scored.
+"""Turn rows of question data sets into examples: the tokens a model reads, and which of them are scored.
 
 Schemas: MMLU (question, subject, choices, answer), ARC (question, choices {text, label}, answerKey), question and
-answer in words, or text alone.
+answer in words, or text only.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from hpc_ewc.data.tokenizer import TextTokenizer
 
 LETTERS = "ABCD"
 MAX_TEXT_TOKENS = 1024
-"""A text is cut here, as in the paper's code. Questions are never cut: an answer without its question says nothing."""
+"""Texts are cut at this length, as in the paper's code. Questions are never cut: the answer needs its question."""
 
-# Neurotechnology/LLM_EWC, compute_ewc_params.py, to the letter: no line break before "Example:", and two blanks before
-# the subject, whose words are joined with one blank before each.
+# Exactly as in Neurotechnology/LLM_EWC, compute_ewc_params.py: no line break before "Example:", and two spaces before
+# the subject, whose words have one space before each.
 PAPER_HEAD = (
     "The following is a multiple choice question (with answers) about {subject}. "
     "Respond only with the letter corresponding to the right answer."
@@ -29,7 +29,7 @@ PAPER_HEAD = (
 
 @dataclass(frozen=True)
 class Example:
-    """One example of the Fisher: the tokens from `first_scored` on are scored."""
+    """One example of the Fisher, whose tokens from `first_scored` on are scored."""
 
     ids: list[int]
     first_scored: int
@@ -37,7 +37,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Question:
-    """A question with its right answer, in words or as one of `choices`."""
+    """A question with its correct answer, in words or as one of `choices`."""
 
     text: str
     subject: str
@@ -47,37 +47,38 @@ class Question:
 
 
 def build_example(row: Mapping[str, Any], config: FisherConfig, tokenizer: TextTokenizer) -> Example:
-    """One row as tokens.
+    """Return the tokens of a row.
 
     Raises:
-        BadText: the row lacks what the prompt needs.
+        BadText: the row lacks a column that the prompt needs.
     """
     if config.prompt == "paper":
         question = read_question(row)
-        ids, answer = _encode(tokenizer, paper_prompt(question), ""), tokenizer.encode(question.letter)
+        prompt, answer = _encode(tokenizer, paper_prompt(question)), tokenizer.encode(question.letter)
         if len(answer) != 1:
             raise BadText(
-                "tokenizer", f"the letter {question.letter!r} is {len(answer)} tokens; fisher.prompt = 'text'?"
+                "tokenizer", f"the letter {question.letter!r} is {len(answer)} tokens; set fisher.prompt = 'text'"
             )
-        return _scored(ids + answer, len(ids), config)
-    if "text" in row:
+        ids = prompt + answer
+    elif "text" in row:
         if config.tokens == "answer":
             raise BadText(
-                "no answer", "a row of text has no answer to score; set fisher.tokens = 'all', or ask questions"
+                "no answer",
+                "a row of text has no answer to score; set fisher.tokens = 'all', or use questions",
             )
-        return _scored(_encode(tokenizer, _string(row, "text"), "")[:MAX_TEXT_TOKENS], 1, config)
-    question = read_question(row)
-    prompt = f"Question: {question.text}\nAnswer:"
-    context = _encode(tokenizer, prompt, "")
-    ids = _encode(tokenizer, prompt, f" {question.answer}")
-    if ids[: len(context)] != context or len(ids) == len(context):
-        # The answer's first letters changed the tokens of the question: take them apart, so just the answer is scored.
-        ids = context + tokenizer.encode(f" {question.answer}")
-    return _scored(ids, len(context), config)
+        prompt, ids = [], _encode(tokenizer, _string(row, "text"))[:MAX_TEXT_TOKENS]
+    else:
+        question = read_question(row)
+        text, answer_text = f"Question: {question.text}\nAnswer:", f" {question.answer}"
+        prompt, ids = _encode(tokenizer, text), _encode(tokenizer, text + answer_text)
+        if ids[: len(prompt)] != prompt or len(ids) == len(prompt):
+            # the answer's first letters changed the tokens of the question: encode them apart, to score only the answer
+            ids = prompt + tokenizer.encode(answer_text)
+    return Example(ids, 1 if config.tokens == "all" else len(prompt))
 
 
 def paper_prompt(question: Question) -> str:
-    """The paper's prompt for MMLU; the model is to go on with the letter, as a token of its own."""
+    """Return the paper's prompt for MMLU; the answer is the letter, as a separate token."""
     if len(question.choices) != 4:
         raise BadText(
             "schema", f"{len(question.choices)} choices; the paper's prompt has 4: set fisher.prompt = 'text'"
@@ -88,7 +89,7 @@ def paper_prompt(question: Question) -> str:
 
 
 def read_question(row: Mapping[str, Any]) -> Question:
-    """A row in the schema of MMLU, of ARC, or with question and answer in words; BadText where it is none of them."""
+    """Return the question in a row; BadText if its schema is not MMLU, ARC, or question and answer in words."""
     text, subject = _string(row, "question"), row.get("subject", "")
     if not isinstance(subject, str):
         raise BadText("schema", f"'subject' holds {type(subject).__name__}, not text")
@@ -108,7 +109,7 @@ def read_question(row: Mapping[str, Any]) -> Question:
 
 
 def _index(key: Any, labels: list[str], count: int) -> int | None:
-    """The place of an answer given by its label, such as "B" or "2"; or by its number, from 0, as text."""
+    """Return the index of an answer given as a label, such as "B" or "2", or as an index in text, from 0."""
     if not isinstance(key, str):
         return None
     if key in labels[:count]:
@@ -125,9 +126,5 @@ def _string(row: Mapping[str, Any], column: str) -> str:
     return value
 
 
-def _encode(tokenizer: TextTokenizer, prompt: str, answer: str) -> list[int]:
-    return [tokenizer.bos_id, *tokenizer.encode(prompt + answer)]
-
-
-def _scored(ids: list[int], first: int, config: FisherConfig) -> Example:
-    return Example(ids, 1 if config.tokens == "all" else first)
+def _encode(tokenizer: TextTokenizer, text: str) -> list[int]:
+    return [tokenizer.bos_id, *tokenizer.encode(text)]

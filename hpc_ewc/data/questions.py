@@ -1,13 +1,12 @@
-"""What the Fisher is measured on, as batches of padded examples for each rank."""
+"""The examples for the Fisher, as padded batches for each rank."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from hpc_ewc.config import FisherConfig
 from hpc_ewc.data.files import (
@@ -30,51 +29,54 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+@dataclass(frozen=True)
 class QuestionBatches:
-    """Iterates over this rank's batches; `total` says how many examples there are, over all ranks.
+    """Iterate over the batches of this rank.
 
-    A batch: input_ids, attention_mask, labels [B, T] int64, padded on the right (labels stand under their tokens, -100
-    not scored), and `examples` [B] int64, the global index of each row. Example g is rank g % world_size's, and each
-    rank takes its own in order. So after k batches on every rank the examples [start, start + k · batch_size ·
-    world_size) are done, and a run goes on from there with any number of ranks.
+    A batch has input_ids, attention_mask, labels [B, T] int64, padded on the right (labels are aligned with their
+    tokens; -100 is not scored), and `examples` [B] int64, the global index of each row. Example g belongs to rank
+    g % world_size, and each rank processes its examples in order. So after k batches on every rank, the examples
+    [start, start + k · batch_size · world_size) are done, and a run resumes from there with any number of ranks.
     """
 
-    def __init__(
-        self,
-        rows: Sequence[tuple[str, Mapping[str, Any]]],
-        config: FisherConfig,
-        tokenizer: TextTokenizer,
-        rank: int,
-        world_size: int,
-        start: int,
-    ) -> None:
-        self.total = len(rows)
-        self._rows = rows
-        self._config = config
-        self._tokenizer = tokenizer
-        self._mine = range(start + (rank - start) % world_size, self.total, world_size)
+    rows: Sequence[tuple[str, Mapping[str, Any]]]
+    """Position and content of each row."""
+    config: FisherConfig
+    tokenizer: TextTokenizer
+    rank: int
+    world_size: int
+    start: int
+
+    @property
+    def total(self) -> int:
+        """Number of examples over all ranks."""
+        return len(self.rows)
+
+    @property
+    def _own(self) -> range:
+        return range(self.start + (self.rank - self.start) % self.world_size, self.total, self.world_size)
 
     def __len__(self) -> int:
-        """Batches of this rank; ranks differ by at most one."""
-        return -(-len(self._mine) // self._config.batch_size)
+        """Return the number of batches of this rank; ranks differ by at most one."""
+        return -(-len(self._own) // self.config.batch_size)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        size = self._config.batch_size
-        for begin in range(0, len(self._mine), size):
-            examples = self._mine[begin : begin + size]
-            yield _collate([self.example(g) for g in examples], list(examples), self._tokenizer.pad_id)
+        size = self.config.batch_size
+        for begin in range(0, len(self._own), size):
+            examples = self._own[begin : begin + size]
+            yield _collate([self.example(g) for g in examples], list(examples), self.tokenizer.pad_id)
 
     def example(self, g: int) -> Example:
-        """Example g as tokens; InputError, with file and line, where its row is not what the prompt needs."""
-        where, row = self._rows[g]
+        """Return the tokens of example g; InputError, naming file and line, if its row does not fit the prompt."""
+        where, row = self.rows[g]
         try:
-            return build_example(row, self._config, self._tokenizer)
+            return build_example(row, self.config, self.tokenizer)
         except BadText as bad:
             raise InputError(f"{where}: {bad}") from None
 
     def describe(self, g: int) -> str:
-        """Where example g comes from, for an error message."""
-        return self._rows[g][0]
+        """Return the file and line of example g, for an error message."""
+        return self.rows[g][0]
 
 
 def question_batches(
@@ -86,33 +88,33 @@ def question_batches(
     world_size: int,
     start: int = 0,
 ) -> QuestionBatches:
-    """This rank's batches of the Fisher's examples, the same on every call.
+    """Return this rank's batches of the Fisher's examples, the same on every call.
 
     Args:
-        config: [fisher] of the experiment.
-        files: absolute paths; None reads the hub's data set that `config` names, from the cache or over the network.
-        tokenizer: of the model; ours, or a fast one of transformers.
-        rank: of this process.
-        world_size: ranks.
-        start: global index of the first example not done yet.
+        config: the [fisher] table.
+        files: absolute paths; None uses the hub data set that `config` names, from the cache or over the network.
+        tokenizer: tokenizer of the model: a TextTokenizer, or a fast one of transformers.
+        rank: rank of this process.
+        world_size: number of ranks.
+        start: global index of the first example that is not done yet.
 
     Raises:
-        InputError: no example, a file that cannot be read, a broken row.
+        InputError: there is no example, a file cannot be read, or a row is broken.
     """
     assert 0 <= rank < world_size and start >= 0
     if files is None:
         from hpc_ewc.data.hub import resolve
 
         files = resolve(config.source, config.subset, config.split)
-    # read to the last one that is asked for and no further: the files may lie behind a network
+    # read no further than max_examples: the files may be remote
     rows = list(islice((found for file in files for found in read_rows(str(file))), config.max_examples))
     if not rows:
-        raise InputError(f"the Fisher has no example: {', '.join(map(str, files)) or 'no file'}; set fisher.files")
+        raise InputError(f"the Fisher has no examples: {', '.join(map(str, files)) or 'no file'}; set fisher.files")
     return QuestionBatches(rows, config, as_text_tokenizer(tokenizer), rank, world_size, start)
 
 
 def read_rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(where it is, the row) of each record of a file; a .txt has rows of `text`.
+    """Yield the position, as in `questions.jsonl:7`, and the row of each record; the rows of a .txt have a `text`.
 
     Raises:
         InputError: the file cannot be read, or a record is broken.
@@ -120,11 +122,9 @@ def read_rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     kind = kind_of(path)
     if kind == ".parquet":
         with open_parquet(path) as parquet:
-            number = 0
-            for batch in parquet.iter_batches(1024):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield place(path, number), row
+            rows = (row for batch in parquet.iter_batches(1024) for row in batch.to_pylist())
+            for number, row in enumerate(rows, 1):
+                yield place(path, number), row
         return
     with open_bytes(path) as file:
         for record, _, _ in lines_of(path, file):
@@ -137,15 +137,15 @@ def read_rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _collate(examples: Sequence[Example], indices: Sequence[int], pad_id: int) -> dict[str, Tensor]:
     import torch
+    from torch.nn.utils.rnn import pad_sequence
 
-    shape = (len(examples), max(len(example.ids) for example in examples))
-    ids = np.full(shape, pad_id, dtype=np.int64)
-    mask = np.zeros(shape, dtype=np.int64)
-    labels = np.full(shape, IGNORED, dtype=np.int64)
-    for row, example in enumerate(examples):
-        end = len(example.ids)
-        ids[row, :end] = example.ids
-        mask[row, :end] = 1
-        labels[row, example.first_scored : end] = example.ids[example.first_scored :]
-    arrays = {"input_ids": ids, "attention_mask": mask, "labels": labels, "examples": np.array(indices)}
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+    ids = [torch.tensor(example.ids) for example in examples]
+    labels = [row.clone() for row in ids]
+    for row, example in zip(labels, examples, strict=True):
+        row[: example.first_scored] = IGNORED
+    return {
+        "input_ids": pad_sequence(ids, batch_first=True, padding_value=pad_id),
+        "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
+        "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORED),
+        "examples": torch.tensor(indices),
+    }

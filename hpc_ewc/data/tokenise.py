@@ -1,49 +1,51 @@
-"""The tokens stage: a corpus becomes token shards, by as many workers as there are, with the same bytes for any number.
+"""The tokens stage: any number of workers tokenise a corpus; the bytes do not depend on their number.
 
-Worker I of N makes parts I, I+N, … of the plan that are not there yet, and leaves. Whoever finds all parts whole writes
+Worker I of N writes those of the parts I, I+N, … that are missing. A worker that then finds all parts complete writes
 `heldout.jsonl`, `manifest.json` and, last, `done.json`.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
 import multiprocessing
 import os
-import platform
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hpc_ewc import records
 from hpc_ewc.config import DataConfig, Experiment
-from hpc_ewc.data.parts import is_whole, read_part, write_part
+from hpc_ewc.data.parts import is_complete, read_part, write_part
 from hpc_ewc.data.plan import Plan, build_plan, load_plan, save_plan
 from hpc_ewc.data.processes import POLL_S, Stopped, available_cores, begin_child, start_pool
 from hpc_ewc.data.tokenizer import TextTokenizer, load_tokenizer
 from hpc_ewc.errors import ArtefactError, InputError
 from hpc_ewc.rundir import StageDir
-from hpc_ewc.stage import Stage
+from hpc_ewc.schemas import HeldoutDocument
+from hpc_ewc.stage import Stage, installed_versions
 
+COUNTED = ("documents", "tokens", "tokens_cut", "text_bytes")
+PACKAGES = ("hpc-ewc", "tokenizers", "pyarrow", "numpy")
+"""Packages on which the bytes of the tokens depend."""
 PARALLEL_FROM_BYTES = 32 << 20
-"""Below it, starting processes takes longer than the tokenizer's own threads do."""
+"""For a smaller corpus, starting processes takes longer than tokenising it with the tokenizer's own threads."""
 
 
 def tokenise(stage: Stage, *, part: int = 0, of: int = 1) -> bool:
-    """Make this worker's share of the parts, and finish the stage where all are whole.
+    """Write this worker's share of the parts, and finish the stage if all parts are complete.
 
     Args:
-        stage: of the tokens.
-        part: this worker's number, in [0, of).
-        of: workers.
+        stage: the tokens stage.
+        part: number of this worker, in [0, of).
+        of: number of workers.
 
     Returns:
-        Whether the stage is done. False: stopped, or other workers' parts are still missing.
+        Whether the stage is done. False: this worker was stopped, or parts of other workers are missing.
 
     Raises:
-        InputError: the corpus or the tokenizer is not what it should be.
+        InputError: the corpus or the tokenizer cannot be used.
         ArtefactError: a file in the folder is damaged.
     """
     if stage.is_done():
@@ -51,20 +53,21 @@ def tokenise(stage: Stage, *, part: int = 0, of: int = 1) -> bool:
     try:
         plan = find_plan(stage)
         tokenizer = load_tokenizer(str(stage.inputs["model"]), stage.config.model.revision)
-        missing = [i for i in range(part, len(plan.parts), of) if not is_whole(stage.dir.parts, plan.name(i))]
-        report = _Progress(stage, plan, range(part, len(plan.parts), of), missing)
-        _make(stage, plan, missing, tokenizer, report)
-        report.finished()
+        own = range(part, len(plan.parts), of)
+        missing = [i for i in own if not is_complete(stage.dir.parts, plan.name(i))]
+        report = _Progress(stage, plan, own, missing)
+        _write_parts(stage, plan, missing, tokenizer, report)
+        report.finish()
     except Stopped:
         return False
-    if not all(is_whole(stage.dir.parts, plan.name(i)) for i in range(len(plan.parts))):
+    if not all(is_complete(stage.dir.parts, plan.name(i)) for i in range(len(plan.parts))):
         return False
     finish(stage, plan, tokenizer)
     return True
 
 
 def find_plan(stage: Stage) -> Plan:
-    """The plan in the stage's folder; made and written where there is none yet."""
+    """Return the plan in the stage's folder; make and write it if there is none."""
     files = corpus_files(stage)
     try:
         return load_plan(stage.dir.plan, files)
@@ -75,7 +78,7 @@ def find_plan(stage: Stage) -> Plan:
 
 
 def corpus_files(stage: Stage) -> list[str]:
-    """The files of the corpus: as `submit` resolved them, else as the hub has them."""
+    """Return the files of the corpus: the ones `submit` resolved, otherwise the hub's current ones."""
     given = stage.inputs.get("files")
     if given:
         return list(given)
@@ -89,38 +92,34 @@ def corpus_files(stage: Stage) -> list[str]:
 
 
 class _Progress:
-    """Documents done by this worker, earlier attempts included."""
+    """Reports the documents that this worker has done, including earlier attempts."""
 
-    def __init__(self, stage: Stage, plan: Plan, mine: Sequence[int], missing: Sequence[int]) -> None:
-        counts = {i: sum(span.count for span in plan.parts[i]) for i in mine}
+    def __init__(self, stage: Stage, plan: Plan, own: Sequence[int], missing: Sequence[int]) -> None:
+        counts = {i: sum(span.count for span in plan.parts[i]) for i in own}
         self._stage = stage
         self._total = sum(counts.values())
-        self._whole = self._total - sum(counts[i] for i in missing)
-        self._begun = time.monotonic()
+        self._done_before = self._total - sum(counts[i] for i in missing)
+        self._began = time.monotonic()
         self(0)
 
-    def finished(self) -> None:
-        """All of this worker's parts are whole; records that held no document were not counted until now."""
+    def finish(self) -> None:
+        """Report that all parts of this worker are complete; only now are skipped records counted."""
         self._stage.progress(self._total, self._total, "document")
 
     def __call__(self, done_now: int) -> None:
-        seconds = time.monotonic() - self._begun
-        done = self._whole + done_now
-        fields = {}
-        if done_now and seconds > 0:
-            rate = done_now / seconds
-            fields = {"rate": rate, "eta_s": (self._total - done) / rate}
+        done, rate = self._done_before + done_now, done_now / max(time.monotonic() - self._began, 1e-9)
+        fields = {"rate": rate, "eta_s": (self._total - done) / rate} if done_now else {}
         self._stage.progress(done, self._total, "document", **fields)
 
 
-def _make(
+def _write_parts(
     stage: Stage, plan: Plan, missing: Sequence[int], tokenizer: TextTokenizer, report: Callable[[int], None]
 ) -> None:
-    """Write the missing parts, in this process or in one a core."""
+    """Write the missing parts in this process, or in one process per core."""
     cores = min(available_cores(), len(missing))
     size = sum(span.bytes for i in missing for span in plan.parts[i])
     if cores > 1 and size >= PARALLEL_FROM_BYTES:
-        _make_in_processes(stage, plan, missing, cores, report)
+        _write_in_processes(stage, plan, missing, cores, report)
         return
     done = 0
 
@@ -133,11 +132,11 @@ def _make(
         write_part(stage.dir.parts, plan, i, stage.config.data, tokenizer, stop=stage.stop_requested, advance=advance)
 
 
-def _make_in_processes(
+def _write_in_processes(
     stage: Stage, plan: Plan, missing: Sequence[int], processes: int, report: Callable[[int], None]
 ) -> None:
-    """One process a core, each at its own part: turning ids into arrays holds the GIL, so threads stop at some ten."""
-    # Without locks: a process that is killed while it holds one would hang the parent. Each number has one writer.
+    """Write each part in a process: threads do not scale past about ten, since making arrays of ids holds the GIL."""
+    # No locks: a process that is killed while it holds a lock would hang the parent. Each number has one writer.
     context = multiprocessing.get_context("spawn")
     stop, done = context.RawValue("b", 0), context.RawArray("q", len(plan.parts))
     threads = max(1, available_cores() // processes)
@@ -158,11 +157,11 @@ def _make_in_processes(
 
 
 _CHILD: dict[str, Any] = {}
-"""What a process of the pool was started with."""
+"""The arguments of `write_part` in a process of the pool, set at its start."""
 
 
 def _begin(threads: int, stop: Any, done: Any, folder: str, data: DataConfig, model: str, revision: str | None) -> None:
-    """In a new process: the tokenizer gets its share of the cores."""
+    """Prepare a new process: load the tokenizer, with its share of the cores, and the plan."""
     begin_child()
     os.environ["RAYON_NUM_THREADS"] = str(threads)
     stage = StageDir(Path(folder))
@@ -178,29 +177,30 @@ def _write(part: int) -> None:
     write_part(*arguments, stop=lambda: bool(_CHILD["stop"].value), advance=advance)
 
 
-# ---------------------------------------------------------------------------------------------- the whole
+# ---------------------------------------------------------------------------------------------- finish
 
 
 def finish(stage: Stage, plan: Plan, tokenizer: TextTokenizer) -> None:
-    """Write `heldout.jsonl`, the manifest and `done.json`: all parts are whole.
+    """Write `heldout.jsonl`, the manifest and `done.json`; all parts must be complete.
 
     Raises:
-        InputError: there is not one sample.
+        InputError: there are too few tokens for one sample.
+        ArtefactError: a part was made with another tokenizer.
     """
     data, names = stage.config.data, [plan.name(i) for i in range(len(plan.parts))]
     counts: Counter[str] = Counter()
     skipped: Counter[str] = Counter()
-    heldout: dict[str, dict[str, Any]] = {}
+    heldout: dict[str, HeldoutDocument] = {}
     parts: list[list[Any]] = []
     for name in names:
         facts = read_part(stage.dir.parts, name)
         if facts["tokenizer"] != tokenizer.hash:
             raise ArtefactError(
                 f"{stage.dir.parts / name}.json: was made with another tokenizer than that of {stage.inputs['model']}; "
-                "remove the folder"
+                f"delete the folder {stage.dir.path} and resubmit"
             )
         parts.append([name, facts["tokens"], facts["documents"]])
-        counts.update({k: facts[k] for k in ("documents", "tokens", "tokens_cut", "text_bytes", "heldout_copies")})
+        counts.update({key: cast(dict[str, Any], facts)[key] for key in (*COUNTED, "heldout_copies")})
         skipped.update(facts["skipped"])
         for row in facts["heldout"]:
             counts["heldout_copies"] += row["doc_hash"] in heldout
@@ -218,7 +218,7 @@ def finish(stage: Stage, plan: Plan, tokenizer: TextTokenizer) -> None:
         "samples": samples,
         "sequence_length": data.sequence_length,
         "packing": data.packing,
-        **{k: counts[k] for k in ("documents", "tokens", "tokens_cut", "text_bytes")},
+        **{key: counts[key] for key in COUNTED},
         "tokens_left_over": counts["tokens"] % data.sequence_length if data.packing == "concatenate" else 0,
         "records": plan.records,
         "used_records": plan.used_records,
@@ -237,7 +237,7 @@ def finish(stage: Stage, plan: Plan, tokenizer: TextTokenizer) -> None:
             "key": stage.key,
             "files": [[name, size] for name, size in zip(plan.files, plan.sizes, strict=True)],
             "config": _settings(stage.config),
-            "versions": versions(),
+            "versions": installed_versions(PACKAGES),
         }
     )
     outputs = [stage.dir.parts / f"{name}.{end}" for name in names for end in ("bin", "index", "json")]
@@ -248,15 +248,3 @@ def _settings(config: Experiment) -> dict[str, Any]:
     data = config.data
     keys = ("source", "subset", "text_column", "fraction", "heldout_documents", "sequence_length", "packing")
     return {key: getattr(data, key) for key in (*keys, "on_bad_document")} | {"model": config.model.path}
-
-
-def versions() -> dict[str, str]:
-    """Of what the bytes of the tokens depend on."""
-    names = ("hpc-ewc", "tokenizers", "pyarrow", "numpy")
-    found = {"python": platform.python_version()}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

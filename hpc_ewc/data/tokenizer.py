@@ -1,7 +1,7 @@
-"""A model's tokenizer: text to token ids, without a special token that the text did not earn.
+"""A model's tokenizer, which turns text into token ids and never adds a special token.
 
-The `tokenizers` file of the model (tokenizer.json) is used directly. BOS is put before a document here and not by the
-file's post-processor, so it stands exactly once whatever that file says.
+It uses the model's `tokenizers` file (tokenizer.json) directly. The callers put BOS before a document, not the file's
+post-processor, so BOS occurs exactly once for every tokenizer.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ class TextTokenizer:
     backend: Tokenizer
     bos_id: int
     pad_id: int
-    """Its padding token, else EOS, else 0. Padding is never scored."""
+    """The padding token, otherwise EOS, otherwise 0. Padding is never scored."""
     vocab_size: int
-    """Rows of the model's embedding: every id is below it."""
+    """Number of rows of the model's embedding; every id is smaller."""
     hash: str
-    """Of tokenizer.json and the ids: artefacts with the same hash hold the same tokens."""
+    """Hash of tokenizer.json and the ids; artefacts with the same hash have the same tokens."""
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`, with no special token, not even BOS."""
+        """Return the ids of `text`, without special tokens such as BOS."""
         ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
         return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` of each, on all the cores the process may use (RAYON_NUM_THREADS)."""
+        """Return the ids of each text, computed on all cores of the process (RAYON_NUM_THREADS)."""
         return [one.ids for one in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
 
 def load_tokenizer(model: str | Path, revision: str | None = None) -> TextTokenizer:
-    """The tokenizer of a Hugging Face folder or hub id.
+    """Return the tokenizer of a Hugging Face folder or hub id.
 
     Raises:
-        InputError: no tokenizer.json or config.json, no BOS, or ids beyond the rows of the model's embedding.
+        InputError: there is no tokenizer.json or config.json, no BOS, or an id has no row in the model's embedding.
     """
     paths = {name: _find(model, name, revision) for name in FILES}
     if paths["tokenizer.json"] is None:
@@ -58,44 +58,52 @@ def load_tokenizer(model: str | Path, revision: str | None = None) -> TextTokeni
         )
     try:
         backend = Tokenizer.from_file(str(paths["tokenizer.json"]))
-    except Exception as error:  # the Rust side raises bare Exception
+    except Exception as error:  # the Rust side raises a plain Exception
         raise InputError(f"{paths['tokenizer.json']}: not a tokenizer: {error}") from None
     settings = _json(paths["tokenizer_config.json"])
     config = _json(paths["config.json"])
-    config = config.get("text_config", config)  # Gemma 3 with images nests it
+    config = config.get("text_config", config)  # nested in Gemma 3 models with images
     if "vocab_size" not in config:
         raise InputError(f"{model}: no config.json with 'vocab_size'; not the folder of a Hugging Face model")
-    bos = _special(backend, settings, config, "bos")
+    bos, pad, eos = (_special(backend, settings, config, name) for name in ("bos", "pad", "eos"))
     if bos is None:
         raise InputError(
             f"{model}: the tokenizer has no BOS token, which begins every document; "
             "set bos_token in tokenizer_config.json"
         )
-    pad = next((i for i in (_special(backend, settings, config, name) for name in ("pad", "eos")) if i is not None), 0)
     size, content = int(config["vocab_size"]), Path(paths["tokenizer.json"]).read_bytes()
-    return build_tokenizer(backend, content, bos_id=bos, pad_id=pad, vocab_size=size, name=str(model))
+    return build_tokenizer(backend, content, bos_id=bos, pad_id=_first(pad, eos), vocab_size=size, name=str(model))
 
 
 def build_tokenizer(
     backend: Tokenizer, content: bytes, *, bos_id: int, pad_id: int, vocab_size: int, name: str
 ) -> TextTokenizer:
-    """A tokenizer whose every id fits the model. Changes `backend`; `content` is what its hash is of.
+    """Return a tokenizer, after checking that all its ids fit the model; changes `backend`.
 
-    "<eos>" in a web page stays five letters: special tokens are control signs, and text must not forge them. So an
-    added special token beyond the embedding (Gemma 3 text models have one, for images) is no mismatch.
+    Special tokens in a text are encoded as ordinary letters: a web page that contains "<eos>" must not end a document.
+    So an added special token without a row in the embedding (Gemma 3 text models have one, for images) is no mismatch.
+
+    Args:
+        backend: the tokenizer.
+        content: the tokenizer.json, for the hash.
+        bos_id: id of BOS.
+        pad_id: id of padding.
+        vocab_size: number of rows of the model's embedding.
+        name: name of the tokenizer in messages.
 
     Raises:
-        InputError: text, BOS or padding can give an id that the model's embedding has no row for.
+        InputError: an id of text, BOS or padding has no row in the model's embedding.
     """
     backend.no_truncation()
     backend.no_padding()
     backend.encode_special_tokens = True
     special = {i for i, token in backend.get_added_tokens_decoder().items() if token.special}
     usable = {i: word for word, i in backend.get_vocab(with_added_tokens=True).items() if i not in special}
-    for i, word in ((bos_id, "BOS"), (pad_id, "padding"), *((max(usable),) * 2,) * bool(usable)):
+    for i in (bos_id, pad_id, max(usable, default=0)):
         if not 0 <= i < vocab_size:
+            word = usable.get(i, "BOS" if i == bos_id else "padding")
             raise InputError(
-                f"{name}: the tokenizer does not match the model: id {i} ({usable.get(i, word)!r}) has no row in the "
+                f"{name}: the tokenizer does not match the model: id {i} ({word!r}) has no row in the "
                 f"embedding of {vocab_size}; take the tokenizer that came with the model"
             )
     facts = {"file": hashlib.sha256(content).hexdigest(), "bos": bos_id, "pad": pad_id}
@@ -104,10 +112,10 @@ def build_tokenizer(
 
 
 def as_text_tokenizer(tokenizer: Any) -> TextTokenizer:
-    """Ours from ours, or from a fast tokenizer of transformers.
+    """Return a TextTokenizer unchanged, or one made from a fast tokenizer of transformers.
 
     Raises:
-        InputError: a slow tokenizer, or one without BOS.
+        InputError: the tokenizer is not a fast one, or has no BOS.
     """
     if isinstance(tokenizer, TextTokenizer):
         return tokenizer
@@ -117,17 +125,17 @@ def as_text_tokenizer(tokenizer: Any) -> TextTokenizer:
         raise InputError(f"{name}: not a fast tokenizer; one with a tokenizer.json is needed")
     if tokenizer.bos_token_id is None:
         raise InputError(f"{name}: the tokenizer has no BOS token, which begins every example")
-    pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+    pad = _first(tokenizer.pad_token_id, tokenizer.eos_token_id)
     size = max(len(tokenizer), tokenizer.bos_token_id + 1, pad + 1)
     content = backend.to_str()
-    copy = Tokenizer.from_str(content)  # the caller's may be in use
+    copy = Tokenizer.from_str(content)  # the caller may use the original
     return build_tokenizer(
         copy, content.encode(), bos_id=tokenizer.bos_token_id, pad_id=pad, vocab_size=size, name=str(name)
     )
 
 
 def _find(model: str | Path, name: str, revision: str | None) -> Path | None:
-    """A file of the model: in its folder, else in the hub's cache, else fetched (never with HF_HUB_OFFLINE=1)."""
+    """Return a file of the model: from its folder, the hub's cache, or the hub (not with HF_HUB_OFFLINE=1)."""
     folder = Path(model)
     if folder.is_dir():
         return folder / name if (folder / name).is_file() else None
@@ -158,8 +166,12 @@ def _json(path: Path | None) -> dict[str, Any]:
         raise InputError(str(error)) from None
 
 
+def _first(*ids: int | None) -> int:
+    return next((i for i in ids if i is not None), 0)
+
+
 def _special(backend: Tokenizer, settings: dict[str, Any], config: dict[str, Any], name: str) -> int | None:
-    """Id of a special token: as tokenizer_config.json spells it, else as config.json numbers it."""
+    """Return the id of a special token, from its text in tokenizer_config.json or its id in config.json."""
     token = settings.get(f"{name}_token")
     if isinstance(token, dict):
         token = token.get("content")

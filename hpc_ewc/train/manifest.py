@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import socket
@@ -15,7 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from hpc_ewc.config import render_toml
 from hpc_ewc.ewc.sharding.ranks import gather_objects
 from hpc_ewc.model.load import Origin
-from hpc_ewc.stage import Stage
+from hpc_ewc.stage import Stage, installed_versions
 
 PACKAGES = ("hpc-ewc", "torch", "transformers", "safetensors", "tokenizers", "numpy", "liger-kernel", "flash-attn")
 
@@ -29,7 +28,7 @@ def training_facts(stage: Stage, origin: Origin, mesh: DeviceMesh, device: torch
         "config": render_toml(stage.config),
         "inputs": stage.inputs,
         "coordinates": stage.coordinates,
-        "versions": versions(),
+        "versions": installed_versions(PACKAGES),
         "device": torch.cuda.get_device_name(device) if cuda else platform.processor() or platform.machine(),
         "gpus": dist.get_world_size() if cuda else 0,
         "cuda": torch.version.cuda if cuda else None,
@@ -44,14 +43,3 @@ def training_facts(stage: Stage, origin: Origin, mesh: DeviceMesh, device: torch
         "restart": stage.restart,
         "commit": os.environ.get("HPC_EWC_COMMIT"),
     }
-
-
-def versions() -> dict[str, str]:
-    """Returns the versions of Python and of the installed packages that compute the result."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

@@ -160,7 +160,7 @@ def test_a_file_that_is_not_compressed_as_named_is_refused(tmp_path: Path, name:
 def test_a_broken_parquet_file_is_refused(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", {"text": TEXTS})
     path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(InputError, match=r"a\.parquet: not a whole \.parquet file"):
+    with pytest.raises(InputError, match=r"a\.parquet: not a complete \.parquet file"):
         read_all(path)
 
 

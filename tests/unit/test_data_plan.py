@@ -167,7 +167,7 @@ def test_a_corpus_cut_while_it_is_read_is_noticed(tmp_path: Path) -> None:
 def test_a_foreign_plan_is_refused(tmp_path: Path) -> None:
     files, path = write_corpus(tmp_path), tmp_path / "plan.json"
     save_plan(path, build_plan(files, make_data()))
-    with pytest.raises(ArtefactError, match="is of other files"):
+    with pytest.raises(ArtefactError, match="was made for other files"):
         load_plan(path, files[:1])
     facts = json.loads(path.read_text())
     for broken in ({}, facts | {"schema": 99}, facts | {"parts": [[[1]]]}):

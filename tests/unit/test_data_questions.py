@@ -177,9 +177,9 @@ def test_a_broken_line_is_named(tmp_path: Path, tokenizer: TextTokenizer, line: 
 
 def test_no_example_is_refused(tmp_path: Path, tokenizer: TextTokenizer) -> None:
     path = write_compressed(tmp_path / "q.jsonl", b"\n")
-    with pytest.raises(InputError, match=r"the Fisher has no example: .*q\.jsonl; set fisher\.files"):
+    with pytest.raises(InputError, match=r"the Fisher has no examples: .*q\.jsonl; set fisher\.files"):
         question_batches(fisher(), [path], tokenizer, rank=0, world_size=1)
-    with pytest.raises(InputError, match="the Fisher has no example: no file"):
+    with pytest.raises(InputError, match="the Fisher has no examples: no file"):
         question_batches(fisher(), [], tokenizer, rank=0, world_size=1)
 
 

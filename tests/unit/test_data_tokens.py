@@ -136,7 +136,7 @@ def test_many_parts_need_few_open_files(tmp_path: Path, model: Path, monkeypatch
     dataset, samples = read_tokens(tmp_path / "t"), samples_of(stream_of(model, TEXTS[:9]), 16)
     for i in random.Random(0).choices(range(len(dataset)), k=100):
         assert dataset[i].tolist() == samples[i]
-    assert len(dataset._maps) == 2
+    assert dataset._map.cache_info().currsize == 2
 
 
 def test_a_part_of_held_out_documents_alone_is_empty(tmp_path: Path, model: Path) -> None:
@@ -339,7 +339,7 @@ def test_a_damaged_folder_is_refused_by_name(tmp_path: Path, model: Path, corpus
         read_tokens(tmp_path)
     binary.write_bytes(content)
     damage(stage.dir.done, {"summary": {"loss": 1.0}})
-    with pytest.raises(ArtefactError, match=r"done\.json: is of no tokens stage"):
+    with pytest.raises(ArtefactError, match=r"done\.json: not written by a tokens stage"):
         read_tokens(tmp_path)
     stage.dir.done.write_text(json.dumps(done))
     assert len(read_tokens(tmp_path)) > 0

@@ -63,7 +63,7 @@ MAY_IMPORT = {
     "launch": SHARED | {"node"},
     "report": {"config", "suites", "sweep", "rundir", "records", "errors"},
     "cli": SHARED | {"launch", "report"},
-    "data": {"config", "hub", "rundir", "records", "stage", "errors"},
+    "data": {"config", "hub", "rundir", "records", "schemas", "stage", "errors"},
     "model": {"config", "hub", "model_folder", "rundir", "records", "schemas", "stage", "errors", "data"},
     "ewc": {"errors"},
     "train": {"config", "rundir", "records", "schemas", "stage", "errors", "data", "model", "ewc"},
