@@ -153,8 +153,7 @@ def _cut(
         yield from _cut_parquet(path, number, column, part_records, part_bytes)
         return
     with open_bytes(path) as file:
-        span = Span(number, count=0, line=1, offset=0, bytes=0)
-        line = 1
+        span, line = Span(number, count=0, line=1, offset=0, bytes=0), 1
         for _, lines, size in lines_of(path, file):
             line += lines
             span = replace(span, count=span.count + 1, bytes=span.bytes + size)
@@ -180,11 +179,9 @@ def _cut_parquet(path: str, number: int, column: str, part_records: int, part_by
 
 def _column_bytes(metadata: Any, column: str) -> int:
     """Return the uncompressed size of a column in bytes, from the footer."""
-    total = 0
-    for group in range(metadata.num_row_groups):
-        chunks = (metadata.row_group(group).column(i) for i in range(metadata.num_columns))
-        total += sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema == column)
-    return total
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    chunks = [group.column(i) for group in groups for i in range(metadata.num_columns)]
+    return sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema == column)
 
 
 def _take(spans: Sequence[Span], count: int) -> Iterator[Span]:

@@ -15,7 +15,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from hpc_ewc.errors import ArtefactError, InputError
-from hpc_ewc.hub import PREFETCH
+from hpc_ewc.hub import explain
 from hpc_ewc.records import canonical_json, read_json
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "config.json")
@@ -78,18 +78,10 @@ def load_tokenizer(model: str | Path, revision: str | None = None) -> TextTokeni
 def build_tokenizer(
     backend: Tokenizer, content: bytes, *, bos_id: int, pad_id: int, vocab_size: int, name: str
 ) -> TextTokenizer:
-    """Return a tokenizer, after checking that all its ids fit the model; changes `backend`.
+    """Return a tokenizer, after checking that all its ids fit the model; changes `backend`. `content` is hashed.
 
     Special tokens in a text are encoded as ordinary letters: a web page that contains "<eos>" must not end a document.
     So an added special token without a row in the embedding (Gemma 3 text models have one, for images) is no mismatch.
-
-    Args:
-        backend: the tokenizer.
-        content: the tokenizer.json, for the hash.
-        bos_id: id of BOS.
-        pad_id: id of padding.
-        vocab_size: number of rows of the model's embedding.
-        name: name of the tokenizer in messages.
 
     Raises:
         InputError: an id of text, BOS or padding has no row in the model's embedding.
@@ -146,15 +138,12 @@ def _find(model: str | Path, name: str, revision: str | None) -> Path | None:
 
     try:
         return Path(hf_hub_download(str(model), name, revision=revision))
-    except LocalEntryNotFoundError:
-        raise InputError(
-            f"{model}: {name} is not in the cache and the hub is out of reach; "
-            f"run `{PREFETCH}` where there is a network"
-        ) from None
+    except LocalEntryNotFoundError as error:
+        raise InputError(f"{model}: {name}: {explain(error, 'model', str(model))}") from None
     except EntryNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise InputError(f"{model}: {name} cannot be fetched: {error}") from None
+        raise InputError(f"{model}: {name}: {explain(error, 'model', str(model))}") from None
 
 
 def _json(path: Path | None) -> dict[str, Any]:

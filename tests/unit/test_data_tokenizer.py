@@ -146,7 +146,7 @@ def test_a_hub_id_that_is_not_in_the_cache_names_the_fix(tmp_path: Path, monkeyp
         raise LocalEntryNotFoundError("offline")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", absent)
-    with pytest.raises(InputError, match=r"tokenizer\.json is not in the cache .* `hpc-ewc prefetch SWEEP"):
+    with pytest.raises(InputError, match=r"tokenizer\.json: not in the cache and .* `hpc-ewc prefetch SWEEP"):
         load_tokenizer("google/gemma-2-2b-it")
 
     folder = write_model(tmp_path)
