@@ -101,7 +101,7 @@ class TokenDataset:
     def _ranges(
         self, indices: Sequence[int] | npt.NDArray[np.int64]
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Return the begin and end of each sample in the token stream."""
+        """Return the start and end of each sample in the token stream."""
         samples = np.asarray(indices, dtype=np.int64)
         for i in samples[(samples < 0) | (samples >= self._samples)]:
             raise IndexError(f"sample {i} of {self._samples}")
@@ -123,7 +123,7 @@ class TokenDataset:
 
 
 def _bounds(lengths: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return the begin of each of consecutive ranges, and the end of the last."""
+    """Return the start of each of consecutive ranges, and the end of the last."""
     return np.cumsum(np.concatenate([[0], lengths]), dtype=np.int64)
 
 

@@ -24,7 +24,7 @@ KINDS = (".jsonl", ".parquet", ".txt")
 COMPRESSIONS = (".gz", ".zst")
 BUFFER_BYTES = 1 << 20
 BOM = b"\xef\xbb\xbf"
-"""The byte order mark that some editors put at the begin of UTF-8; it is not part of the text."""
+"""The byte order mark that some editors put at the start of UTF-8; it is not part of the text."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def lines_of(path: str, file: BinaryIO, line: int = 1) -> Iterator[tuple[Record,
 
     Args:
         path: path of the file; its ending tells .jsonl from .txt.
-        file: the open file, at the begin of a record or of a blank line.
+        file: the open file, at the start of a record or of a blank line.
         line: number of that line.
     """
     is_jsonl = kind_of(path) == ".jsonl"

@@ -121,7 +121,7 @@ class StepLoader:
 
 
 def positions_in_document(ids: npt.NDArray[np.int64], bos_id: int) -> npt.NDArray[np.int64]:
-    """Return the distance of each token from the last BOS of its row, or from the row's begin: [B, T] int64."""
+    """Return the distance of each token from the last BOS of its row, or from the start of the row: [B, T] int64."""
     at = np.broadcast_to(np.arange(ids.shape[1], dtype=np.int64), ids.shape)
     begins = np.maximum.accumulate(np.where(ids == bos_id, at, 0), axis=1)
     return at - begins

@@ -135,8 +135,8 @@ def check_sizes(folder: Path, name: str, tokens: int, documents: int) -> None:
         if found != size:
             what = "missing" if found is None else f"{found} bytes"
             raise ArtefactError(
-                f"{path}: {what}, it must have {size} bytes: truncated or not written by hpc-ewc; "
-                f"remove done.json of this tokens folder and {name}.json, and submit again"
+                f"{path}: {what}, expected {size} bytes: truncated or not written by hpc-ewc; "
+                f"delete done.json of this tokens folder and {name}.json, and resubmit"
             )
 
 

@@ -15,11 +15,12 @@ import heapq
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import astuple, dataclass, replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 from hpc_ewc import records
 from hpc_ewc.config import DataConfig
@@ -45,7 +46,6 @@ PART_RECORDS = 1 << 16
 PARALLEL_FROM_BYTES = 64 << 20
 """For a smaller corpus, starting processes takes longer than hashing."""
 SCHEMA = 1
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -218,16 +218,21 @@ def _smallest_hashes(
     wanted = data.heldout_documents
     smallest: set[str] = set()
     skipped: Counter[str] = Counter()
-    for found, bad in _map_parts(partial(_hashes, list(files), data), parts, stop):
-        smallest = set(heapq.nsmallest(wanted + 1, smallest | found))
-        skipped += bad
-        if stop():
-            raise Stopped
+    read = partial(_hashes, list(files), data)
+    cores = min(available_cores(), len(parts))
+    is_large = sum(span.bytes for part in parts for span in part) >= PARALLEL_FROM_BYTES
+    with ExitStack() as stack:
+        pool = stack.enter_context(start_pool(cores, stop, begin_child)) if cores > 1 and is_large else None
+        for found, bad in pool.map(read, parts) if pool else map(read, parts):
+            smallest = set(heapq.nsmallest(wanted + 1, smallest | found))
+            skipped += bad
+            if stop():
+                raise Stopped
     if len(smallest) <= wanted:
         raise InputError(
             f"data.heldout_documents = {wanted}, but the used part of the corpus has {len(smallest)} different "
-            f"documents ({sum(skipped.values())} records skipped: {dict(skipped) or 'none'}), and some must be left to "
-            "train on; lower it, or raise data.fraction"
+            f"documents ({sum(skipped.values())} records skipped: {dict(skipped) or 'none'}), and at least one must "
+            "remain for training; lower it, or raise data.fraction"
         )
     return frozenset(heapq.nsmallest(wanted, smallest))
 
@@ -237,17 +242,6 @@ def _hashes(files: list[str], data: DataConfig, spans: Sequence[Span]) -> tuple[
     skipped: Counter[str] = Counter()
     found = {document.hash for document in documents(files, spans, data, skipped)}
     return set(heapq.nsmallest(data.heldout_documents + 1, found)), skipped
-
-
-def _map_parts(
-    work: Callable[[Sequence[Span]], T], parts: Sequence[Sequence[Span]], stop: Callable[[], bool]
-) -> Iterator[T]:
-    cores = min(available_cores(), len(parts))
-    if cores < 2 or sum(span.bytes for part in parts for span in part) < PARALLEL_FROM_BYTES:
-        yield from map(work, parts)
-        return
-    with start_pool(cores, stop, begin_child) as pool:
-        yield from pool.map(work, parts)
 
 
 # ---------------------------------------------------------------------------------------------- plan.json

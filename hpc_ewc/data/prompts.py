@@ -104,7 +104,7 @@ def read_question(row: Mapping[str, Any]) -> Question:
     key = row.get("answer", row.get("answerKey"))
     index = key if isinstance(key, int) and not isinstance(key, bool) else _index(key, labels, len(choices))
     if index is None or not 0 <= index < len(choices):
-        raise BadText("schema", f"answer {key!r} is none of the {len(choices)} choices")
+        raise BadText("schema", f"answer {key!r} is not one of the {len(choices)} choices")
     return Question(text, subject, tuple(choices), choices[index], LETTERS[index] if index < 4 else "")
 
 
@@ -122,7 +122,7 @@ def _string(row: Mapping[str, Any], column: str) -> str:
     if not isinstance(value, str) or not value.strip():
         what = "no column" if column not in row else "nothing" if value is None or value == "" else f"{value!r}"
         known = ", ".join(map(str, row))
-        raise BadText("schema", f"'{column}' must be a text: {what}; the row has {known or 'no columns'}")
+        raise BadText("schema", f"'{column}' must be text: {what}; the row has {known or 'no columns'}")
     return value
 
 

@@ -55,9 +55,9 @@ def tokenise(stage: Stage, *, part: int = 0, of: int = 1) -> bool:
         tokenizer = load_tokenizer(str(stage.inputs["model"]), stage.config.model.revision)
         own = range(part, len(plan.parts), of)
         missing = [i for i in own if not is_complete(stage.dir.parts, plan.name(i))]
-        report = _Progress(stage, plan, own, missing)
-        _write_parts(stage, plan, missing, tokenizer, report)
-        report.finish()
+        progress = _Progress(stage, plan, own, missing)
+        _write_parts(stage, plan, missing, tokenizer, progress.advance)
+        progress.finish()
     except Stopped:
         return False
     if not all(is_complete(stage.dir.parts, plan.name(i)) for i in range(len(plan.parts))):
@@ -68,24 +68,17 @@ def tokenise(stage: Stage, *, part: int = 0, of: int = 1) -> bool:
 
 def find_plan(stage: Stage) -> Plan:
     """Return the plan in the stage's folder; make and write it if there is none."""
-    files = corpus_files(stage)
+    data, files = stage.config.data, list(stage.inputs.get("files") or [])
+    if not files:  # not resolved by `submit`
+        from hpc_ewc.data.hub import resolve
+
+        files = resolve(data.source, data.subset, "train")
     try:
         return load_plan(stage.dir.plan, files)
     except FileNotFoundError:
-        plan = build_plan(files, stage.config.data, stop=stage.stop_requested)
+        plan = build_plan(files, data, stop=stage.stop_requested)
         save_plan(stage.dir.plan, plan)
         return plan
-
-
-def corpus_files(stage: Stage) -> list[str]:
-    """Return the files of the corpus: the ones `submit` resolved, otherwise the hub's current ones."""
-    given = stage.inputs.get("files")
-    if given:
-        return list(given)
-    from hpc_ewc.data.hub import resolve
-
-    data = stage.config.data
-    return resolve(data.source, data.subset, "train")
 
 
 # ---------------------------------------------------------------------------------------------- parts
@@ -99,41 +92,37 @@ class _Progress:
         self._stage = stage
         self._total = sum(counts.values())
         self._done_before = self._total - sum(counts[i] for i in missing)
-        self._began = time.monotonic()
-        self(0)
+        self._done_now, self._began = 0, time.monotonic()
+        self.advance(0)
 
     def finish(self) -> None:
         """Report that all parts of this worker are complete; only now are skipped records counted."""
         self._stage.progress(self._total, self._total, "document")
 
-    def __call__(self, done_now: int) -> None:
-        done, rate = self._done_before + done_now, done_now / max(time.monotonic() - self._began, 1e-9)
-        fields = {"rate": rate, "eta_s": (self._total - done) / rate} if done_now else {}
+    def advance(self, count: int) -> None:
+        """Report `count` more documents."""
+        self._done_now += count
+        done, rate = self._done_before + self._done_now, self._done_now / max(time.monotonic() - self._began, 1e-9)
+        fields = {"rate": rate, "eta_s": (self._total - done) / rate} if self._done_now else {}
         self._stage.progress(done, self._total, "document", **fields)
 
 
 def _write_parts(
-    stage: Stage, plan: Plan, missing: Sequence[int], tokenizer: TextTokenizer, report: Callable[[int], None]
+    stage: Stage, plan: Plan, missing: Sequence[int], tokenizer: TextTokenizer, advance: Callable[[int], None]
 ) -> None:
     """Write the missing parts in this process, or in one process per core."""
     cores = min(available_cores(), len(missing))
     size = sum(span.bytes for i in missing for span in plan.parts[i])
     if cores > 1 and size >= PARALLEL_FROM_BYTES:
-        _write_in_processes(stage, plan, missing, cores, report)
+        _write_in_processes(stage, plan, missing, cores, advance)
         return
-    done = 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        report(done)
-
+    data, stop = stage.config.data, stage.stop_requested
     for i in missing:
-        write_part(stage.dir.parts, plan, i, stage.config.data, tokenizer, stop=stage.stop_requested, advance=advance)
+        write_part(stage.dir.parts, plan, i, data, tokenizer, stop=stop, advance=advance)
 
 
 def _write_in_processes(
-    stage: Stage, plan: Plan, missing: Sequence[int], processes: int, report: Callable[[int], None]
+    stage: Stage, plan: Plan, missing: Sequence[int], processes: int, advance: Callable[[int], None]
 ) -> None:
     """Write each part in a process: threads do not scale past about ten, since making arrays of ids holds the GIL."""
     # No locks: a process that is killed while it holds a lock would hang the parent. Each number has one writer.
@@ -144,6 +133,7 @@ def _write_in_processes(
     task = (threads, stop, done, str(stage.dir.path), stage.config.data, model, revision)
     with start_pool(processes, stage.stop_requested, _begin, *task) as pool:
         running: set[Future[None]] = {pool.submit(_write, i) for i in missing}
+        reported = 0
         try:
             while running:
                 finished, running = wait(running, POLL_S, FIRST_COMPLETED)
@@ -151,7 +141,8 @@ def _write_in_processes(
                     future.result()
                 if stage.stop_requested():
                     raise Stopped
-                report(sum(done))
+                reported, before = sum(done), reported
+                advance(reported - before)
         finally:
             stop.value = 1
 
@@ -208,8 +199,8 @@ def finish(stage: Stage, plan: Plan, tokenizer: TextTokenizer) -> None:
     samples = counts["documents"] if data.packing == "truncate" else counts["tokens"] // data.sequence_length
     if not samples:
         raise InputError(
-            f"the corpus gives {counts['tokens']} tokens in {counts['documents']} documents ({sum(skipped.values())} "
-            f"skipped: {dict(skipped) or 'none'}), not one sample of {data.sequence_length}; "
+            f"the corpus has {counts['tokens']} tokens in {counts['documents']} documents ({sum(skipped.values())} "
+            f"skipped: {dict(skipped) or 'none'}), less than one sample of {data.sequence_length}; "
             "lower data.sequence_length, raise data.fraction, or look at what was skipped"
         )
     rows = (records.canonical_json(row) for row in heldout.values())

@@ -96,7 +96,7 @@ def build_tokenizer(
             word = usable.get(i, "BOS" if i == bos_id else "padding")
             raise InputError(
                 f"{name}: the tokenizer does not match the model: id {i} ({word!r}) has no row in the "
-                f"embedding of {vocab_size}; take the tokenizer that came with the model"
+                f"embedding of {vocab_size}; use the tokenizer that came with the model"
             )
     facts = {"file": hashlib.sha256(content).hexdigest(), "bos": bos_id, "pad": pad_id}
     digest = hashlib.sha256(canonical_json(facts).encode()).hexdigest()[:32]

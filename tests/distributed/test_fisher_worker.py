@@ -194,7 +194,7 @@ def test_a_bad_question_is_named_in_failed_json(tmp_path: Path, model: Path, que
     folder = build_stage(tmp_path / "stage", model, broken)
     assert worker(folder).returncode != 0
     failed = records.read_json(folder / "failed.json")
-    assert "broken.jsonl:3: answer 7 is none of the 4 choices" in failed["error"]
+    assert "broken.jsonl:3: answer 7 is not one of the 4 choices" in failed["error"]
 
 
 @pytest.mark.slow

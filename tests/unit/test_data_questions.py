@@ -137,8 +137,8 @@ def test_schemas_of_benchmarks_are_read(row: dict[str, Any], expected: Question)
 # ---------------------------------------------------------------------------------------------- bad rows
 
 BAD = [
-    ({"question": "q", "choices": ["a", "b"], "answer": 2}, {}, r"answer 2 is none of the 2 choices"),
-    ({"question": "q", "choices": ["a", "b"], "answer": "E"}, {}, r"answer 'E' is none of the 2 choices"),
+    ({"question": "q", "choices": ["a", "b"], "answer": 2}, {}, r"answer 2 is not one of the 2 choices"),
+    ({"question": "q", "choices": ["a", "b"], "answer": "E"}, {}, r"answer 'E' is not one of the 2 choices"),
     ({"question": "q", "choices": ["a", "b"], "answer": True}, {}, r"answer True is none"),
     (
         {"question": "q", "choices": ["a", "b"], "answer": 0},
@@ -148,12 +148,12 @@ BAD = [
     ({"question": "q", "choices": "abcd", "answer": 0}, {}, r"'choices' is neither a list of texts nor"),
     ({"question": "q", "choices": [1, 2], "answer": 0}, {}, r"'choices' is neither a list of texts nor"),
     ({"question": "q", "choices": ["a"], "answer": 0, "subject": 3}, {}, r"'subject' holds int, not text"),
-    ({"text": "a"}, {}, r"'question' must be a text: no column; the row has text"),
-    ({"question": None}, {}, r"'question' must be a text: nothing"),
-    ({"question": "q"}, {"prompt": "text"}, r"'answer' must be a text: no column; the row has question"),
-    ({"question": "q", "answer": 4}, {"prompt": "text"}, r"'answer' must be a text: 4"),
+    ({"text": "a"}, {}, r"'question' must be text: no column; the row has text"),
+    ({"question": None}, {}, r"'question' must be text: nothing"),
+    ({"question": "q"}, {"prompt": "text"}, r"'answer' must be text: no column; the row has question"),
+    ({"question": "q", "answer": 4}, {"prompt": "text"}, r"'answer' must be text: 4"),
     ({"text": "a"}, {"prompt": "text"}, r"a row of text has no answer to score; set fisher\.tokens = 'all'"),
-    ({"text": 5}, {"prompt": "text", "tokens": "all"}, r"'text' must be a text: 5"),
+    ({"text": 5}, {"prompt": "text", "tokens": "all"}, r"'text' must be text: 5"),
 ]
 
 
