@@ -63,10 +63,9 @@ def build_example(row: Mapping[str, Any], config: FisherConfig, tokenizer: TextT
     elif "text" in row:
         if config.tokens == "answer":
             raise BadText(
-                "no answer",
-                "a row of text has no answer to score; set fisher.tokens = 'all', or use questions",
+                "no answer", "a row of text has no answer to score; set fisher.tokens = 'all', or use questions"
             )
-        prompt, ids = [], _encode(tokenizer, _string(row, "text"))[:MAX_TEXT_TOKENS]
+        prompt, ids = [tokenizer.bos_id], _encode(tokenizer, _string(row, "text"))[:MAX_TEXT_TOKENS]
     else:
         question = read_question(row)
         text, answer_text = f"Question: {question.text}\nAnswer:", f" {question.answer}"
