@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 from hpc_ewc.errors import ArtefactError
-from hpc_ewc.schemas import Done, Failure, StageFacts
+from hpc_ewc.schemas import Done, Failure, Record, Sample, StageFacts
 
 FOREIGN = "corrupt or not written by hpc-ewc"
 
@@ -171,7 +171,9 @@ def read_checked(path: Path, kind: Literal["done"]) -> Done: ...
 @overload
 def read_checked(path: Path, kind: Literal["failed"]) -> Failure: ...
 @overload
-def read_checked(path: Path, kind: Literal["progress", "record"]) -> dict[str, Any]: ...
+def read_checked(path: Path, kind: Literal["record"]) -> Record: ...
+@overload
+def read_checked(path: Path, kind: Literal["progress"]) -> dict[str, Any]: ...
 @overload
 def read_checked(path: Path, kind: str) -> Any: ...
 def read_checked(path: Path, kind: str) -> Any:
@@ -238,7 +240,7 @@ def write_samples(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     write_bytes(path, zstandard.ZstdCompressor(level=6, write_checksum=True).compress("".join(lines).encode()))
 
 
-def read_samples(path: Path) -> list[dict[str, Any]]:
+def read_samples(path: Path) -> list[Sample]:
     """Return the rows of a samples file.
 
     Raises:

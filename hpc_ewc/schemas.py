@@ -327,7 +327,8 @@ class Record(TypedDict):
     limit: int | None
     seed: int
     backend: str
-    backend_args: str
+    backend_args: NotRequired[str]
+    """Absent in older records."""
     dtype: str
     attention: str
     batch_size: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ def _training(stage: Stage) -> StageDir | None:
     return StageDir(Path(stage.inputs["train"])) if "train" in stage.inputs else None
 
 
-def _manifest(stage: Stage, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _manifest(stage: Stage, found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the facts of manifest.json: what all records share, and which job scored which cell."""
     shared = ("model", "model_hash", "base_hash", "backend", "dtype", "attention", "max_length", "seed", "limit")
     cells = {

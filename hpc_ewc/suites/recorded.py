@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
 
 from hpc_ewc import records
 from hpc_ewc.errors import ArtefactError
 from hpc_ewc.rundir import StageDir
+from hpc_ewc.schemas import Record
 
 
-def recorded(stage: StageDir, train: StageDir | None = None) -> dict[str, dict[str, Any]]:
+def recorded(stage: StageDir, train: StageDir | None = None) -> dict[str, Record]:
     """Return the records of one evaluated run that need no further attempt, by `<fraction>:<cell>`.
 
     A cell whose model gave no finite value is done, since it would not give one next time. A cell that failed for

@@ -313,7 +313,7 @@ def test_a_cell_that_fails_costs_only_itself_and_is_tried_again(world: Path, tmp
     cells = ("ppl_heldout.en", "arc_easy.en")
     text = tmp_path / "news.jsonl"
     stage = prepare(tmp_path / "paper", world, cells, heldout={"en": text})
-    with pytest.raises(StageError, match=r"ppl_heldout.en failed; records in .*00000000 give the reasons"):
+    with pytest.raises(StageError, match=r"ppl_heldout.en failed; the records in .*00000000 give the reasons"):
         run(stage)
     record = records.read_checked(stage.cell(0, "ppl_heldout.en"), "record")
     assert (record["status"], record["retry"]) == ("failed", True)

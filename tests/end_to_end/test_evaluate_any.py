@@ -47,7 +47,7 @@ class World:
         return process.returncode, out, err
 
     def stamps(self) -> dict[str, tuple[int, str]]:
-        """Of every record there is, when it was written and by which job."""
+        """Return when each record was written, and by which job."""
         runs = self.root.root.glob("evaluate/*")
         return {f"{run.name}/{name}": s for run in runs for name, s in stamps(self.root.evaluate(run.name)).items()}
 

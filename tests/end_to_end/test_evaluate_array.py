@@ -48,7 +48,7 @@ def test_every_number_equals_lm_evals_own_command_line(world: Path, tmp_path: Pa
 
 
 def command_line(model: Path, names: Sequence[str], folder: Path, bos: str) -> dict[str, dict[str, Any]]:
-    """What `lm-eval run` prints of these cells."""
+    """Return what `lm-eval run` prints for these cells."""
     out = folder / f"lm-eval-{bos}"
     arguments = f"pretrained={model},dtype=float32,softmax_dtype=float32,add_bos_token={bos},max_length=512"
     command = [sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--model_args", arguments]
@@ -106,7 +106,7 @@ def standard_scores(values: Sequence[float]) -> float:
 
 
 def paired(stages: Sequence[tuple[StageDir, int]], cell: str, value: Callable[[dict[str, Any]], float]) -> list[float]:
-    """Of each document, what the first has more than the second."""
+    """Return the difference, first minus second, of each document."""
     rows = [list(records.read_samples(stage.samples(step, cell))) for stage, step in stages]
     assert [row["doc_hash"] for row in rows[0]] == [row["doc_hash"] for row in rows[1]]
     return [value(ours) - value(theirs) for ours, theirs in zip(*rows, strict=True)]

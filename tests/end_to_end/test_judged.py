@@ -28,7 +28,7 @@ def world(miniature: Path) -> Path:
 
 
 def with_judge(stage: StageDir, folder: Path, **more: Any) -> StageDir:
-    """As `submit` writes it."""
+    """Write a judge into stage.json, as `submit` does."""
     facts = records.read_json(stage.stage_json)
     judge = {"folder": str(folder), "id": "j:12", "tokens": 12, "questions": {}} | more
     records.write_json(stage.stage_json, facts | {"inputs": facts["inputs"] | {"judge": judge}})
@@ -36,7 +36,7 @@ def with_judge(stage: StageDir, folder: Path, **more: Any) -> StageDir:
 
 
 def by_hand(model: Any, tokenizer: Any, question: str, answer: str) -> tuple[float, int]:
-    """−log p(answer | BOS, question) and its tokens, one at a time."""
+    """Return −log p(answer | BOS, question) and the number of its tokens, from one plain forward."""
     context = tokenizer.encode(f"Question: {question.strip()}\nAnswer:")
     whole = tokenizer.encode(f"Question: {question.strip()}\nAnswer: {answer.strip()}")
     logits = model(torch.tensor([whole])).logits[0].double().log_softmax(-1)

@@ -72,7 +72,7 @@ def prompts(*lengths: int) -> list[Instance]:
 
 
 def logprob(model: Any, context: list[int], scored: list[int]) -> float:
-    """Of `scored` after `context`, from one plain forward in float64."""
+    """Return log p(`scored` | `context`), from one plain forward in float64."""
     ids = torch.tensor([context + scored])
     with torch.no_grad():
         logs = model.double()(ids).logits[0].log_softmax(-1)

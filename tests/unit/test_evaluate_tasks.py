@@ -40,11 +40,11 @@ def written(folder: Path, cell: Cell, **inputs: Any) -> dict[str, dict[str, Any]
 
 
 def prompts(folder: Path, cell: Cell, seed: int = 1234, **inputs: Any) -> list[str]:
-    """What lm-eval would send to a model: (context, continuation) of the first rows, joined."""
+    """Return what lm-eval would send to a model: (context, continuation) of the first rows, joined."""
     write_task_files(folder, cell, **inputs)
     tasks = load_tasks(cell, folder, (), seed=seed)
 
-    class Listening:
+    class FakeModel:
         rank, world_size, tokenizer_name = 0, 1, ""
 
         def __init__(self) -> None:
@@ -58,9 +58,9 @@ def prompts(folder: Path, cell: Cell, seed: int = 1234, **inputs: Any) -> list[s
             self.asked += [request.args[0] for request in requests]
             return [""] * len(requests)
 
-    listening = Listening()
-    evaluate(lm=listening, task_dict=tasks, limit=3, bootstrap_iters=0, log_samples=False)
-    return listening.asked
+    model = FakeModel()
+    evaluate(lm=model, task_dict=tasks, limit=3, bootstrap_iters=0, log_samples=False)
+    return model.asked
 
 
 # ---------------------------------------------------------------------------------------------- core

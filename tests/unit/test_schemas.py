@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any, NotRequired, get_origin, get_type_hints
 
 import pytest
 
@@ -11,6 +12,7 @@ from hpc_ewc import records
 from hpc_ewc.artefacts.outcome import read_outcome
 from hpc_ewc.launch.ledger.job_history import Ledger
 from hpc_ewc.rundir import RunDir
+from hpc_ewc.schemas import Record, Result, Sample
 
 
 @pytest.fixture
@@ -57,6 +59,13 @@ def test_a_checkpoint_says_what_it_holds_and_a_training_what_it_cost(schemas: Pa
     assert summary["scaled_mean"] == pytest.approx(1e6 * summary["fisher_trace"] / parameters)
 
 
+def assert_keys(value: Any, kind: Any) -> None:
+    """Check that a TypedDict describes an example: it has all required keys and no other than the optional ones."""
+    hints = get_type_hints(kind, include_extras=True)
+    required = {name for name, hint in hints.items() if get_origin(hint) is not NotRequired}
+    assert required <= set(value) <= set(hints)
+
+
 def test_records_become_rows_of_the_report(schemas: Path, tmp_path: Path) -> None:
     from hpc_ewc.report import load_records
 
@@ -66,9 +75,14 @@ def test_records_become_rows_of_the_report(schemas: Path, tmp_path: Path) -> Non
         record = records.read_checked(schemas / name, "record")
         assert f"{record['task']}.{record['language']}" == cell
         assert sum(result["primary"] for result in record["results"]) == 1
+        assert_keys(record, Record)
+        for result in record["results"]:
+            assert_keys(result, Result)
         (cells / f"{cell}.json").write_bytes((schemas / name).read_bytes())
         rows = list(records.read_lines(schemas / f"samples.{cell}.jsonl"))
         records.write_samples(cells / f"{cell}.samples.jsonl.zst", rows)
+        for row in rows:
+            assert_keys(row, Sample)
         assert {"doc_id", "doc_hash", "subset", "filter", "metrics", "loglikelihoods"} <= set(rows[0])
     rows = load_records(tmp_path / "runs" / "nano")
     assert {(row["task"], row["language"]) for row in rows} == {("arc_easy", "en"), ("ppl_heldout", "lt")}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
@@ -85,7 +85,7 @@ class SampleReader:
             _check(path, scores, column, record)
         return scores
 
-    def _parse(self, column: Column, rows: list[dict[str, Any]]) -> Scores:
+    def _parse(self, column: Column, rows: Sequence[Mapping[str, Any]]) -> Scores:
         keys = tuple(map(itemgetter("subset", "doc_id", "doc_hash"), rows))
         documents = next((d for d in self.known.get(column, ()) if d.keys == keys), None)
         if documents is None:
@@ -108,7 +108,7 @@ def _floats(values: list[Any]) -> Array:
     return array.astype(np.float64)
 
 
-def _documents(column: Column, keys: tuple[Key, ...], rows: list[dict[str, Any]]) -> Documents:
+def _documents(column: Column, keys: tuple[Key, ...], rows: Sequence[Mapping[str, Any]]) -> Documents:
     if len(set(keys)) < len(keys):
         raise ValueError("a document appears twice")
     names = [row.get("cluster") or key for row, key in zip(rows, keys, strict=True)]
