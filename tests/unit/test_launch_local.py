@@ -106,7 +106,7 @@ def test_a_run_folder_that_reported_elsewhere_gets_its_tables_and_nothing_else(
     """As those of 0.1.0, whose tables are in results/NAME."""
     sweep = write_experiment(world.parent, [0])
     Path("results/small").mkdir(parents=True)
-    assert submit.run(submit.Settings(sweep=sweep, out=Path("results/small"))) == 0
+    assert submit.run(submit.Settings(sweep=sweep, profile=write_profile(sweep), out=Path("results/small"))) == 0
     before = begun(world)
     assert "tables: results/small" in capfd.readouterr().err
     assert run(sweep) == 0
