@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -46,11 +47,11 @@ class TokenDataset:
         for name, tokens, documents in facts["parts"]:
             check_sizes(folder, name, tokens, documents)
         # Boundaries in the token stream: of parts, and of samples ("concatenate") or documents ("truncate").
-        self._part_bounds = _bounds([tokens for _, tokens, _ in facts["parts"]])
+        self._part_bounds: list[int] = _bounds([tokens for _, tokens, _ in facts["parts"]]).tolist()
         if self.packing == "truncate":
             lengths = [read_index(folder, name)[0] for name in self._names]
             self._document_bounds = _bounds(np.concatenate([np.empty(0, np.int64), *lengths]))
-        self._map = lru_cache(OPEN_PARTS)(partial(np.memmap, dtype="<u4", mode="r"))
+        self._map = lru_cache(OPEN_PARTS)(self._open)
 
     def __len__(self) -> int:
         return self._samples
@@ -112,14 +113,17 @@ class TokenDataset:
     def _copy(self, begin: int, out: npt.NDArray[np.int64]) -> None:
         """Fill `out` with the tokens of the stream from `begin` on."""
         end = begin + len(out)
-        part = int(np.searchsorted(self._part_bounds, begin, side="right")) - 1
+        part = bisect_right(self._part_bounds, begin) - 1
         while begin < end:
-            part_begin, part_end = self._part_bounds[part : part + 2].tolist()
+            part_begin, part_end = self._part_bounds[part : part + 2]
             if part_begin < part_end:  # an empty file cannot be mapped
-                tokens = self._map(self._folder / f"{self._names[part]}.bin")[begin - part_begin :][: end - begin]
+                tokens = self._map(part)[begin - part_begin : end - part_begin]
                 out[len(out) - (end - begin) :][: len(tokens)] = tokens
                 begin += len(tokens)
             part += 1
+
+    def _open(self, part: int) -> npt.NDArray[np.uint32]:
+        return np.memmap(self._folder / f"{self._names[part]}.bin", dtype="<u4", mode="r")
 
 
 def _bounds(lengths: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

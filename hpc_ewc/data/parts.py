@@ -13,6 +13,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import cast
 
@@ -73,16 +74,11 @@ def write_part(
                 raise Stopped
             ahead = reader.submit(next, blocks, None)
             for document in block:
-                if document.hash in heldout:
+                if document.doc_hash in heldout:
                     heldout_copies += 1
-                elif document.hash in plan.heldout:
-                    heldout[document.hash] = {
-                        "text": document.text,
-                        "doc_hash": document.hash,
-                        "file": document.file,
-                        "line": document.line,
-                    }
-            training = [document for document in block if document.hash not in plan.heldout]
+                elif document.doc_hash in plan.heldout:
+                    heldout[document.doc_hash] = cast(HeldoutDocument, asdict(document))
+            training = [document for document in block if document.doc_hash not in plan.heldout]
             for document, ids in zip(training, tokenizer.encode_batch([d.text for d in training]), strict=True):
                 total_tokens += 1 + len(ids)
                 text_bytes += len(document.text.encode())

@@ -53,7 +53,7 @@ class Document:
     """One usable document of the corpus."""
 
     text: str
-    hash: str
+    doc_hash: str
     file: str
     line: int
 
@@ -240,7 +240,7 @@ def _smallest_hashes(
 def _hashes(files: list[str], data: DataConfig, spans: Sequence[Span]) -> tuple[set[str], Counter[str]]:
     """Return the smallest hashes of one part, one more than are held out, and the skipped records by reason."""
     skipped: Counter[str] = Counter()
-    found = {document.hash for document in documents(files, spans, data, skipped)}
+    found = {document.doc_hash for document in documents(files, spans, data, skipped)}
     return set(heapq.nsmallest(data.heldout_documents + 1, found)), skipped
 
 

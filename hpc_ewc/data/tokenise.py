@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from hpc_ewc import records
-from hpc_ewc.config import DataConfig, Experiment
+from hpc_ewc.config import DataConfig
 from hpc_ewc.data.parts import is_complete, read_part, write_part
 from hpc_ewc.data.plan import Plan, build_plan, load_plan, save_plan
 from hpc_ewc.data.processes import POLL_S, Stopped, available_cores, begin_child, start_pool
@@ -201,7 +201,7 @@ def finish(stage: Stage, plan: Plan, tokenizer: TextTokenizer) -> None:
         raise InputError(
             f"the corpus has {counts['tokens']} tokens in {counts['documents']} documents ({sum(skipped.values())} "
             f"skipped: {dict(skipped) or 'none'}), less than one sample of {data.sequence_length}; "
-            "lower data.sequence_length, raise data.fraction, or look at what was skipped"
+            "lower data.sequence_length, raise data.fraction, or check the skipped documents"
         )
     rows = (records.canonical_json(row) for row in heldout.values())
     records.write_text(stage.dir.heldout, "".join(f"{row}\n" for row in rows))
@@ -222,20 +222,13 @@ def finish(stage: Stage, plan: Plan, tokenizer: TextTokenizer) -> None:
         "tokenizer_hash": tokenizer.hash,
         "parts": parts,
     }
-    stage.write_manifest(
-        {
-            **summary,
-            "key": stage.key,
-            "files": [[name, size] for name, size in zip(plan.files, plan.sizes, strict=True)],
-            "config": _settings(stage.config),
-            "versions": installed_versions(PACKAGES),
-        }
-    )
+    keys = ("source", "subset", "text_column", "fraction", "heldout_documents", "sequence_length", "packing")
+    origin = {
+        "key": stage.key,
+        "files": list(zip(plan.files, plan.sizes, strict=True)),
+        "config": {key: getattr(data, key) for key in (*keys, "on_bad_document")} | {"model": stage.config.model.path},
+        "versions": installed_versions(PACKAGES),
+    }
+    stage.write_manifest(summary | origin)
     outputs = [stage.dir.parts / f"{name}.{end}" for name in names for end in ("bin", "index", "json")]
     stage.finish([*outputs, stage.dir.plan, stage.dir.heldout, stage.dir.manifest_json], **summary)
-
-
-def _settings(config: Experiment) -> dict[str, Any]:
-    data = config.data
-    keys = ("source", "subset", "text_column", "fraction", "heldout_documents", "sequence_length", "packing")
-    return {key: getattr(data, key) for key in (*keys, "on_bad_document")} | {"model": config.model.path}
