@@ -67,7 +67,19 @@ MAY_IMPORT = {
     "model": {"config", "hub", "model_folder", "rundir", "records", "schemas", "stage", "errors", "data"},
     "ewc": {"errors"},
     "train": {"config", "rundir", "records", "schemas", "stage", "errors", "data", "model", "ewc"},
-    "evaluate": {"config", "hub", "model_folder", "suites", "rundir", "records", "stage", "errors", "data", "model"},
+    "evaluate": {
+        "config",
+        "hub",
+        "model_folder",
+        "suites",
+        "rundir",
+        "records",
+        "schemas",
+        "stage",
+        "errors",
+        "data",
+        "model",
+    },
     "worker": {"config", "hub", "suites", "rundir", "records", "schemas", "stage", "errors"}
     | {"data", "model", "ewc", "train", "evaluate"},
 }
