@@ -56,7 +56,7 @@ MAY_IMPORT = {
     "hub": {"records", "rundir", "errors"},
     "model_folder": {"records", "errors"},
     "sweep": {"config", "records", "errors"},
-    "suites": {"config", "hub", "records", "rundir", "errors"},
+    "suites": {"schemas", "config", "hub", "records", "rundir", "errors"},
     "stage": {"config", "records", "rundir", "schemas", "errors"},
     "artefacts": {"config", "records", "rundir", "schemas", "suites", "errors"},
     "node": {"artefacts", "config", "process", "records", "rundir", "schemas", "errors"},
@@ -67,19 +67,8 @@ MAY_IMPORT = {
     "model": {"config", "hub", "model_folder", "rundir", "records", "schemas", "stage", "errors", "data"},
     "ewc": {"errors"},
     "train": {"config", "rundir", "records", "schemas", "stage", "errors", "data", "model", "ewc"},
-    "evaluate": {
-        "config",
-        "hub",
-        "model_folder",
-        "suites",
-        "rundir",
-        "records",
-        "schemas",
-        "stage",
-        "errors",
-        "data",
-        "model",
-    },
+    "evaluate": {"config", "hub", "model_folder", "suites", "rundir", "records", "schemas", "stage", "errors"}
+    | {"data", "model"},
     "worker": {"config", "hub", "suites", "rundir", "records", "schemas", "stage", "errors"}
     | {"data", "model", "ewc", "train", "evaluate"},
 }
