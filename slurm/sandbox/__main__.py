@@ -5,6 +5,7 @@ four nodes with two GPUs each (null devices: no program computes on them).
     eval "$(python slurm/sandbox env)"            point sinfo, sbatch, hpc-ewc … at it, in this shell
     sinfo; srun -N2 hostname
     python -m examples.miniature                  make the files of the experiment, once
+    python -m examples.miniature
     hpc-ewc submit sweeps/miniature.toml --profile slurm/sandbox.toml
     python slurm/sandbox power-off node2          and watch the job go on elsewhere
     python slurm/sandbox down                     end it, and leave no trace
