@@ -1,4 +1,4 @@
-"""A Slurm that forgets nothing and runs nothing: for what a real one cannot be made to do, such as lose an answer.
+"""A fake Slurm that keeps all jobs and runs none, for events a real one cannot produce on demand (a lost answer).
 
 Installed as sbatch, squeue, sacct, scancel and scontrol; `state.json` beside them tells it how to behave.
 """
@@ -17,7 +17,7 @@ SEPARATOR = "\x1f"
 
 
 def install(folder: Path, **behaviour: Any) -> Path:
-    """The folder for PATH."""
+    """Write the commands and return their folder, to be put into PATH."""
     folder.mkdir(parents=True, exist_ok=True)
     body = Path(__file__).read_text()
     for name in ("sbatch", "squeue", "sacct", "scancel", "scontrol"):
@@ -42,7 +42,7 @@ def change(folder: Path, **facts: Any) -> None:
 
 
 def set_states(folder: Path, state: str, name: str = "") -> None:
-    """Let jobs whose name holds `name` come to this state."""
+    """Set the state of jobs whose name contains `name`."""
     known = load(folder)
     for job in known["jobs"]:
         if name in job["name"]:

@@ -1,4 +1,4 @@
-"""A small experiment on made files, and a worker that does as it is told: for tests of the launcher alone."""
+"""A small experiment on generated files and a scripted worker, for tests of the launcher alone."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ elements = {elements}
 def write_experiment(
     folder: Path, strengths: list[float] | None = None, name: str = "small", elements: int = 1, more: str = ""
 ) -> Path:
-    """A TOML file, and the files that it names: a model and a corpus as far as a login node looks at them."""
+    """Write an experiment and its inputs: a model and a corpus with just what a login node reads."""
     (folder / "model").mkdir(parents=True, exist_ok=True)
     write_model(folder / "model")
     for file in ("corpus.jsonl", "questions.jsonl"):
@@ -48,7 +48,7 @@ def write_experiment(
 
 
 def write_model(folder: Path, *, rows: int = 4, tokens: int = 3, kind: str = "gemma2") -> Path:
-    """The folder of a model that is nothing but an embedding of `rows` × 2, and of a tokenizer of so many tokens."""
+    """Write a model folder: an embedding of `rows` × 2, and a tokenizer of a given number of tokens."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps({"model_type": kind, "vocab_size": rows}))
     (folder / "model.safetensors").write_bytes(safetensors(rows))
@@ -59,7 +59,7 @@ def write_model(folder: Path, *, rows: int = 4, tokens: int = 3, kind: str = "ge
 
 
 def safetensors(rows: int, data: int | None = None) -> bytes:
-    """An embedding of `rows` × 2 in float32; `data`: bytes of it that are there."""
+    """Return an embedding of `rows` × 2 in float32 as safetensors; `data`: the bytes present."""
     entry = {"dtype": "F32", "shape": [rows, 2], "data_offsets": [0, rows * 8]}
     header = json.dumps({"__metadata__": {"format": "pt"}, "model.embed_tokens.weight": entry}).encode()
     return struct.pack("<Q", len(header)) + header + b"\0" * (rows * 8 if data is None else data)
@@ -78,7 +78,7 @@ REPORT = "import sys; print('the table of', sys.argv[1].rsplit('/', 1)[1]); open
 
 
 def write_fake_python(orders: Path) -> Path:
-    """An interpreter of jobs that runs this file as the worker, and a small report."""
+    """Write a Python interpreter for jobs that runs this file as the worker, and a small report."""
     script = orders / "python"
     world = Path(__file__).absolute()
     script.write_text(FAKE_PYTHON.format(python=sys.executable, world=world, orders=orders, report=REPORT))
@@ -87,13 +87,13 @@ def write_fake_python(orders: Path) -> Path:
 
 
 def read_events(orders: Path) -> list[dict[str, Any]]:
-    """What the fake workers noted: when each began and ended."""
+    """Return the fake workers' events: when each began and ended."""
     path = orders / "events.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def order(orders: Path, what: str, for_: str) -> None:
-    """Tell the workers of a stage (`train`) or of a node's beginning (`train/strength=0`) what to do."""
+    """Set the behaviour of the workers of a stage (`train`) or of nodes with a prefix (`train/strength=0`)."""
     orders.mkdir(exist_ok=True)
     known = json.loads((orders / "orders.json").read_text()) if (orders / "orders.json").exists() else {}
     (orders / "orders.json").write_text(json.dumps(known | {for_: what}))

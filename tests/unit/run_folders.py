@@ -1,4 +1,4 @@
-"""Run folders as submits leave them, without any job: for tests of what is seen of them."""
+"""Run folders as `submit` leaves them, without any job, for tests of `status`, `logs` and `cancel`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ GONE = Process(this_process().host, this_process().pid, "before")
 
 
 def local_folder(tmp_path: Path) -> RunDir:
-    """Tokens and one run done, the other failed, its evaluation not started."""
+    """Make a local run folder: tokens and one run are done, the other failed, its evaluation not started."""
     root = RunDir(tmp_path / "runs" / "x")
     ledger = Ledger(root)
     nodes = [{"stage": stage, "run": run, "depends": []} for stage, run in RUNS]
@@ -71,7 +71,7 @@ def rank_log(job: Path, rank: int, name: str, text: str, place: str = "none_abc/
 
 
 class Slurm:
-    """Stands in for `ask`: what it answers is set, how often it was asked is counted."""
+    """Replacement for `ask` with preset answers that counts its calls."""
 
     def __init__(self) -> None:
         self.jobs: list[SlurmJob] = []
@@ -96,7 +96,7 @@ class Slurm:
 
 
 def slurm_folder(tmp_path: Path) -> RunDir:
-    """Tokens done; train is job 11, evaluate array 12 of three elements, the report job 13."""
+    """Make a Slurm run folder: tokens done; train is job 11, evaluate array 12 of three, the report job 13."""
     root = RunDir(tmp_path / "runs" / "x")
     ledger = Ledger(root)
     nodes = [

@@ -1,4 +1,4 @@
-"""benchmarks/gpu.py on a CPU: its search, what becomes of runs that fail, and its one code path on a tiny model."""
+"""benchmarks/gpu.py on a CPU: its search, failed runs, and its one code path on a tiny model."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def inside(rank: int, world_size: int, words: list[str], options: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-    """What gpu.py's own process does, in one that has imported torch already."""
+    """Run the work of gpu.py's own process in one that has imported torch already."""
     sys.path[:0] = [str(BENCHMARKS)]
     from gpu_inside import run_inside  # type: ignore[import-not-found]
 
@@ -58,7 +58,7 @@ def inside(rank: int, world_size: int, words: list[str], options: dict[str, Any]
 
 @pytest.fixture
 def in_forks(gpu: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Forks in place of processes that would import torch anew, seconds each."""
+    """Fork instead of starting processes that would spend seconds importing torch."""
 
     def attempt(arguments: Namespace, *words: str, **_: Any) -> Any:
         status, found = run_ranks(1, inside, list(words), {"result": tmp_path / "result.json"})
@@ -72,7 +72,7 @@ def run(gpu: Any, monkeypatch: pytest.MonkeyPatch, *options: str) -> None:
     gpu.main()
 
 
-def test_what_is_too_large_is_a_row_and_the_rest_is_measured(
+def test_configurations_that_run_out_of_memory_become_rows_and_the_others_are_measured(
     gpu: Any, in_forks: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "gpu.json"
@@ -102,7 +102,7 @@ def test_what_is_too_large_is_a_row_and_the_rest_is_measured(
     assert "memory of a rank, the fastest of all" in printed
 
 
-def test_without_a_gpu_it_says_so_and_ends_well(
+def test_without_a_gpu_the_script_reports_it_and_exits_0(
     gpu: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -112,7 +112,7 @@ def test_without_a_gpu_it_says_so_and_ends_well(
     assert capsys.readouterr().out == "gpu.py: skipped: --device cuda needs a GPU, and torch sees none here\n"
 
 
-def test_without_time_nothing_is_started(gpu: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_no_measurement_starts_without_time_left(gpu: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(gpu, "attempt", lambda *_, **__: pytest.fail("started"))
     out = tmp_path / "gpu.json"
     with pytest.raises(SystemExit, match="not one training was measured"):
@@ -124,7 +124,7 @@ def test_without_time_nothing_is_started(gpu: Any, monkeypatch: pytest.MonkeyPat
 
 
 def climb(gpu: Any, speed_of: Any) -> tuple[list[Any], dict[str, int]]:
-    """What is measured, in order, where the speed of each is given (0: too little memory); and what is left out."""
+    """Return the configurations measured, in order, for given speeds (0: out of memory), and those left out."""
     axes = {axis: values for axis, (_, values) in gpu.AXES.items()}
     arguments, rows, order = Namespace(length=4096), [], []
     while True:
@@ -137,7 +137,7 @@ def climb(gpu: Any, speed_of: Any) -> tuple[list[Any], dict[str, int]]:
         rows.append({"settings": vars(setting) | {}, "outcome": outcome, "tokens_per_s": speed})
 
 
-def test_the_search_climbs_to_the_best_first_and_then_tries_everything_once(gpu: Any) -> None:
+def test_search_climbs_to_the_best_first_then_tries_every_configuration_once(gpu: Any) -> None:
     def speed_of(setting: Any) -> float:
         memory = setting.rows * {"none": 4, "selective": 2, "full": 1}[setting.activation_checkpointing]
         slower = {"none": 1.0, "selective": 0.97, "full": 0.8}[setting.activation_checkpointing]
@@ -155,7 +155,7 @@ def test_the_search_climbs_to_the_best_first_and_then_tries_everything_once(gpu:
     assert order.index(best) < 25
 
 
-def test_where_nothing_fits_the_smallest_of_each_kind_is_still_tried(gpu: Any) -> None:
+def test_the_smallest_of_each_kind_is_tried_even_if_nothing_fits(gpu: Any) -> None:
     order, left = climb(gpu, lambda setting: 0.0)
     assert {setting.rows for setting in order} == {1}
     assert len(order) == 18 * 3
@@ -183,7 +183,7 @@ open(os.environ["BENCHMARK_RESULT"], "w").write(json.dumps({"outcome": "ok", "wo
         ("hang", 0.5, {"outcome": "out of time"}),
     ],
 )
-def test_a_process_that_fails_or_hangs_is_a_row(
+def test_a_failed_or_hung_process_becomes_a_row(
     gpu: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, word: str, limit_s: float, expected: dict[str, str]
 ) -> None:
     script = tmp_path / "script.py"

@@ -1,4 +1,4 @@
-"""The page of benchmarks is complete: each script, each result; `make bench` runs them in an order that holds."""
+"""The benchmark page lists every script and result; `make bench` runs them in a valid order."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def every(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     sys.modules.pop("all", None)
 
 
-def test_each_script_and_each_result_has_a_line(every: Any) -> None:
+def test_every_script_and_every_result_is_listed(every: Any) -> None:
     scripts = [*every.names(), "gpu"]
     assert [name for name in scripts if not re.search(rf"^\| .*`{name}\.py`", PAGE, re.M)] == []
     results = [path.name for path in (FOLDER / "results").glob("*.json")]
     assert [name for name in results if f"(results/{name})" not in PAGE] == []
 
 
-def test_what_is_read_of_another_is_measured_before(every: Any) -> None:
+def test_results_that_others_read_are_measured_first(every: Any) -> None:
     names = every.names()
     assert len(names) == len(set(names))
     assert names.index("training_step") < names.index("scaling")
@@ -41,14 +41,14 @@ def test_what_is_read_of_another_is_measured_before(every: Any) -> None:
 
 
 def run_all(folder: Path, *names: str) -> subprocess.CompletedProcess[str]:
-    """The script among others that stand in for benchmarks."""
+    """Run the script beside fake benchmarks."""
     (folder / "all.py").write_text((FOLDER / "all.py").read_text())
     for name, status in (("training_step", 0), ("first", 3), ("second", 0)):
         (folder / f"{name}.py").write_text(f'if __name__ == "__main__":\n    raise SystemExit({status})\n')
     return subprocess.run([sys.executable, str(folder / "all.py"), *names], capture_output=True, text=True)
 
 
-def test_one_that_fails_is_named_at_the_end_and_the_others_run(tmp_path: Path) -> None:
+def test_a_failed_benchmark_is_named_at_the_end_and_the_others_run(tmp_path: Path) -> None:
     done = run_all(tmp_path)
     assert done.returncode == 1
     assert re.findall(r"^== (\w+)$", done.stdout, re.M) == ["training_step", "first", "second"]
@@ -57,7 +57,7 @@ def test_one_that_fails_is_named_at_the_end_and_the_others_run(tmp_path: Path) -
     assert run_all(tmp_path, "second").returncode == 0
 
 
-def test_one_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_an_unknown_benchmark_is_refused(tmp_path: Path) -> None:
     done = run_all(tmp_path, "third")
     assert done.returncode == 2
     assert "no benchmark of a CPU: third; there are training_step, first, second" in done.stderr

@@ -1,4 +1,4 @@
-"""The commands: quick to answer, torch nowhere. What they refuse: tests/end_to_end/test_bad_input.py."""
+"""The commands start fast and never import torch. Refused input: tests/end_to_end/test_bad_input.py."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def test_help_imports_nothing_heavy(repository: Path) -> None:
     assert not (HEAVY | {"tyro", "rich"}) & modules_after(code, repository)
 
 
-def test_submitit_is_imported_by_a_submit_that_has_something_to_do(tmp_path: Path, repository: Path) -> None:
+def test_submitit_is_imported_only_if_there_are_jobs_to_submit(tmp_path: Path, repository: Path) -> None:
     sweep = write_experiment(tmp_path)
     code = f"from hpc_ewc.cli import main\nassert main(['submit', {str(sweep)!r}, '--dry-run']) == 0"
     assert not HEAVY - {"numpy"} & modules_after(code, repository), "numpy: safetensors reads the model's header"
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
-def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main([*([command] if command else []), "--help"])
     assert end.value.code == 0
@@ -52,7 +52,7 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
     assert "--no-" not in out
 
 
-def test_help_lists_the_commands_in_the_order_of_the_work(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_commands_in_workflow_order(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
     lines = re.findall(r"^  (\w+) +([A-Z].*)\.$", capsys.readouterr().out, re.MULTILINE)
@@ -65,14 +65,14 @@ def test_help_lists_the_commands_in_the_order_of_the_work(capsys: pytest.Capture
 
 
 @pytest.mark.parametrize(("out", "tables"), [((), "runs/small/report"), (("--out", "results/x"), "results/x")])
-def test_tables_go_into_the_run_folder_unless_out_names_another(
+def test_tables_go_into_the_run_folder_unless_out_is_given(
     out: tuple[str, ...], tables: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["submit", str(write_experiment(tmp_path)), "--dry-run", *out]) == 0
     assert f"tables: {tmp_path}/{tables}. A dry run" in capsys.readouterr().out
 
 
-def test_python_m(repository: Path) -> None:
+def test_python_m_runs_the_command_line(repository: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(repository)}
     command = [sys.executable, "-m", "hpc_ewc", "status", "nowhere"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -80,7 +80,7 @@ def test_python_m(repository: Path) -> None:
     assert done.stderr.startswith("ConfigError: nowhere: not a run folder")
 
 
-def test_a_cluster_s_profile_is_shown_where_there_is_no_slurm(
+def test_dry_run_of_a_slurm_profile_works_without_slurm(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -92,7 +92,7 @@ def test_a_cluster_s_profile_is_shown_where_there_is_no_slurm(
     assert "is this a login node of a Slurm cluster" in capsys.readouterr().err
 
 
-def test_a_dry_run_shows_what_is_shared_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_shows_shared_stages_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sweep = write_experiment(tmp_path, [0, 1, 2])
     before = sorted(path for path in tmp_path.rglob("*") if "cache" not in path.parts)
     assert main(["submit", str(sweep), "--dry-run"]) == 0
@@ -104,12 +104,12 @@ def test_a_dry_run_shows_what_is_shared_and_writes_nothing(tmp_path: Path, capsy
 
 
 @pytest.mark.parametrize("arguments", [["submit"], ["sbumit", "x"], ["status", "a", "b"], ["logs", "x"]])
-def test_a_command_line_that_makes_no_sense(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_command_lines_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(arguments)
     assert end.value.code == 2
 
 
-def test_the_worker_knows_its_stages(capsys: pytest.CaptureFixture[str]) -> None:
+def test_worker_lists_its_stages(capsys: pytest.CaptureFixture[str]) -> None:
     assert worker.main(["tran", "x"]) == 2
     assert "usage: python -m hpc_ewc.worker tokens|fisher|train|evaluate DIR" in capsys.readouterr().err

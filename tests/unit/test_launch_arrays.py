@@ -1,4 +1,4 @@
-"""`hpc-ewc evaluate` on Slurm: one array over all checkpoints, each job of one; every GPU that is billed at work."""
+"""`hpc-ewc evaluate` on Slurm: one array over all checkpoints, one job each, with every billed GPU in use."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ def give(tmp_path: Path, *more: str, cells: str = "gpu", suites: str = "arc_easy
 
 
 def tasks(tmp_path: Path) -> list[JobTask]:
-    """What the jobs of each submission run, oldest first."""
+    """Return the task that each submission's jobs run, oldest first."""
     found = sorted((tmp_path / "runs" / "mine" / "jobs").iterdir(), key=lambda folder: folder.name)
     return [pickle.loads(rundir.task_file(folder).read_bytes()).function for folder in found]
 
 
-def test_checkpoints_are_one_array_of_which_each_job_is_of_one(
+def test_checkpoints_share_an_array_and_each_job_evaluates_one(
     cluster: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     give(tmp_path)
@@ -85,7 +85,7 @@ def test_checkpoints_are_one_array_of_which_each_job_is_of_one(
         assert [name for element in task.elements[job.index] for name in element.expected] == list(job.covers)
 
 
-def test_what_is_under_way_stays_and_what_is_new_joins_what_was_lost(cluster: Path, tmp_path: Path) -> None:
+def test_running_elements_stay_and_new_ones_are_submitted_with_the_lost_ones(cluster: Path, tmp_path: Path) -> None:
     give(tmp_path)
     give(tmp_path)
     assert len(fake_slurm.load(cluster)["jobs"]) == 2
@@ -102,7 +102,7 @@ def test_what_is_under_way_stays_and_what_is_new_joins_what_was_lost(cluster: Pa
     ]
 
 
-def test_an_array_whose_submitter_died_is_found_by_its_name(cluster: Path, tmp_path: Path) -> None:
+def test_an_array_is_found_by_name_after_its_submitter_died(cluster: Path, tmp_path: Path) -> None:
     give(tmp_path)
     ledger = tmp_path / "runs" / "mine" / "jobs.jsonl"
     lines = ledger.read_text().splitlines(keepends=True)
@@ -113,8 +113,8 @@ def test_an_array_whose_submitter_died_is_found_by_its_name(cluster: Path, tmp_p
     assert [job["name"] for job in fake_slurm.load(cluster)["jobs"]] == ["mine/evaluate", "mine/report"]
 
 
-def test_where_whole_nodes_are_billed_every_gpu_has_a_worker(cluster: Path, tmp_path: Path) -> None:
-    """Two elements were asked for, a node has four GPUs."""
+def test_every_gpu_has_a_worker_if_whole_nodes_are_billed(cluster: Path, tmp_path: Path) -> None:
+    """Two elements are requested; a node has four GPUs."""
     give(tmp_path, cells="node", suites="arc_easy,winogrande,belebele.en")
     array, _ = fake_slurm.load(cluster)["jobs"]
     assert array["elements"] == 3

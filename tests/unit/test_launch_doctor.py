@@ -1,4 +1,4 @@
-"""`hpc-ewc doctor`: the finding of each check. tests/slurm/test_doctor.py has a real cluster."""
+"""`hpc-ewc doctor`: the finding of each check. tests/slurm/test_doctor.py runs on a real cluster."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def only(found: Any) -> Finding:
 # ---------------------------------------------------------------------------------------------- Python, GPUs, memory
 
 
-def test_python_torch_and_packages() -> None:
+def test_python_torch_and_packages_are_checked() -> None:
     assert [finding.state for finding in check_python([NODE], sys.executable)] == ["ok", "ok"]
     assert list(check_python([NODE], None))[1].text == "2.13.0+cu126, runtime 12.6"
     older = NODE | {"python": "3.9.2"}
@@ -96,7 +96,7 @@ def test_python_torch_and_packages() -> None:
     assert (found[1].state, found[1].text) == ("fail", "n2: OSError: libcudart.so.12")
 
 
-def test_gpus() -> None:
+def test_gpus_are_checked() -> None:
     assert check_gpus([NODE], 4, {}).text == "4 × NVIDIA H200 on each node; 570.1"
     found = check_gpus([NODE, NODE | {"host": "n2", "gpus": [], "gpu_error": "RuntimeError: driver too old"}], 4, {})
     assert found.state == "fail"
@@ -106,7 +106,7 @@ def test_gpus() -> None:
     assert check_gpus([NODE], 8, {"CUDA_VISIBLE_DEVICES": ""}).state == "skipped"
 
 
-def test_memory() -> None:
+def test_memory_is_checked() -> None:
     table = {"model": {"path": "a/model"}, "data": {"source": "a/corpus"}, "resources": {"train": {"mem_gb": 500}}}
     experiment = build_experiment(table, "x.toml")
     found = check_memory(Profile(), experiment, 64.0)
@@ -114,7 +114,7 @@ def test_memory() -> None:
     assert check_memory(Profile(), None, 64.0).state == "ok"
 
 
-def test_an_interpreter_that_does_not_exist_or_fails(tmp_path: Path) -> None:
+def test_a_missing_or_failing_interpreter_is_reported(tmp_path: Path) -> None:
     assert probe_machine("/no/such/python", {}) == ({}, "/no/such/python: No such file or directory")
     script = tmp_path / "python"
     script.write_text("#!/bin/sh\necho 'No module named hpc_ewc' >&2\nexit 1\n")
@@ -171,17 +171,17 @@ def test_a_quota_below_the_free_space_counts(tmp_path: Path, monkeypatch: pytest
         (FreeSpace(), "ok"),
     ],
 )
-def test_free_space(left: FreeSpace, state: str) -> None:
+def test_free_space_is_checked(left: FreeSpace, state: str) -> None:
     assert check_free_space("runs", Path("/r"), left).state == state
 
 
-def test_free_space_in_words() -> None:
+def test_free_space_is_described() -> None:
     text = check_free_space("runs", Path("/r"), FreeSpace(3 * 10**12, 1234567, " of your quota")).text
     assert text == "/r: 3,000 GB and 1,234,567 files free of your quota"
     assert check_free_space("runs", Path("/r"), FreeSpace()).text == "/r: free space unknown"
 
 
-def test_folders_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unwritable_folders_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HPC_EWC_CACHE", str(tmp_path / "cache"))
     assert [finding.check for finding in check_folders(tmp_path / "runs")] == ["runs", "cache"]
     assert list(tmp_path.iterdir()) == [], "nothing is left behind"
@@ -193,7 +193,7 @@ def test_folders_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
     assert "HPC_EWC_CACHE" in cache.fix
 
 
-def test_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inputs_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_hub_cache(monkeypatch, tmp_path)
     monkeypatch.setenv("HPC_EWC_CACHE", str(tmp_path / "cache"))
     assert only(check_inputs(None, None)).state == "skipped"
@@ -203,10 +203,10 @@ def test_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "some/model" in found.text
 
 
-# ---------------------------------------------------------------------------------------------- the cluster's words
+# ---------------------------------------------------------------------------------------------- cluster commands
 
 
-def test_accounting_and_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_accounting_and_limits_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert check_accounting({"AccountingStorageType": "accounting_storage/none"}).state == "warn"
     monkeypatch.setattr(client, "accounted", lambda **_: [])
     assert check_accounting({"AccountingStorageType": "accounting_storage/slurmdbd"}) == ok("accounting", "slurmdbd")
@@ -224,7 +224,7 @@ def test_accounting_and_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "30 sec (KillWait)" in found[1].text
 
 
-def test_partitions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_partitions_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     said = "PartitionName=p GraceTime=600 Hidden=NO State=DOWN TotalCPUs=16"
     monkeypatch.setattr(cluster, "scontrol", lambda *_: said)
     down, grace, _ = check_limits(profile(partition="p"), {})
@@ -249,17 +249,17 @@ def test_equal_requests_are_checked_once() -> None:
     assert (stage, small.nodes, small.gpus_per_node, small.time_min) == ("train", 2, 8, 13)
 
 
-# ---------------------------------------------------------------------------------------------- what the job saw
+# ---------------------------------------------------------------------------------------------- node reports
 
 
-def test_a_folder_that_differs_on_a_node(tmp_path: Path) -> None:
+def test_a_folder_that_differs_on_a_node_is_reported(tmp_path: Path) -> None:
     root = RunDir(tmp_path / "doctor-x")
     assert check_shared([NODE], root, "abc").state == "ok"
     found = check_shared([NODE, NODE | {"host": "n2", "nonce": ""}], root, "abc")
     assert (found.state, found.text) == ("fail", f"{tmp_path} is a different folder on n2")
 
 
-def test_clocks(tmp_path: Path) -> None:
+def test_clock_skew_is_reported(tmp_path: Path) -> None:
     root = RunDir(tmp_path)
     assert check_clocks([NODE], root).state == "ok"
     found = check_clocks([NODE, NODE | {"host": "n2", "clock": 70.0}], root)
@@ -267,7 +267,7 @@ def test_clocks(tmp_path: Path) -> None:
     assert re.match(r"-(29\.9|30\.\d) s on n2", found.text)
 
 
-def test_all_reduce(tmp_path: Path) -> None:
+def test_all_reduce_is_checked(tmp_path: Path) -> None:
     resources = JobResources(2, 4, 4, 8, None, 10, 1)
     found = check_all_reduce(tmp_path, resources, "FAILED 1:0; its log: Connection refused")
     assert found.state == "fail"
@@ -316,7 +316,7 @@ def test_ctrl_c_during_sbatch_cancels_the_job_by_its_name(tmp_path: Path, monkey
     assert asked[1] == ["scancel", "--name=doctor-x1/train"]
 
 
-def test_a_job_whose_reports_do_not_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_node_reports_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     resources = JobResources(1, 1, 0, 1, None, 10, 1)
     root = RunDir(tmp_path)
     cancelled: list[str] = []
@@ -370,7 +370,7 @@ def test_the_temporary_run_folder_is_removed(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------- the command
 
 
-def test_the_command_on_this_machine(
+def test_doctor_runs_on_this_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

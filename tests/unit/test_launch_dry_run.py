@@ -1,4 +1,4 @@
-"""The dry run of an experiment whose model, corpus and questions are not on this machine: complete, and honest."""
+"""Dry run of an experiment whose model, corpus and questions are not on this machine: complete, gaps named."""
 
 from __future__ import annotations
 
@@ -73,7 +73,9 @@ def row(out: str, label: str) -> list[float]:
     return numbers(line.removeprefix(f"  {label}"))
 
 
-def test_the_paper_is_shown_whole_without_its_gated_model(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_dry_run_shows_the_papers_experiment_without_its_gated_model(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     out = look(PAPER, ONE_NODE, capsys)
     assert [len(re.findall(rf"^{stage} .* missing", out, re.M)) for stage in ("train", "evaluate")] == [6, 7]
     assert f"not in the cache {tmp_path}/hub: " in out
@@ -101,7 +103,7 @@ def test_the_paper_is_shown_whole_without_its_gated_model(capsys: pytest.Capture
     assert not (tmp_path / "runs").exists()
 
 
-def test_eight_gpus_on_one_node_and_on_two_make_the_same_runs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_eight_gpus_on_one_or_two_nodes_give_the_same_runs(capsys: pytest.CaptureFixture[str]) -> None:
     one, two = look(PAPER, ONE_NODE, capsys), look(PAPER, TWO_NODES, capsys)
     runs = [re.findall(r"^train +(\S+)", out, re.M) for out in (one, two)]
     assert runs[0] == runs[1] and len(runs[0]) == 6
@@ -118,14 +120,16 @@ def test_eight_gpus_on_one_node_and_on_two_make_the_same_runs(capsys: pytest.Cap
 
 @pytest.mark.parametrize("name", ["lumi", "leonardo", "juwels-booster"])
 @pytest.mark.parametrize("sweep", ["paper", "paper-exact"])
-def test_both_experiments_are_shown_for_each_site(name: str, sweep: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_shows_both_experiments_for_each_site(
+    name: str, sweep: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     profile = (REPOSITORY / "slurm" / f"{name}.toml").read_text(encoding="utf-8")
     out = look(REPOSITORY / "sweeps" / f"{sweep}.toml", profile, capsys)
     assert "?" not in out.split("=====")[0]
     assert "which is assumed: the profile names none" not in out
 
 
-def test_a_submit_still_refuses(capsys: pytest.CaptureFixture[str]) -> None:
+def test_submit_refuses_missing_inputs(capsys: pytest.CaptureFixture[str]) -> None:
     Path("p.toml").write_text(ONE_NODE)
     with pytest.raises(InputError, match=r"model\.path = 'google/gemma-2-2b-it': not in the cache .*hpc-ewc prefetch"):
         submit.run(submit.Settings(sweep=PAPER, profile=Path("p.toml"), yes=True))
@@ -133,7 +137,7 @@ def test_a_submit_still_refuses(capsys: pytest.CaptureFixture[str]) -> None:
         submit.run(submit.Settings(sweep=PAPER, profile=Path("p.toml"), yes=True, config=Path("x.json")))
 
 
-def test_a_local_submit_refuses_too(tmp_path: Path) -> None:
+def test_local_submit_refuses_missing_inputs(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not in the cache"):
         submit.run(submit.Settings(sweep=small(), yes=True))
     assert not (tmp_path / "runs").exists()
@@ -156,7 +160,7 @@ def test_a_model_of_unknown_shape_needs_its_configuration(capsys: pytest.Capture
     assert "GPU-hours" not in out, "nothing asks for a GPU"
 
 
-def test_a_half_fetched_model_has_its_configuration_already(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_partly_downloaded_model_has_its_configuration(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     commit, repository = "c0ffee00" * 5, tmp_path / "hub" / "models--org--unknown"
     snapshot = repository / "snapshots" / commit
     for folder in (snapshot, repository / "refs", repository / "trees"):
@@ -180,7 +184,7 @@ def hours(out: str) -> float:
 GPU = 'gpu = "A100"\n[resources.train]\ngpus_per_node = 2\n'
 
 
-def test_time_is_of_the_tokens_that_are_expected_or_counted_or_stepped(capsys: pytest.CaptureFixture[str]) -> None:
+def test_time_estimate_uses_expected_counted_or_stepped_tokens(capsys: pytest.CaptureFixture[str]) -> None:
     model = "google/gemma-3-270m"
     expected = hours(look(small(model, data="expected_tokens = 1_000_000_000"), GPU, capsys))
     assert hours(look(small(model, data="expected_tokens = 2_000_000_000"), GPU, capsys)) == pytest.approx(2 * expected)
@@ -197,14 +201,14 @@ def test_time_is_of_the_tokens_that_are_expected_or_counted_or_stepped(capsys: p
     assert hours(look(small(model), GPU, capsys)) == pytest.approx(2 * expected, rel=0.05)
 
 
-def test_the_size_of_a_file_stands_for_its_tokens(capsys: pytest.CaptureFixture[str]) -> None:
+def test_token_count_is_estimated_from_file_size(capsys: pytest.CaptureFixture[str]) -> None:
     sweep = small("google/gemma-3-270m")
     size = (Path.cwd() / "corpus.jsonl").stat().st_size * 0.1 / 3 * 4
     disk = next(line for line in look(sweep, "", capsys).splitlines() if "by artefact" in line)
     assert float(disk.split("tokens ")[1].split(";")[0]) * 1e9 == pytest.approx(size, rel=0.05)
 
 
-def test_a_corpus_that_is_not_here_has_no_time(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_corpus_has_no_time_estimate(capsys: pytest.CaptureFixture[str]) -> None:
     text = small("google/gemma-3-270m").read_text()
     sweep = Path("hub.toml")
     sweep.write_text(text.replace('source = "files"', 'source = "uonlp/CulturaX"', 1).replace("files = [", "#", 1))
@@ -213,13 +217,13 @@ def test_a_corpus_that_is_not_here_has_no_time(capsys: pytest.CaptureFixture[str
     assert "unknown: the tokens of the corpus, or the model's shape; set data.expected_tokens or give --config" in out
 
 
-def test_what_does_not_fit_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_training_that_does_not_fit_in_memory_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     out = look(small("google/gemma-2-9b-it"), GPU, capsys)
     assert "more than a GPU has: train, λ = 0, train, λ > 0; a smaller local_batch_size" in out
     assert "more than a GPU has" not in look(small("google/gemma-2-9b-it"), "gpu_memory_gb = 900.0\n" + GPU, capsys)
 
 
-def test_the_profile_s_own_rate_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_profiles_gpu_tflops_are_used(capsys: pytest.CaptureFixture[str]) -> None:
     sweep = small("google/gemma-3-270m", train="steps = 100000")
     slow, fast = (look(sweep, f"gpu_tflops = {rate}\n{GPU}", capsys) for rate in (100.0, 200.0))
     assert hours(slow) == pytest.approx(2 * hours(fast), rel=0.05)
@@ -228,7 +232,7 @@ def test_the_profile_s_own_rate_is_taken(capsys: pytest.CaptureFixture[str]) -> 
         build_profile({"gpu": "V100"}, "p.toml")
 
 
-def test_the_expected_tokens_name_no_artefact() -> None:
+def test_expected_tokens_change_no_artefact_name() -> None:
     (first, second) = (load_experiment(small(data=data)) for data in ("expected_tokens = 5", "expected_tokens = 6"))
     assert first != second
     from hpc_ewc.sweep import Identities, train_key

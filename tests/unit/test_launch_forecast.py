@@ -1,4 +1,4 @@
-"""The forecast's formulas against what transformers counts, autograd keeps and the training measures by."""
+"""The forecast's formulas agree with transformers' counts, autograd's saved tensors and the training metrics."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def shape_like(config: Any) -> Shape:
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_parameters_are_those_that_transformers_counts(kind: str) -> None:
+def test_parameter_count_equals_transformers(kind: str) -> None:
     config = config_of(kind)
     with torch.device("meta"):
         model = MODELS[kind][1](config)
@@ -56,7 +56,7 @@ def test_parameters_are_those_that_transformers_counts(kind: str) -> None:
     assert shape.matmul_parameters == sum(p.numel() for p in matrices), "the tied head is one of them"
 
 
-def test_the_shape_of_gemma_2_2b_is_transformers_own_default() -> None:
+def test_gemma_2_2b_shape_is_the_default_of_transformers() -> None:
     assert known_shape("google/gemma-2-2b-it") == shape_like(Gemma2Config(tie_word_embeddings=True))
 
 
@@ -64,12 +64,12 @@ def test_the_shape_of_gemma_2_2b_is_transformers_own_default() -> None:
     ("name", "billions"),
     [("2-2b", 2.61), ("2-9b", 9.24), ("2-27b", 27.2), ("3-270m", 0.268), ("3-1b", 1.0)],
 )
-def test_known_shapes_have_as_many_parameters_as_their_cards_say(name: str, billions: float) -> None:
+def test_known_shapes_have_the_parameter_counts_of_their_model_cards(name: str, billions: float) -> None:
     assert KNOWN[f"google/gemma-{name}"].parameters / 1e9 == pytest.approx(billions, rel=0.003)
     assert known_shape(f"google/gemma-{name}-it") is KNOWN[f"google/gemma-{name}"]
 
 
-def test_old_configurations_do_not_list_the_kinds_of_layers() -> None:
+def test_configurations_without_layer_types_are_read() -> None:
     for kind, (sliding, full) in {"gemma2": (2, 1), "gemma3_text": (3, 0)}.items():
         table = config_of(kind).to_dict()
         kinds = table.pop("layer_types")
@@ -77,7 +77,7 @@ def test_old_configurations_do_not_list_the_kinds_of_layers() -> None:
         assert shape_of(table, "x").sliding_layers == sliding
 
 
-def test_a_shape_is_read_from_a_file_or_a_folder_and_its_mistakes_are_named(tmp_path: Path) -> None:
+def test_shapes_are_read_from_files_or_folders_and_errors_are_named(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text(json.dumps(config_of("gemma2").to_dict()))
     assert read_shape(path) == read_shape(tmp_path)
@@ -107,7 +107,7 @@ def test_a_shape_is_read_from_a_file_or_a_folder_and_its_mistakes_are_named(tmp_
 
 
 def kept_by_autograd(model: Any, rows: int, length: int) -> int:
-    """Bytes of all tensors that a forward through the layers keeps for its backward, weights left out."""
+    """Return the bytes of all tensors saved for the backward pass, without the weights."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -125,7 +125,7 @@ def kept_by_autograd(model: Any, rows: int, length: int) -> int:
 
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize(("rows", "length", "dtype"), [(2, 64, "float32"), (3, 96, "bfloat16"), (1, 512, "float32")])
-def test_activations_are_what_autograd_keeps(kind: str, rows: int, length: int, dtype: str) -> None:
+def test_activation_bytes_equal_those_saved_by_autograd(kind: str, rows: int, length: int, dtype: str) -> None:
     config = config_of(kind)
     config._attn_implementation = "eager"
     model = MODELS[kind][1](config).to(getattr(torch, dtype)).train()
@@ -134,7 +134,7 @@ def test_activations_are_what_autograd_keeps(kind: str, rows: int, length: int, 
     assert predicted == pytest.approx(kept, rel=0.1)
 
 
-def test_what_is_recomputed_is_not_kept() -> None:
+def test_recomputed_activations_are_not_stored() -> None:
     shape = KNOWN["google/gemma-2-2b"]
     kept = {
         how: formulas.kept_activations(shape, 8, 512, 2, "flex_attention", how) for how in ("none", "selective", "full")
@@ -155,7 +155,7 @@ def memory(ranks: int, **changes: Any) -> formulas.Parts:
     return formulas.training_memory(KNOWN["google/gemma-2-2b"], ModelConfig(path="x"), DATA, train, place, 6.0)
 
 
-def test_shards_shrink_with_ranks_and_the_rest_does_not() -> None:
+def test_only_shards_shrink_with_the_number_of_ranks() -> None:
     parameters = KNOWN["google/gemma-2-2b"].parameters
     one, eight = memory(1), memory(8)
     for name in ("weights", "moments", "gradients", "F and θ*"):
@@ -166,12 +166,12 @@ def test_shards_shrink_with_ranks_and_the_rest_does_not() -> None:
     assert memory(8, dp_replicate=2)["weights"] == 2 * eight["weights"]
 
 
-def test_the_paper_s_training_fits_on_eight_gpus_of_80_gb_and_of_40_with_recomputation() -> None:
+def test_the_papers_training_fits_on_eight_80_gb_gpus_or_40_gb_with_recomputation() -> None:
     assert 30e9 < sum(memory(8).values()) < 40e9
     assert sum(memory(8, activation_checkpointing="full").values()) < 22e9
 
 
-def test_the_page_s_table_of_models_and_gpus_is_the_formula() -> None:
+def test_the_documented_table_of_models_and_gpus_equals_the_formula() -> None:
     page = (REPOSITORY / "docs" / "scaling.md").read_text(encoding="utf-8")
     table = page[page.index("| GB of a rank") :].split("\n\n")[0].splitlines()
     ranks = [int(cell.split()[0]) for cell in table[0].split("|")[2:-1]]
@@ -187,7 +187,7 @@ def test_the_page_s_table_of_models_and_gpus_is_the_formula() -> None:
     assert len(table) == 2 + len(KNOWN)
 
 
-def test_where_activations_are_few_the_reduction_of_the_embedding_is_the_highest_point() -> None:
+def test_embedding_reduction_is_the_memory_peak_if_activations_are_few() -> None:
     shape = KNOWN["google/gemma-3-270m"]
     train, place = TrainConfig(local_batch_size=1), Place("cpu", 2)
     parts = formulas.training_memory(
@@ -197,7 +197,7 @@ def test_where_activations_are_few_the_reduction_of_the_embedding_is_the_highest
     assert parts["loss"] == 4 * shape.embedding + 4 * shape.root
 
 
-def test_on_a_cpu_a_checkpoint_is_written_from_a_copy_in_the_same_memory() -> None:
+def test_cpu_checkpoints_need_memory_for_a_copy() -> None:
     shape = KNOWN["google/gemma-2-2b"]
     parts = {
         device: formulas.training_memory(shape, ModelConfig(path="x"), DATA, TrainConfig(), Place(device, 4), 6.0)
@@ -207,7 +207,7 @@ def test_on_a_cpu_a_checkpoint_is_written_from_a_copy_in_the_same_memory() -> No
     assert "checkpoint" not in parts["cuda"]
 
 
-def test_the_loss_holds_three_copies_of_a_chunk_and_the_embedding_s_gradient() -> None:
+def test_loss_memory_is_three_chunks_and_the_embedding_gradient() -> None:
     shape = KNOWN["google/gemma-2-2b"]
     chunked = formulas.loss_bytes(shape, 4096, 2, "chunked", "cuda")
     assert chunked == 3 * 2**30 + 6 * shape.embedding
@@ -215,7 +215,7 @@ def test_the_loss_holds_three_copies_of_a_chunk_and_the_embedding_s_gradient() -
     assert formulas.CHUNK_BYTES == loss.CHUNK_BYTES
 
 
-def test_bytes_of_f_and_the_anchor() -> None:
+def test_fisher_and_anchor_bytes_are_counted() -> None:
     shape = KNOWN["google/gemma-2-2b"]
     assert formulas.penalty_bytes(0.0, shape, "float32") == 2
     assert formulas.penalty_bytes(1.0, shape, "float32") == 6
@@ -232,7 +232,7 @@ def test_a_fisher_is_summed_in_fp32_whatever_the_dtype_of_training() -> None:
     assert longer["loss"] > parts["loss"] >= 4 * shape.embedding
 
 
-def test_evaluation_s_highest_is_a_batch_s_logits() -> None:
+def test_evaluation_memory_peak_is_the_logits_of_a_batch() -> None:
     shape = KNOWN["google/gemma-2-2b"]
     parts = formulas.evaluation_memory(shape, ModelConfig(path="x"), EvaluateConfig(batch_size=4, max_length=1024))
     assert parts == {"weights": 2 * shape.parameters, "loss": 4 * 1024 * 256000 * 6}
@@ -240,7 +240,7 @@ def test_evaluation_s_highest_is_a_batch_s_logits() -> None:
     assert judged["judge"] == 26e9
 
 
-def test_what_a_training_keeps_on_the_disk() -> None:
+def test_training_disk_space_is_counted() -> None:
     shape = KNOWN["google/gemma-2-2b"]
     kept, most = formulas.training_disk(shape, ModelConfig(path="x"), TrainConfig(keep_optimizer=False))
     assert (kept, most) == (6 * shape.parameters, (2 + 36) * shape.parameters)
@@ -248,7 +248,7 @@ def test_what_a_training_keeps_on_the_disk() -> None:
     assert (kept, most) == ((4 + 24) * shape.parameters, (4 + 36) * shape.parameters)
 
 
-def test_one_rank_sends_nothing_and_accumulation_sends_again() -> None:
+def test_one_rank_communicates_nothing_and_accumulation_repeats_communication() -> None:
     shape = KNOWN["google/gemma-2-2b"]
     assert sum(formulas.training_traffic(shape, TrainConfig(), "bfloat16", 1).values()) == 0
     once = formulas.training_traffic(shape, TrainConfig(), "bfloat16", 8)
@@ -266,12 +266,12 @@ def test_one_rank_sends_nothing_and_accumulation_sends_again() -> None:
 
 @pytest.mark.parametrize("length", [16, 100])
 @pytest.mark.parametrize("kind", MODELS)
-def test_flop_are_those_by_which_training_reports_its_tflops(kind: str, length: int) -> None:
+def test_flop_estimate_equals_that_of_training_metrics(kind: str, length: int) -> None:
     config = config_of(kind)
     assert formulas.flop_per_token(shape_like(config), length) == metrics.flop_per_token(config, length)
 
 
-def test_flop_of_the_fisher_and_of_evaluation() -> None:
+def test_fisher_and_evaluation_flop_are_counted() -> None:
     shape = KNOWN["google/gemma-2-2b"]
     layers = 6 * (shape.matmul_parameters - shape.embedding)
     assert formulas.fisher_flop(shape, 10) > 10 * formulas.FISHER_MEAN * layers
@@ -281,12 +281,12 @@ def test_flop_of_the_fisher_and_of_evaluation() -> None:
     assert formulas.training_flop(shape, 100, 512) == 100 * formulas.flop_per_token(shape, 512)
 
 
-def test_gpus_have_the_peaks_that_mfu_is_counted_by() -> None:
+def test_gpu_peaks_equal_those_used_for_mfu() -> None:
     for name, peak in metrics.PEAK_TFLOPS.items():
         assert GPUS[name].bf16_tflops == peak
 
 
-def test_rates_are_a_share_of_the_data_sheet_or_what_the_profile_says() -> None:
+def test_rates_are_a_share_of_the_data_sheet_or_set_by_the_profile() -> None:
     usual = rates("A100", None)
     assert usual.train == SHARES["train"] * 312
     assert usual.stated == "125 TFLOP/s in training (40% of the data sheet, A100)"

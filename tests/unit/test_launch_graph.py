@@ -1,4 +1,4 @@
-"""The graph: what is shared, what waits for what, who runs first."""
+"""The job graph: shared stages, dependencies and priorities."""
 
 from __future__ import annotations
 
@@ -62,11 +62,11 @@ def test_a_sweep_over_lambda_shares_tokens_and_fisher(tmp_path: Path) -> None:
     assert set(only(graph, "report").depends) == {node.id for node in graph.of("evaluate")}
 
 
-def test_without_a_penalty_there_is_no_fisher(tmp_path: Path) -> None:
+def test_without_a_penalty_no_fisher_is_computed(tmp_path: Path) -> None:
     assert graph_of(write_experiment(tmp_path, [0])).of("fisher") == []
 
 
-def test_a_grid_over_text_has_its_own_tokens_and_bases(tmp_path: Path) -> None:
+def test_a_grid_over_corpora_has_separate_tokens_and_bases(tmp_path: Path) -> None:
     sweep = write_experiment(tmp_path, [0])
     sweep.write_text(sweep.read_text().replace("ewc.strength = [0]", "data.fraction = [0.5, 1.0]"))
     graph = graph_of(sweep)
@@ -84,25 +84,25 @@ def test_another_lambda_changes_no_other_name(tmp_path: Path) -> None:
     assert all("strength=1000" in name for name in added)
 
 
-def test_an_edited_corpus_is_another(tmp_path: Path) -> None:
+def test_an_edited_corpus_changes_its_key(tmp_path: Path) -> None:
     sweep = write_experiment(tmp_path)
     before = graph_of(sweep)
     corpus = tmp_path / "corpus.jsonl"
-    corpus.write_text(corpus.read_text().replace("Laba", "Gera"))  # as many bytes as before
+    corpus.write_text(corpus.read_text().replace("Laba", "Gera"))  # the file size stays the same
     after = graph_of(sweep)
     assert only(before, "tokens").key != only(after, "tokens").key
     assert only(before, "fisher").key == only(after, "fisher").key
     assert not {n.run for n in before.of("train")} & {n.run for n in after.of("train")}
 
 
-def test_resources_and_place_enter_no_key(tmp_path: Path) -> None:
+def test_resources_and_location_do_not_change_keys(tmp_path: Path) -> None:
     before = graph_of(write_experiment(tmp_path))
     more = "[resources.train]\nnodes = 2\ncpus_per_task = 7\n"
     after = graph_of(write_experiment(tmp_path, more=more), tmp_path / "elsewhere" / "small")
     assert list(before.nodes) == list(after.nodes)
 
 
-def test_all_exports_are_asked_or_the_last(tmp_path: Path) -> None:
+def test_all_exports_or_only_the_last_are_evaluated(tmp_path: Path) -> None:
     sweep = write_experiment(tmp_path, [0])
     text = sweep.read_text().replace("[grid]", "[train]\nexport_at = [0.5, 1.0]\n[grid]")
     sweep.write_text(text)
@@ -121,7 +121,7 @@ def test_all_exports_are_asked_or_the_last(tmp_path: Path) -> None:
         graph_of(sweep)
 
 
-def test_elements_cover_what_is_missing_and_no_more(tmp_path: Path) -> None:
+def test_elements_cover_exactly_the_missing_cells(tmp_path: Path) -> None:
     graph = graph_of(write_experiment(tmp_path, [0], elements=2))
     base = graph.nodes["evaluate/base"]
     both = elements(base)
@@ -131,10 +131,8 @@ def test_elements_cover_what_is_missing_and_no_more(tmp_path: Path) -> None:
     assert one.arguments == ("--checkpoint", "0.0", "--cells", "arc_easy.en")
 
 
-def test_an_element_goes_by_the_name_that_its_worker_gives_itself(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Else what a launcher wrote into failed.json outlives the next attempt, which removes its own alone."""
+def test_an_element_has_the_name_its_worker_uses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise failed.json from a launcher survives the next attempt, which removes only its own."""
     named: list[str] = []
 
     def seen(folder: Path, element: str, kind: str) -> Stage:
@@ -153,13 +151,13 @@ def test_an_element_goes_by_the_name_that_its_worker_gives_itself(
     assert named == [element.worker for element in (*base, *elements(only(graph, "tokens")))]
 
 
-def test_tokens_are_shared_among_elements(tmp_path: Path) -> None:
+def test_token_parts_are_divided_among_elements(tmp_path: Path) -> None:
     graph = graph_of(write_experiment(tmp_path, [0], more="[resources.tokens]\nelements = 3\n"))
     parts = [element.arguments for element in elements(only(graph, "tokens"))]
     assert parts == [("--part", "0/3"), ("--part", "1/3"), ("--part", "2/3")]
 
 
-def test_what_unblocks_most_comes_first(tmp_path: Path) -> None:
+def test_stages_that_unblock_most_work_have_priority(tmp_path: Path) -> None:
     graph = graph_of(write_experiment(tmp_path, [0, 1e2, 1e6]))
     weight = priorities(graph, graph.nodes)
     tokens, fisher = only(graph, "tokens").id, only(graph, "fisher").id
@@ -175,14 +173,14 @@ def test_gpu_hours_are_an_upper_bound(tmp_path: Path) -> None:
     assert gpu_hours(graph, {node.id: 1 for node in graph.of("train")}) == pytest.approx(2 * 2 * 4 * 0.5)
 
 
-def test_a_perplexity_without_text_is_refused(tmp_path: Path) -> None:
+def test_perplexity_without_held_out_text_is_refused(tmp_path: Path) -> None:
     sweep = write_experiment(tmp_path)
     sweep.write_text(sweep.read_text().replace("heldout_documents = 1", "heldout_documents = 0"))
     with pytest.raises(ConfigError, match=re.escape("ppl_heldout.lt has no text: data.heldout_documents = 0")):
         graph_of(sweep)
 
 
-def test_a_benchmark_without_rows_in_the_users_folder_is_refused(tmp_path: Path) -> None:
+def test_a_benchmark_missing_from_the_users_folder_is_refused(tmp_path: Path) -> None:
     sweep = write_experiment(tmp_path)
     sweep.write_text(sweep.read_text().replace("[evaluate]", f'[evaluate]\nquestions = "{tmp_path}/rows"'))
     rows = tmp_path / "rows" / "en" / "mmlu" / "test" / "anatomy.jsonl"
@@ -209,7 +207,7 @@ def test_a_missing_folder_of_task_files_is_refused(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------- on the disk
 
 
-def test_a_worker_finds_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stage_files_contain_the_workers_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     sweep = write_experiment(tmp_path)
     sweep.write_text(sweep.read_text().replace(f'"{tmp_path}/corpus.jsonl"', '"corpus.jsonl"'))
@@ -230,7 +228,7 @@ def test_a_worker_finds_what_it_needs(tmp_path: Path, monkeypatch: pytest.Monkey
     assert tokens.inputs["files"] == [str(tmp_path / "corpus.jsonl")]
 
 
-def test_found_is_what_done_json_says(tmp_path: Path) -> None:
+def test_completeness_follows_done_json(tmp_path: Path) -> None:
     graph = graph_of(write_experiment(tmp_path))
     tokens = only(graph, "tokens")
     assert check_artefact(tokens) == Completeness(False)
@@ -264,7 +262,7 @@ def finish_evaluation(node: Node) -> list[Path]:
     return written
 
 
-def test_a_deleted_record_is_the_only_one_missing(tmp_path: Path) -> None:
+def test_only_a_deleted_record_is_missing(tmp_path: Path) -> None:
     base = graph_of(write_experiment(tmp_path)).nodes["evaluate/base"]
     written = finish_evaluation(base)
     assert check_artefact(base).done
@@ -274,7 +272,7 @@ def test_a_deleted_record_is_the_only_one_missing(tmp_path: Path) -> None:
     assert one.arguments[-1] == "ppl_heldout.lt"
 
 
-def test_records_of_other_weights_than_the_export_s_are_missing(tmp_path: Path) -> None:
+def test_records_of_other_weights_count_as_missing(tmp_path: Path) -> None:
     graph = graph_of(write_experiment(tmp_path))
     node = next(node for node in graph.of("evaluate") if node.run != "base")
     finish_evaluation(node)
@@ -286,18 +284,18 @@ def test_records_of_other_weights_than_the_export_s_are_missing(tmp_path: Path) 
     assert check_artefact(node) == Completeness(False, tuple(node.expected))
 
 
-def test_other_settings_ask_again(tmp_path: Path) -> None:
+def test_changed_settings_repeat_the_evaluation(tmp_path: Path) -> None:
     sweep = write_experiment(tmp_path)
     base = graph_of(sweep).nodes["evaluate/base"]
     finish_evaluation(base)
     sweep.write_text(sweep.read_text().replace("[evaluate]", "[evaluate]\nlimit = 3"))
     limited = graph_of(sweep).nodes["evaluate/base"]
     assert check_artefact(limited).missing == tuple(limited.expected)
-    write_stage_files(limited)  # and not only until the folder says so
+    write_stage_files(limited)  # the result stays the same once the folder has its files
     assert check_artefact(limited).missing == tuple(limited.expected)
 
 
-def test_another_suite_asks_what_is_new(tmp_path: Path) -> None:
+def test_an_added_suite_evaluates_only_new_cells(tmp_path: Path) -> None:
     sweep = write_experiment(tmp_path)
     base = graph_of(sweep).nodes["evaluate/base"]
     finish_evaluation(base)
@@ -307,7 +305,7 @@ def test_another_suite_asks_what_is_new(tmp_path: Path) -> None:
     assert wider.key == base.key
 
 
-def test_a_half_written_record_is_named_and_asked_again(tmp_path: Path) -> None:
+def test_a_truncated_record_is_named_and_evaluated_again(tmp_path: Path) -> None:
     base = graph_of(write_experiment(tmp_path)).nodes["evaluate/base"]
     written = finish_evaluation(base)
     written[0].write_text('{"schema": 1, "sta')
@@ -317,7 +315,7 @@ def test_a_half_written_record_is_named_and_asked_again(tmp_path: Path) -> None:
     assert "0.0:arc_easy.en" in found.missing
 
 
-def test_a_record_that_may_end_otherwise_is_asked_again(tmp_path: Path) -> None:
+def test_a_retryable_failure_record_is_evaluated_again(tmp_path: Path) -> None:
     base = graph_of(write_experiment(tmp_path)).nodes["evaluate/base"]
     write_stage_files(base)
     write_record(base, "0.0:arc_easy.en", status="failed", retry=True)

@@ -1,4 +1,4 @@
-"""The ledger and the lock: what was submitted, and one submit at a time."""
+"""The ledger records submitted jobs; the lock allows one submit at a time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def root(tmp_path: Path) -> RunDir:
 
 
 def ended_process() -> Process:
-    """One that is gone, as it was when it lived."""
+    """Return the identity of a process that has ended."""
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     seen = process(child.pid)
     child.communicate()
@@ -33,7 +33,7 @@ def ended_process() -> Process:
 # ---------------------------------------------------------------------------------------------- processes
 
 
-def test_a_pid_that_came_round_again_is_another_process() -> None:
+def test_a_reused_pid_is_another_process() -> None:
     me = this_process()
     assert me.is_alive()
     assert not Process(me.host, me.pid, me.started + "0").is_alive()
@@ -41,7 +41,7 @@ def test_a_pid_that_came_round_again_is_another_process() -> None:
     assert Process("elsewhere", 1, "").is_alive(), "of another host nothing is known: taken to live"
 
 
-def test_a_zombie_does_not_live() -> None:
+def test_a_zombie_is_not_alive() -> None:
     child = subprocess.Popen([sys.executable, "-c", ""])
     seen = process(child.pid)
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
@@ -49,7 +49,7 @@ def test_a_zombie_does_not_live() -> None:
     child.wait()
 
 
-def test_a_tree_is_killed_across_sessions() -> None:
+def test_a_process_tree_is_killed_across_sessions() -> None:
     inner = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(600)'])"
     program = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}], start_new_session=True)"
     top = subprocess.Popen([sys.executable, "-c", program])
@@ -59,7 +59,7 @@ def test_a_tree_is_killed_across_sessions() -> None:
     assert children(top.pid) == [under[0].pid]
     kill_tree(top.pid)
     top.wait()
-    while any(member.is_alive() for member in under):  # the last of them is reaped by whoever adopts it
+    while any(member.is_alive() for member in under):  # the process that adopts the last one reaps it
         pass
     assert start_time(top.pid) == ""
 
@@ -67,7 +67,7 @@ def test_a_tree_is_killed_across_sessions() -> None:
 # ---------------------------------------------------------------------------------------------- the ledger
 
 
-def test_a_job_is_followed_from_intent_to_end(root: RunDir) -> None:
+def test_ledger_records_a_job_from_intent_to_end(root: RunDir) -> None:
     ledger = Ledger(root)
     assert ledger.read().jobs == {}
     ledger.graph([{"stage": "train", "run": "a", "depends": []}])
@@ -85,14 +85,14 @@ def test_a_job_is_followed_from_intent_to_end(root: RunDir) -> None:
     assert history.graph["nodes"][0]["run"] == "a"
 
 
-def test_a_job_whose_process_is_gone_does_not_live(root: RunDir) -> None:
+def test_a_job_without_its_process_is_not_alive(root: RunDir) -> None:
     ledger = Ledger(root)
     ledger.intent("t1", "train", "a", "0")
     ledger.submitted("t1", "j1", ended_process())
     assert ledger.read().live() == []
 
 
-def test_what_was_cancelled_counts_until_the_next_submit(root: RunDir) -> None:
+def test_cancellation_counts_until_the_next_submit(root: RunDir) -> None:
     ledger = Ledger(root)
     ledger.graph([])
     ledger.cancelled("train/a")
@@ -101,7 +101,7 @@ def test_what_was_cancelled_counts_until_the_next_submit(root: RunDir) -> None:
     assert ledger.read().cancelled == set()
 
 
-def test_a_torn_last_line_is_passed_over(root: RunDir) -> None:
+def test_a_truncated_last_line_is_skipped(root: RunDir) -> None:
     ledger = Ledger(root)
     ledger.intent("t1", "train", "a", "0")
     with root.ledger.open("a") as file:
@@ -111,7 +111,7 @@ def test_a_torn_last_line_is_passed_over(root: RunDir) -> None:
     assert ledger.read().jobs["t1"].outcome == "failed"
 
 
-def test_a_foreign_line_is_named(root: RunDir) -> None:
+def test_an_invalid_line_is_named(root: RunDir) -> None:
     Ledger(root).intent("t1", "train", "a", "0")
     with root.ledger.open("a") as file:
         file.write('{"event": "ended", "token": "unknown"}\n')
@@ -122,7 +122,7 @@ def test_a_foreign_line_is_named(root: RunDir) -> None:
 # ---------------------------------------------------------------------------------------------- the lock
 
 
-def test_two_submits_do_not_meet(root: RunDir) -> None:
+def test_a_second_submit_is_refused_while_the_first_runs(root: RunDir) -> None:
     with submit_lock(root):
         assert lock_holder(root) == this_process()
         with pytest.raises(SubmitError, match=f"another submit is running: pid {os.getpid()} on "), submit_lock(root):
@@ -131,7 +131,7 @@ def test_two_submits_do_not_meet(root: RunDir) -> None:
     assert not root.lock.exists()
 
 
-def test_a_lock_of_the_dead_is_taken(root: RunDir) -> None:
+def test_a_dead_processs_lock_is_taken_over(root: RunDir) -> None:
     gone = ended_process()
     root.root.mkdir(parents=True)
     root.lock.write_text(json.dumps({"host": gone.host, "pid": gone.pid, "started": gone.started}))
@@ -140,7 +140,7 @@ def test_a_lock_of_the_dead_is_taken(root: RunDir) -> None:
     assert list(root.root.iterdir()) == []
 
 
-def test_a_lock_of_another_host_is_left(root: RunDir) -> None:
+def test_a_lock_of_another_host_is_respected(root: RunDir) -> None:
     root.root.mkdir(parents=True)
     root.lock.write_text(json.dumps({"host": "login7", "pid": 1, "started": "x"}))
     with (
@@ -150,7 +150,7 @@ def test_a_lock_of_another_host_is_left(root: RunDir) -> None:
         pass
 
 
-def test_a_lock_that_nobody_finished_is_named(root: RunDir) -> None:
+def test_an_incomplete_lock_is_named(root: RunDir) -> None:
     root.root.mkdir(parents=True)
     root.lock.write_text("")
     with (
@@ -160,13 +160,13 @@ def test_a_lock_that_nobody_finished_is_named(root: RunDir) -> None:
         pass
 
 
-def test_the_lock_is_given_back_after_an_error(root: RunDir) -> None:
+def test_lock_is_released_after_an_error(root: RunDir) -> None:
     with pytest.raises(ZeroDivisionError), submit_lock(root):
         raise ZeroDivisionError
     assert not root.lock.exists()
 
 
-def test_an_array_is_told_element_by_element(root: RunDir) -> None:
+def test_arrays_are_recorded_element_by_element(root: RunDir) -> None:
     ledger = Ledger(root)
     ledger.slurm_intent("t", "evaluate", "a", [{"name": "0", "covers": ["1.0:x"]}, {"name": "1", "covers": []}], 0)
     ledger.slurm_intent("u", "train", "a", [{"name": "0", "covers": ["0"]}], 2)

@@ -1,4 +1,4 @@
-"""The local scheduler, with real submitit jobs and workers that do as they are told."""
+"""The local scheduler, with real submitit jobs and scripted workers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tests.unit.launch_world import order, read_events, write_experiment, write_
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Workers obey `tmp_path/orders`; the current folder is `tmp_path`."""
+    """Make workers follow `tmp_path/orders`; the current folder is `tmp_path`."""
     orders = tmp_path / "orders"
     orders.mkdir()
     (tmp_path / "runs" / "small" / "report").mkdir(parents=True)
@@ -68,7 +68,7 @@ def states(root: RunDir) -> dict[str, str]:
     return {f"{row.stage}/{row.run}".rsplit("-", 1)[0]: row.state for row in rows}
 
 
-def test_a_whole_graph_then_nothing_then_one_more_run(world: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_resubmit_runs_only_what_is_missing(world: Path, capfd: pytest.CaptureFixture[str]) -> None:
     sweep = write_experiment(world.parent, [0, 1e6])
     root = RunDir(world.parent / "runs" / "small")
     assert run(sweep) == 0
@@ -95,15 +95,13 @@ def test_a_whole_graph_then_nothing_then_one_more_run(world: Path, capfd: pytest
     second = begun(world)
     assert sorted(name.split("-")[0] for name in second[len(first) :]) == of_the_third
 
-    shutil.rmtree(next(root.root.glob("train/strength=1000-*")))  # what it exports now may be other weights
+    shutil.rmtree(next(root.root.glob("train/strength=1000-*")))  # its next export may have other weights
     assert run(sweep) == 0
     assert sorted(name.split("-")[0] for name in begun(world)[len(second) :]) == of_the_third
 
 
-def test_a_run_folder_that_reported_elsewhere_gets_its_tables_and_nothing_else(
-    world: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """As those of 0.1.0, whose tables are in results/NAME."""
+def test_a_missing_report_is_the_only_stage_resubmitted(world: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Run folders of 0.1.0 have their tables in results/NAME."""
     sweep = write_experiment(world.parent, [0])
     Path("results/small").mkdir(parents=True)
     assert submit.run(submit.Settings(sweep=sweep, profile=write_profile(sweep), out=Path("results/small"))) == 0
@@ -116,7 +114,7 @@ def test_a_run_folder_that_reported_elsewhere_gets_its_tables_and_nothing_else(
     assert "nothing to do" in capfd.readouterr().err
 
 
-def test_jobs_know_nothing_of_tokens_and_import_the_copy(world: Path) -> None:
+def test_jobs_get_no_access_tokens_and_import_the_copied_code(world: Path) -> None:
     sweep = write_experiment(world.parent, [0])
     assert run(sweep) == 0
     root = RunDir(world.parent / "runs" / "small")
@@ -132,7 +130,7 @@ def test_jobs_know_nothing_of_tokens_and_import_the_copy(world: Path) -> None:
 
 
 @pytest.mark.slow
-def test_no_more_runs_at_once_than_there_are_cores(world: Path) -> None:
+def test_concurrent_runs_are_limited_by_cores(world: Path) -> None:
     order(world, "sleep 3", "train")
     more = "[resources.train]\ncpus_per_task = 2\n[resources.fisher]\ncpus_per_task = 9\n"
     assert run(write_experiment(world.parent, [0, 1, 2], more=more), cpus=4) == 0
@@ -146,7 +144,7 @@ def test_no_more_runs_at_once_than_there_are_cores(world: Path) -> None:
     assert most == 2
 
 
-def test_a_failed_training_costs_its_own_evaluation(world: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_training_blocks_only_its_own_evaluation(world: Path, capfd: pytest.CaptureFixture[str]) -> None:
     sweep = write_experiment(world.parent, [0, 1e6])
     root = RunDir(world.parent / "runs" / "small")
     order(world, "raise", "train/strength=1e+06")
@@ -180,7 +178,7 @@ def test_a_failed_training_costs_its_own_evaluation(world: Path, capfd: pytest.C
         ("die", "the worker was killed by signal 9"),
     ],
 )
-def test_an_exit_status_says_nothing_alone(world: Path, what: str, error: str) -> None:
+def test_exit_status_alone_does_not_decide_success(world: Path, what: str, error: str) -> None:
     order(world, what, "tokens")
     assert run(write_experiment(world.parent, [0])) == 1
     root = RunDir(world.parent / "runs" / "small")
@@ -190,7 +188,7 @@ def test_an_exit_status_says_nothing_alone(world: Path, what: str, error: str) -
     assert begun(world) == [f"tokens/{tokens.name}"], "nothing that reads the tokens was started"
 
 
-def test_a_run_that_is_cancelled_stops_and_the_rest_goes_on(world: Path) -> None:
+def test_a_cancelled_run_stops_and_the_others_continue(world: Path) -> None:
     sweep = write_experiment(world.parent, [0, 1e6])
     root = RunDir(world.parent / "runs" / "small")
     order(world, "wait", "train/strength=0")
@@ -219,13 +217,13 @@ import signal, sys
 from hpc_ewc import cli
 from hpc_ewc.launch.submit import local
 local.SAVE_S = 3.0
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a test runner in the background has it ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test runner in the background ignores it
 sys.exit(cli.main(["submit", sys.argv[1], "--profile", sys.argv[2]]))
 """
 
 
 def start_submit(world: Path, sweep: Path, repository: Path) -> subprocess.Popen[str]:
-    """A submit of its own process group, as a shell starts it."""
+    """Start a submit in its own process group, as a shell does."""
     return subprocess.Popen(
         [sys.executable, "-c", SUBMIT, str(sweep), str(write_profile(sweep))],
         env=os.environ | {"PYTHONPATH": str(repository)},
@@ -242,13 +240,13 @@ def wait_until(condition: Callable[[], object], what: str, timeout_s: float = 12
         time.sleep(0.05)
 
 
-def test_ctrl_c_stops_the_jobs_and_the_same_command_goes_on(world: Path, repository: Path) -> None:
+def test_ctrl_c_stops_the_jobs_and_the_same_command_resumes(world: Path, repository: Path) -> None:
     sweep = write_experiment(world.parent, [0])
     root = RunDir(world.parent / "runs" / "small")
     order(world, "wait", "train")
     process = start_submit(world, sweep, repository)
     wait_until(lambda: list(root.root.glob("train/*/progress/0.json")), "training begins")
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: submit, submitit and its task alike
+    os.killpg(process.pid, signal.SIGINT)  # like a terminal: to submit, submitit and its task alike
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
     assert "resumes" in err
@@ -261,7 +259,7 @@ def test_ctrl_c_stops_the_jobs_and_the_same_command_goes_on(world: Path, reposit
     assert {name.split("/")[0] for name in begun(world)[before:]} == {"train", "evaluate"}
 
 
-def test_what_does_not_stop_is_killed(world: Path, repository: Path) -> None:
+def test_jobs_that_do_not_stop_are_killed(world: Path, repository: Path) -> None:
     sweep = write_experiment(world.parent, [0])
     root = RunDir(world.parent / "runs" / "small")
     order(world, "hang", "tokens")
@@ -271,7 +269,7 @@ def test_what_does_not_stop_is_killed(world: Path, repository: Path) -> None:
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
     assert Ledger(root).read().live() == []
-    # by its command line, since nobody is left who would know its pid
+    # by its command line, since no process is left that knows its pid
     left = [p for p in Path("/proc").glob("[0-9]*/cmdline") if str(world).encode() in _bytes(p)]
     assert left == []
 
@@ -283,7 +281,7 @@ def _bytes(path: Path) -> bytes:
         return b""
 
 
-def test_jobs_whose_submit_was_killed_save_and_are_waited_for(world: Path, repository: Path) -> None:
+def test_jobs_save_after_their_submit_is_killed_and_the_next_submit_waits(world: Path, repository: Path) -> None:
     sweep = write_experiment(world.parent, [0])
     root = RunDir(world.parent / "runs" / "small")
     order(world, "wait", "tokens")
@@ -327,7 +325,7 @@ def printed(tmp_path: Path) -> str:
 
 
 def launch(tmp_path: Path, program: str, **changes: Any) -> subprocess.Popen[str]:
-    """A launcher of its own, around a small worker."""
+    """Start a launcher in its own process, with a small worker."""
     (tmp_path / "job").mkdir(exist_ok=True)
     (tmp_path / "program.py").write_text(program)
     python = tmp_path / "python"
@@ -352,7 +350,7 @@ print("told" if told else "saw the file")
 """
 
 
-def test_term_becomes_a_stop_file_and_usr2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sigterm_becomes_a_stop_file_and_sigusr2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     launcher = launch(tmp_path, WORKER.format(before=0, by_file=False))
     wait_until(lambda: (tmp_path / "job" / "ready").exists(), "the worker is ready")
@@ -363,7 +361,7 @@ def test_term_becomes_a_stop_file_and_usr2(tmp_path: Path, monkeypatch: pytest.M
     assert json.loads((tmp_path / "job" / "exit.0").read_text())["status"] == 0
 
 
-def test_usr2_before_a_handler_is_up_kills_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sigusr2_before_the_handler_is_installed_kills_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     launcher = launch(tmp_path, WORKER.format(before=1, by_file=True))
     wait_until(lambda: (tmp_path / "job" / "born").exists(), "the worker is born")
@@ -386,7 +384,7 @@ def test_a_worker_does_not_outlive_its_launcher(tmp_path: Path, monkeypatch: pyt
     wait_until(lambda: not local.process(worker).started, "the worker ends")
 
 
-def test_a_job_stops_when_its_submit_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_stops_after_its_submit_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     gone = this_process()
     owner = type(gone)(gone.host, gone.pid, gone.started + "0")
@@ -395,7 +393,7 @@ def test_a_job_stops_when_its_submit_is_gone(tmp_path: Path, monkeypatch: pytest
     assert (tmp_path / "job" / "stop.0").exists()
 
 
-def test_a_job_that_is_stopped_before_it_starts_starts_nothing(tmp_path: Path) -> None:
+def test_a_job_stopped_before_it_starts_runs_no_worker(tmp_path: Path) -> None:
     (tmp_path / "job").mkdir()
     (tmp_path / "job" / "stop.0").touch()
     launcher = launch(tmp_path, "open('/nowhere/x')")
@@ -403,7 +401,7 @@ def test_a_job_that_is_stopped_before_it_starts_starts_nothing(tmp_path: Path) -
     assert not (tmp_path / "job" / "ranks").exists()
 
 
-def test_torchrun_is_asked_for_all_ranks_of_all_nodes(tmp_path: Path) -> None:
+def test_torchrun_starts_all_ranks_of_all_nodes(tmp_path: Path) -> None:
     task = local_task(tmp_path, "train", ranks=4)
     command = torchrun_command(task, task.elements[0][0], STANDALONE, tmp_path / "job")
     assert command[:3] == ("py", "-m", "torch.distributed.run")

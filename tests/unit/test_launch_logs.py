@@ -1,4 +1,4 @@
-"""`logs` and `cancel`: selecting a run, its error first; jobs save before they are ended."""
+"""`logs` and `cancel`: a run is selected, errors are shown first, and jobs save before they end."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.unit.run_folders import AWAY, EVALUATE, KEY, TRAIN, Slurm, local_fold
 
 @pytest.fixture
 def root(tmp_path: Path) -> RunDir:
-    """Tokens and one run done (job1), the other failed (job2)."""
+    """Make a run folder: tokens and one run are done (job1), the other run failed (job2)."""
     return local_folder(tmp_path)
 
 
@@ -39,7 +39,7 @@ def show(root: RunDir, run: str, stage: str | None = None, **options: Any) -> in
     return logs(root.root, run, stage=stage, **chosen)
 
 
-def test_the_error_comes_first(root: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+def test_logs_show_the_error_first(root: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     rank_log(root.job("job2"), 0, "stderr.log", "warming up\n")
     assert show(root, "strength=1") == 0
     lines = capsys.readouterr().out.splitlines()
@@ -48,7 +48,7 @@ def test_the_error_comes_first(root: RunDir, capsys: pytest.CaptureFixture[str])
     assert lines[-1] == "warming up"
 
 
-def test_one_rank_alone(root: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+def test_logs_of_a_selected_rank_are_shown(root: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     for rank in (0, 1):
         rank_log(root.job("job1"), rank, "stdout.log", f"rank {rank}\n")
     assert show(root, "strength=0", rank=1) == 0
@@ -57,7 +57,7 @@ def test_one_rank_alone(root: RunDir, capsys: pytest.CaptureFixture[str]) -> Non
         show(root, "strength=0", rank=5)
 
 
-def test_the_failed_rank_is_shown_out_of_many(root: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+def test_logs_show_the_failed_rank(root: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     for rank in range(8):
         rank_log(root.job("job2"), rank, "stderr.log", f"rank {rank} says\n")
     show(root, "strength=1")
@@ -66,7 +66,7 @@ def test_the_failed_rank_is_shown_out_of_many(root: RunDir, capsys: pytest.Captu
     assert f"7 more ranks (--rank 0 … 7) in {rundir.rank_logs(root.job('job2'))}" in out
 
 
-def test_where_no_rank_printed_the_launcher_s_log_is_shown(root: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+def test_launcher_log_is_shown_if_no_rank_printed(root: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     rank_log(root.job("job1"), 0, "stderr.log", "")
     (root.job("job1") / "123_0_log.err").write_text("ModuleNotFoundError")
     show(root, "strength=0")
@@ -86,7 +86,7 @@ def test_following_ends_with_the_job(
     assert capsys.readouterr().out == "more\nmore\n"
 
 
-def test_a_run_without_a_job_says_so(root: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_without_a_job_is_reported(root: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     assert show(root, "strength=1", "evaluate") == 0
     assert "evaluate/strength=1-bb: no job was started yet" in capsys.readouterr().err
     assert show(root, "report") == 0
@@ -103,12 +103,12 @@ def test_a_run_without_a_job_says_so(root: RunDir, capsys: pytest.CaptureFixture
         ("strength=0", "fisher", "--stage fisher: this experiment has tokens, train, evaluate, report"),
     ],
 )
-def test_a_prefix_must_name_one_run(root: RunDir, run: str, stage: str | None, message: str) -> None:
+def test_an_ambiguous_prefix_is_refused(root: RunDir, run: str, stage: str | None, message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         select_run(read_status(root).rows, run, stage)
 
 
-def test_a_prefix_names_a_run_in_all_its_stages(root: RunDir) -> None:
+def test_a_prefix_selects_a_run_in_all_its_stages(root: RunDir) -> None:
     rows = read_status(root).rows
     assert [row.stage for row in select_run(rows, "strength=1", None)] == ["train", "evaluate"]
     assert [row.stage for row in select_run(rows, "strength=1", "evaluate")] == ["evaluate"]
@@ -116,7 +116,7 @@ def test_a_prefix_names_a_run_in_all_its_stages(root: RunDir) -> None:
     assert [row.stage for row in select_run(rows, "report", None)] == ["report"]
 
 
-def test_a_stage_names_its_only_run(root: RunDir) -> None:
+def test_a_stage_selects_its_only_run(root: RunDir) -> None:
     assert [row.run for row in select_run(read_status(root).rows, "tokens", None)] == [KEY]
 
 
@@ -144,7 +144,7 @@ def test_cancel_needs_confirmation(root: RunDir, monkeypatch: pytest.MonkeyPatch
     assert not rundir.stop_file(job, 0).exists()
 
 
-def test_cancel_with_nothing_to_cancel(root: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cancel_without_active_jobs_is_reported(root: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     assert cancel(root.root, None, None, yes=False) == 0
     assert "nothing to cancel: no such job is running or waiting" in capsys.readouterr().err
 
@@ -161,7 +161,7 @@ def slurm(monkeypatch: pytest.MonkeyPatch) -> Slurm:
 
 @pytest.fixture
 def queued(tmp_path: Path, slurm: Slurm) -> RunDir:
-    """Train is job 11 and runs, evaluate array 12 and the report wait."""
+    """Make a run folder: train (job 11) is running; evaluate (array 12) and the report are waiting."""
     root = slurm_folder(tmp_path)
     slurm.says("11", "RUNNING", nodes="n[1-2]", restarts=1)
     for i in range(3):
@@ -172,13 +172,13 @@ def queued(tmp_path: Path, slurm: Slurm) -> RunDir:
 
 @pytest.fixture
 def cancelled(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """What scancel was given, call by call."""
+    """Record the arguments of each call of scancel."""
     found: list[list[str]] = []
     monkeypatch.setattr(client, "cancel", lambda ids: found.append(list(ids)))
     return found
 
 
-def test_logs_of_two_nodes_and_the_last_attempt(queued: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+def test_logs_cover_two_nodes_and_the_last_attempt(queued: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     for restart in (0, 1):
         for node in (0, 1):
             place = f"restart_{restart}/node_{node}/11.{restart}_x/attempt_0"
@@ -197,7 +197,7 @@ def test_logs_of_two_nodes_and_the_last_attempt(queued: RunDir, capsys: pytest.C
         show(queued, "strength", "train", restart=7)
 
 
-def test_torchrun_gives_ranks_by_the_nodes_names_as_texts() -> None:
+def test_torchrun_numbers_ranks_by_node_name_as_text() -> None:
     places = [(0, node, local) for node in (0, 1) for local in (0, 1)]
     assert global_ranks(places) == [0, 1, 2, 3]
     assert global_ranks(places, ["n2", "n10"]) == [2, 3, 0, 1], "Slurm counts n2 first, torchrun n10"
@@ -215,7 +215,7 @@ def test_torchrun_gives_ranks_by_the_nodes_names_as_texts() -> None:
         ("nid[000998-001000]", ["nid000998", "nid000999", "nid001000"]),
     ],
 )
-def test_lists_of_nodes(text: str, names: list[str]) -> None:
+def test_node_lists_are_expanded(text: str, names: list[str]) -> None:
     assert expand_hosts(text) == names
 
 
@@ -330,7 +330,7 @@ def test_jobs_that_do_not_end_go_to_scancel(
     assert Ledger(queued).read().cancelled == {f"train/{TRAIN}"}
 
 
-def test_a_job_that_slurm_calls_ended_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_that_slurm_reports_as_ended_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(cancel_module.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(cancel_module.time, "sleep", lambda s: now.__setitem__(0, now[0] + 15))

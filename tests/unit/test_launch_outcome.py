@@ -1,4 +1,4 @@
-"""What an attempt that failed is said to have failed of."""
+"""The cause of failure recorded for an attempt."""
 
 from __future__ import annotations
 
@@ -47,5 +47,5 @@ def test_the_rank_that_was_killed_is_named(tmp_path: Path) -> None:
         ("rank 1: Signal 9 (SIGKILL) received by PID 512", False),
     ],
 )
-def test_a_lost_peer_is_no_cause(error: str, expected: bool) -> None:
+def test_a_lost_peer_is_not_named_as_the_cause(error: str, expected: bool) -> None:
     assert is_consequence(error) == expected

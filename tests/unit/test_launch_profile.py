@@ -1,4 +1,4 @@
-"""Profiles: what is allowed, and what a mistake is told."""
+"""Profiles: accepted keys, and error messages for invalid ones."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from hpc_ewc.launch.profile.resources import job_resources
 MINIMAL = {"model": {"path": "a/model"}, "data": {"source": "a/corpus"}}
 
 
-def test_the_shipped_local_profile_says_what_no_profile_means(repository: Path) -> None:
+def test_the_shipped_local_profile_equals_the_defaults(repository: Path) -> None:
     assert load_profile(repository / "slurm" / "local.toml") == load_profile(None) == Profile()
 
 
-def test_every_slurm_key_is_taken() -> None:
+def test_every_slurm_key_is_accepted() -> None:
     slurm: dict[str, Any] = {
         "partition": "standard-g",
         "account": "project_1",
@@ -106,7 +106,7 @@ def test_every_slurm_key_is_taken() -> None:
         ({"resources": {"train": {"gpus": 1}}}, "unknown key 'resources.train.gpus'"),
     ],
 )
-def test_a_mistake_is_told(table: dict[str, Any], message: str) -> None:
+def test_invalid_profiles_are_refused_with_the_key(table: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)) as caught:
         build_profile(table, "p.toml")
     assert "p.toml" in str(caught.value)
@@ -114,7 +114,7 @@ def test_a_mistake_is_told(table: dict[str, Any], message: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["partition", "account", "qos", "constraint", "exclude", "gres", "cpu_bind"])
-def test_no_value_brings_a_line_into_a_script(key: str) -> None:
+def test_no_value_adds_a_line_to_a_script(key: str) -> None:
     with pytest.raises(ConfigError, match="must not hold control characters"):
         build_profile({"executor": "slurm", "slurm": {key: "x\n#SBATCH --uid=0"}}, "p.toml")
 
@@ -130,12 +130,12 @@ def test_no_value_brings_a_line_into_a_script(key: str) -> None:
         {"executor": "slurm", "container": {"runtime": "pyxis", "image": "a\nb"}},
     ],
 )
-def test_nor_does_any_other(table: dict[str, Any]) -> None:
+def test_control_characters_in_any_value_are_refused(table: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="must not hold control characters"):
         build_profile(table, "p.toml")
 
 
-def test_a_stage_may_have_a_partition_of_its_own() -> None:
+def test_a_stage_can_have_its_own_partition() -> None:
     table = {"partition": "gpu", "qos": "long", "sbatch": {"hint": "a", "licenses": "b"}}
     own = {"partition": "cpu", "exclusive": False, "sbatch": {"hint": "c"}}
     profile = build_profile({"executor": "slurm", "slurm": {**table, "exclusive": True, "stage": {"tokens": own}}}, "p")
@@ -145,7 +145,7 @@ def test_a_stage_may_have_a_partition_of_its_own() -> None:
     assert (train.partition, train.exclusive, train.sbatch) == ("gpu", True, table["sbatch"])
 
 
-def test_the_profile_s_resources_come_first_key_by_key() -> None:
+def test_profile_resources_override_key_by_key() -> None:
     experiment = build_experiment(
         MINIMAL | {"resources": {"train": {"nproc_per_node": 2, "cpus_per_task": 2, "time_min": 10}}}, "x.toml"
     )
@@ -156,7 +156,7 @@ def test_the_profile_s_resources_come_first_key_by_key() -> None:
     assert (tokens.nodes, tokens.nproc_per_node, tokens.cpus_per_task, tokens.elements) == (1, 1, 1, 1)
 
 
-def test_ranks_are_gpus_where_nothing_is_said() -> None:
+def test_number_of_ranks_defaults_to_gpus() -> None:
     profile = build_profile({"resources": {"train": {"gpus_per_node": 4, "nodes": 2, "time_min": 90}}}, "p.toml")
     train = job_resources("train", build_experiment(MINIMAL, "x.toml"), profile)
     assert (train.nproc_per_node, train.cpus_per_task) == (4, 4)

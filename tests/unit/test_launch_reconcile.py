@@ -1,4 +1,4 @@
-"""How a job ended, told from what Slurm and its launcher say of it."""
+"""A job's outcome is derived from Slurm's state and its launcher's files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from hpc_ewc.rundir import RunDir
         (None, "finished", "finished"),
     ],
 )
-def test_how_a_job_ended(tmp_path: Path, state: str | None, wrote: str | None, expected: str) -> None:
+def test_ended_jobs_have_a_reason(tmp_path: Path, state: str | None, wrote: str | None, expected: str) -> None:
     root = RunDir(tmp_path)
     job = Job("t", "train", "a", "0", job_id="7", scheduler="slurm")
     if wrote:
@@ -49,15 +49,15 @@ def test_a_job_whose_launcher_never_started_says_why(tmp_path: Path) -> None:
     assert "FAILED (2:0); last line of its log: /bad/python: No such file or directory" in failed["error"]
 
 
-def test_memory_that_ran_out_names_the_key(tmp_path: Path) -> None:
+def test_out_of_memory_names_the_key_to_change(tmp_path: Path) -> None:
     root = RunDir(tmp_path)
     job = Job("t", "train", "a", "0", job_id="7", scheduler="slurm")
     final_outcome(root, job, SlurmJob("7", "7", state="OUT_OF_MEMORY", exit_code="0:125"))
     assert "raise resources.train.mem_gb" in json.loads(root.train("a").failed.read_text())["error"]
 
 
-def test_the_next_attempt_of_what_slurm_ended_can_forget_it(tmp_path: Path) -> None:
-    """It removes what was written under its own name: an evaluation's worker goes by its first cell."""
+def test_the_next_attempt_can_clear_a_recorded_failure(tmp_path: Path) -> None:
+    """A worker removes failures under its own name: that of an evaluation is its first cell."""
     root = RunDir(tmp_path)
     covers = ("1.0:mmlu.en", "1.0:mmlu.lt")
     job = Job("t", "evaluate", "a", "3", job_id="7_3", scheduler="slurm", index=3, covers=covers)

@@ -1,4 +1,4 @@
-"""The batch scripts of jobs: as they were agreed, quoted, and what they do before the task. Nothing is submitted."""
+"""Batch scripts: golden files, quoting, and steps before the task. Nothing is submitted."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def script(profile: Profile, stage: str = "train", array: int | None = None, roo
 
 
 @pytest.mark.parametrize(("stage", "array"), [("train", None), ("tokens", 5)])
-def test_scripts_read_as_they_were_agreed(repository: Path, stage: str, array: int | None) -> None:
+def test_scripts_equal_the_golden_ones(repository: Path, stage: str, array: int | None) -> None:
     golden = repository / "tests" / "golden" / f"submission_{stage}.sh"
     assert script(build_profile(CLUSTER, "p.toml"), stage, array).render() == golden.read_text()
 
@@ -75,12 +75,12 @@ def test_a_chain_is_never_requeued() -> None:
         ("gpu", 4, {"gres": "gpu:4"}),
     ],
 )
-def test_gpus_are_asked_for_as_the_site_wants_it(gres: str, gpus: int, expected: dict[str, Any]) -> None:
+def test_gpu_request_follows_the_sites_format(gres: str, gpus: int, expected: dict[str, Any]) -> None:
     assert gpu_request(JobResources(1, 1, gpus, 1, None, 60, 1), SlurmConfig(gres=gres)) == expected
 
 
 def test_no_name_or_path_breaks_out_of_the_script(tmp_path: Path) -> None:
-    """The script is run by a real shell, with an srun that shows its arguments."""
+    """A real shell runs the script, with an srun that prints its arguments."""
     root = tmp_path / "a b;touch pwned & $(touch pwned)"
     tools = tmp_path / "bin"
     tools.mkdir()
@@ -101,8 +101,8 @@ def test_no_name_or_path_breaks_out_of_the_script(tmp_path: Path) -> None:
     assert pickle.loads((root / "jobs" / "7" / "7_submitted.pkl").read_bytes()).function is print
 
 
-def test_what_another_job_of_the_same_id_left_is_put_aside(tmp_path: Path) -> None:
-    """A sandbox that was made anew counts from 1 again, in the run folder that is there."""
+def test_files_of_an_earlier_job_with_the_same_id_are_moved_aside(tmp_path: Path) -> None:
+    """A recreated sandbox numbers jobs from 1 again, in the same run folder."""
     root = tmp_path / "paper"
     (root / "jobs" / "7").mkdir(parents=True)
     (root / "jobs" / "7" / "7_submitted.pkl").symlink_to("../another/task.pkl")
@@ -112,7 +112,7 @@ def test_what_another_job_of_the_same_id_left_is_put_aside(tmp_path: Path) -> No
     (tmp_path / "srun").write_text("#!/bin/sh\n")
     (tmp_path / "srun").chmod(0o755)
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
-    for stop in ("", "stop.1"):  # started, and started again
+    for stop in ("", "stop.1"):  # first start, then restart
         subprocess.run(["bash", str(rundir.script_file(made.folder))], env=environment, check=True)
         assert not (root / "jobs" / "7" / "stop.0").exists()
         assert not stop or (root / "jobs" / "7" / stop).exists(), "its own stays"
@@ -120,8 +120,8 @@ def test_what_another_job_of_the_same_id_left_is_put_aside(tmp_path: Path) -> No
     assert len(list((root / "jobs").glob("7.*/stop.0"))) == 1
 
 
-def test_a_stop_that_was_asked_for_before_the_script_ran_is_kept(tmp_path: Path) -> None:
-    """`hpc-ewc cancel` of a job that Slurm starts this moment."""
+def test_a_stop_request_made_before_the_script_runs_is_kept(tmp_path: Path) -> None:
+    """`hpc-ewc cancel` of a job that Slurm starts at the same moment."""
     root = tmp_path / "paper"
     stop = rundir.stop_file(root / "jobs" / "7", 0)
     records.write_text(stop, "")
@@ -141,7 +141,7 @@ def test_every_flag_is_one_line_and_quoted_as_sbatch_reads_it() -> None:
         assert len(shlex.split(line.removeprefix("#SBATCH "))) == 1, line
 
 
-def test_a_job_inherits_a_list_and_no_token() -> None:
+def test_a_job_inherits_listed_variables_and_no_token() -> None:
     shell = {"HOME": "/h", "PATH": "/b", "HF_TOKEN": "x", "WANDB_API_KEY": "x", "AWS_SECRET_ACCESS_KEY": "x"}
     shell |= {"SBATCH_PARTITION": "other", "SLURM_JOB_ID": "3", "SLURM_CONF": "/c", "LMOD_DIR": "/l", "EVIL": "1"}
     shell |= {"BASH_FUNC_module%%": "() { :; }", "BASH_FUNC_ls%%": "() { :; }", "MODULEPATH": "/m"}
@@ -149,7 +149,7 @@ def test_a_job_inherits_a_list_and_no_token() -> None:
     assert set(inherited_environment(shell)) == kept
 
 
-def test_a_job_finds_the_hub_s_cache_without_the_variables_of_the_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_finds_the_hub_cache_without_shell_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_SCRATCH", "/scratch/me")
     shell = {
         "HF_HOME": "$MY_SCRATCH/hf",
@@ -161,6 +161,6 @@ def test_a_job_finds_the_hub_s_cache_without_the_variables_of_the_shell(monkeypa
 
 
 @pytest.mark.parametrize("name", ["50%", 'a"b', "a'b", "a\\b", "a\nb"])
-def test_a_run_folder_that_slurm_would_read_otherwise_is_refused(name: str) -> None:
+def test_a_run_folder_with_characters_special_to_slurm_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="has a meaning for Slurm; choose another by --runs"):
         check_paths(RunDir(Path("/runs") / name / "x"))

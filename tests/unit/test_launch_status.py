@@ -1,4 +1,4 @@
-"""`status` of jobs on this machine, from files and processes."""
+"""`status` of local jobs, from files and processes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_states_come_from_files(root: RunDir, capsys: pytest.CaptureFixture[str]
     assert "x: 1 failed, 1 blocked, 1 missing, 2 done; nothing is running: resubmit to resume" in out
 
 
-def test_a_job_that_runs_shows_how_far_it_is(root: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_running_job_shows_its_progress(root: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     start(root, "evaluate", "strength=1-bb", "job3")
     folder = root.evaluate("strength=1-bb")
     line = {"schema": 1, "done": 1, "total": 1, "unit": "cell", "job_id": "an earlier one", "updated": 1.0}
@@ -51,19 +51,19 @@ def test_a_job_that_runs_shows_how_far_it_is(root: RunDir, capsys: pytest.Captur
     records.write_json(folder.progress("1"), line | {"done": 0, "job_id": "job3", "cell": "b.en", "eta_s": 100})
     row = read_status(root).rows[3]
     assert row.progress is not None
-    assert (row.progress.done, row.progress.total) == (1, 2), "the cell that this job was not given is done"
+    assert (row.progress.done, row.progress.total) == (1, 2), "the cell that is not assigned to this job is done"
     assert describe(row.progress) == "1/2 cell, b.en, 1 min 40 s left"
     assert exit_status(read_status(root).rows) == 3, "something runs: not failed yet"
     status(root.root, watch=False, as_json=False)
     assert "nothing is running" not in capsys.readouterr().out
 
 
-def test_a_job_whose_process_is_gone_does_not_run(root: RunDir) -> None:
+def test_a_job_without_its_process_is_not_running(root: RunDir) -> None:
     start(root, "evaluate", "strength=1-bb", "job3", process=GONE)
     assert states(root)[3] == "blocked"
 
 
-def test_stopped_and_missing(root: RunDir) -> None:
+def test_stopped_and_missing_runs_are_told_apart(root: RunDir) -> None:
     root.train("strength=1-bb").failed.unlink()
     assert states(root)[2:4] == ["missing", "missing"]
     start(root, "train", "strength=1-bb", "job4", outcome="stopped")
@@ -71,7 +71,7 @@ def test_stopped_and_missing(root: RunDir) -> None:
     assert status(root.root, watch=True, as_json=True) == 3
 
 
-def test_an_output_that_went_away_is_named(root: RunDir) -> None:
+def test_a_missing_output_is_named(root: RunDir) -> None:
     done = root.tokens(KEY).done
     records.write_json(done, records.read_json(done) | {"outputs": {"parts/0.bin": [3, "x"]}})
     row = read_status(root).rows[0]
@@ -94,7 +94,7 @@ def test_json_has_all_stages_and_jobs(root: RunDir, capsys: pytest.CaptureFixtur
     assert told["stages"][2]["jobs"] == [{"job_id": "job2", "outcome": "failed", "slurm": ""}]
 
 
-def test_a_wrong_folder_is_answered_with_run_folders_beside_it(root: RunDir) -> None:
+def test_a_wrong_folder_error_lists_nearby_run_folders(root: RunDir) -> None:
     with pytest.raises(ConfigError, match=rf"not a run folder, .*; run folders beside it: {re.escape(str(root.root))}"):
         open_run(root.root.with_name("y"))
 
@@ -102,7 +102,7 @@ def test_a_wrong_folder_is_answered_with_run_folders_beside_it(root: RunDir) -> 
 # ---------------------------------------------------------------------------------------------- rendering
 
 
-def test_durations() -> None:
+def test_durations_are_formatted() -> None:
     assert [duration(s) for s in (0.4, 59.6, 200, 7500, float("inf"))] == [
         "0 s",
         "1 min 00 s",
@@ -112,7 +112,7 @@ def test_durations() -> None:
     ]
 
 
-def test_progress_in_words() -> None:
+def test_progress_is_described() -> None:
     progress = Progress(120, 180, "step", {"loss": 1.23456, "eta_s": 45.2})
     assert describe(progress) == "120/180 step, loss 1.235, 45 s left"
     assert describe(Progress(3, 0)) == ""
@@ -127,7 +127,7 @@ def test_a_damaged_progress_file_is_ignored(tmp_path: Path) -> None:
     assert read_progress(folder, ["j"]) is None
 
 
-def test_a_long_table_keeps_what_matters() -> None:
+def test_a_long_table_keeps_the_important_rows() -> None:
     rows = [Row("train", f"r{i}", "waiting") for i in range(100)]
     rows[50] = Row("train", "r50", "running", Progress(1, 2, "step"))
     rows[70] = Row("train", "r70", "failed", note="NaN")

@@ -116,7 +116,7 @@ def test_successors_in_a_chain_do_not_count(root: RunDir, slurm: Slurm) -> None:
     assert (row.state, row.restarts, row.nodes) == ("running", 1, "n2")
 
 
-def test_more_nodes_than_fit(root: RunDir, slurm: Slurm) -> None:
+def test_long_node_lists_are_shortened(root: RunDir, slurm: Slurm) -> None:
     for i in range(3):
         slurm.says(f"12_{i}", "RUNNING", nodes=f"n{i}")
     assert rows(root)["evaluate"].nodes == "n0,n1 +1"
@@ -142,7 +142,7 @@ def test_more_nodes_than_fit(root: RunDir, slurm: Slurm) -> None:
         ("", 0, "in the queue"),
     ],
 )
-def test_why_it_waits(root: RunDir, slurm: Slurm, reason: str, restarts: int, note: str) -> None:
+def test_pending_reason_is_shown(root: RunDir, slurm: Slurm, reason: str, restarts: int, note: str) -> None:
     slurm.says("11", "PENDING", reason=reason, restarts=restarts)
     row = rows(root)["train"]
     assert (row.state, row.note, row.reason) == ("waiting", note, reason)
@@ -163,7 +163,7 @@ def test_why_it_waits(root: RunDir, slurm: Slurm, reason: str, restarts: int, no
         ("CANCELLED", {}, "stopped", "CANCELLED (removed from the queue); resubmit to resume"),
     ],
 )
-def test_how_it_ended(
+def test_end_reason_is_shown(
     root: RunDir, slurm: Slurm, state: str, facts: dict[str, object], becomes: str, note: str
 ) -> None:
     slurm.says("11", state, **facts)
@@ -192,7 +192,7 @@ def test_a_done_stage_is_done_whatever_slurm_says(root: RunDir, slurm: Slurm) ->
     assert rows(root)["train"].gpu_hours == 3.5, "what the job itself counted"
 
 
-def test_what_depends_on_a_failure_is_blocked(root: RunDir, slurm: Slurm) -> None:
+def test_dependants_of_a_failure_are_blocked(root: RunDir, slurm: Slurm) -> None:
     slurm.says("11", "FAILED")
     slurm.says("12_0", "PENDING", reason="DependencyNeverSatisfied")
     row = rows(root)["evaluate"]
@@ -202,7 +202,7 @@ def test_what_depends_on_a_failure_is_blocked(root: RunDir, slurm: Slurm) -> Non
     assert exit_status(read_status(root).rows) == 1
 
 
-def test_stopped_and_cancelled(root: RunDir, slurm: Slurm) -> None:
+def test_stopped_and_cancelled_jobs_are_told_apart(root: RunDir, slurm: Slurm) -> None:
     slurm.says("11", "FAILED", restarts=1, exit_code="1:0")
     root.job("11").mkdir(parents=True)
     records.write_json(rundir.exit_file(root.job("11"), 0), {"status": 0, "outcome": "stopped"})
@@ -218,14 +218,14 @@ def test_stopped_and_cancelled(root: RunDir, slurm: Slurm) -> None:
     assert rows(root)["evaluate"].state == "stopped"
 
 
-def test_a_job_that_slurm_forgot(root: RunDir, slurm: Slurm) -> None:
+def test_a_job_unknown_to_slurm_is_shown(root: RunDir, slurm: Slurm) -> None:
     row = rows(root)["train"]
     assert (row.state, row.note) == ("missing", "job 11 is no longer known to Slurm: resubmit to resume")
     slurm.says("11", "COMPLETED")
     assert rows(root)["train"].note == "job 11 ended before its output was complete: resubmit to resume"
 
 
-def test_an_intent_without_an_id(root: RunDir, slurm: Slurm) -> None:
+def test_an_intent_without_an_id_is_shown(root: RunDir, slurm: Slurm) -> None:
     other = {"stage": "train", "run": "strength=0-bb", "depends": []}
     Ledger(root).graph([other])
     Ledger(root).slurm_intent("token-x", "train", "strength=0-bb", [{"name": "0", "covers": []}], 0)
@@ -240,7 +240,7 @@ def test_an_intent_without_an_id(root: RunDir, slurm: Slurm) -> None:
     assert (row.state, row.note) == ("waiting", "being submitted")
 
 
-def test_the_report_is_a_job_too(root: RunDir, slurm: Slurm) -> None:
+def test_the_report_job_is_shown(root: RunDir, slurm: Slurm) -> None:
     slurm.says("13", "RUNNING")
     assert rows(root)["report"].state == "running"
     slurm.says("13", "FAILED", exit_code="1:0")
@@ -259,10 +259,10 @@ def test_the_report_is_a_job_too(root: RunDir, slurm: Slurm) -> None:
     assert rows(root)["report"].state == "failed", "a later submit wrote down how it ended"
 
 
-# ---------------------------------------------------------------------------------------------- Slurm is away
+# ---------------------------------------------------------------------------------------------- Slurm does not answer
 
 
-def test_files_alone_where_slurm_does_not_answer(
+def test_status_uses_files_alone_if_slurm_does_not_answer(
     root: RunDir, slurm: Slurm, capsys: pytest.CaptureFixture[str]
 ) -> None:
     slurm.unanswered = (AWAY, AWAY)
@@ -283,7 +283,7 @@ def test_files_alone_where_slurm_does_not_answer(
     assert rows(root)["train"].state == "done"
 
 
-def test_without_accounting_what_left_the_queue_has_ended(root: RunDir, slurm: Slurm) -> None:
+def test_without_accounting_jobs_no_longer_queued_have_ended(root: RunDir, slurm: Slurm) -> None:
     slurm.unanswered = (SchedulerError("`sacct` (exit 1): this cluster keeps no accounting", "missing"),)
     slurm.says("12_0", "PENDING", reason="Priority")
     found = read_status(root)
@@ -293,7 +293,7 @@ def test_without_accounting_what_left_the_queue_has_ended(root: RunDir, slurm: S
     assert read_status(root).rows[1].state == "waiting"
 
 
-# ---------------------------------------------------------------------------------------------- how often
+# ---------------------------------------------------------------------------------------------- query frequency
 
 
 def test_slurm_is_queried_once_a_minute_and_files_at_every_read(
@@ -318,7 +318,7 @@ def test_slurm_is_queried_once_a_minute_and_files_at_every_read(
     assert [len(ids) for ids in slurm.asked] == [4, 5]
 
 
-def test_a_job_submitted_after_the_query_is_just_submitted(root: RunDir, slurm: Slurm) -> None:
+def test_a_job_submitted_after_the_query_is_shown_as_submitted(root: RunDir, slurm: Slurm) -> None:
     reader = StatusReader(root)
     reader.read()
     submit(root, "14", "train", TRAIN, [("0", [])])
@@ -332,7 +332,7 @@ def test_without_slurm_jobs_slurm_is_not_queried(tmp_path: Path, slurm: Slurm) -
     assert slurm.asked == []
 
 
-def test_watching_on_a_terminal_ends_when_nothing_runs_any_more(
+def test_watching_on_a_terminal_ends_when_nothing_runs(
     root: RunDir, slurm: Slurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now, screen = [1000.0], io.StringIO()
@@ -373,7 +373,7 @@ def test_watching_without_a_terminal_prints_a_line_per_change(
     assert [line.split(",")[0] for line in lines] == ["x: 1 waiting", "x: 1 running", "x: 1 failed"]
 
 
-# ---------------------------------------------------------------------------------------------- shown
+# ---------------------------------------------------------------------------------------------- rendering
 
 
 def test_json_has_nodes_progress_and_reasons(root: RunDir, slurm: Slurm, capsys: pytest.CaptureFixture[str]) -> None:
@@ -399,7 +399,7 @@ def test_empty_columns_are_left_out() -> None:
 
 
 @pytest.mark.parametrize("width", [60, 80, 120, 200])
-def test_a_terminal_of_any_width_shows_what_matters(width: int) -> None:
+def test_the_important_columns_fit_any_terminal_width(width: int) -> None:
     fields = {"tokens_per_s": 61204.2, "loss": 2.117, "eta_s": 7500.0}
     name = "strength=1e+06,seed=0-d05b095a51ca"
     listed = [
@@ -428,7 +428,7 @@ def test_a_terminal_of_any_width_shows_what_matters(width: int) -> None:
     assert "Priority" in told
 
 
-def test_a_long_table_keeps_what_matters_and_counts_reasons_to_wait(root: RunDir, slurm: Slurm) -> None:
+def test_a_long_table_keeps_important_rows_and_counts_pending_reasons(root: RunDir, slurm: Slurm) -> None:
     listed = [Row("train", f"r{i}", "waiting", reason="Priority") for i in range(100)]
     listed[50] = Row("train", "r50", "running", nodes="n1")
     console = Console(width=100, record=True, file=io.StringIO())

@@ -1,4 +1,4 @@
-"""A dry run says when a training outlasts its time limit: how often it is started again, or that its chain ends."""
+"""The dry run reports trainings over their time limit: the number of restarts, or that the chain is too short."""
 
 from __future__ import annotations
 
@@ -41,12 +41,14 @@ TWO_GPUS = 'gpu = "H100"\ngpu_tflops = 400.0\n[resources.train]\ngpus_per_node =
         (2400.0, 4, "slurm.successors = 100 or a longer"),
     ],
 )
-def test_what_outlasts_a_job_is_said_with_what_follows(hours: float, links: int | None, expected: str | None) -> None:
+def test_exceeded_time_limits_are_reported_with_the_number_of_restarts(
+    hours: float, links: int | None, expected: str | None
+) -> None:
     line = describe_excess("train", "train", hours, 24 * 60, slurm_of(links))
     assert line is None if expected is None else expected in str(line)
 
 
-def test_short_limits_are_in_minutes_and_the_time_to_save_is_taken_off() -> None:
+def test_short_limits_are_in_minutes_less_the_time_to_save() -> None:
     slurm = SlurmConfig(signal_delay_s=300)
     assert describe_excess("fisher", "fisher", 5 / 60, 10, slurm) is None
     assert "fisher runs 9 min, a job has 10 min (resources.fisher.time_min): Slurm starts it again once" in str(
@@ -55,25 +57,25 @@ def test_short_limits_are_in_minutes_and_the_time_to_save_is_taken_off() -> None
 
 
 def slurm_of(links: int | None) -> SlurmConfig:
-    """With requeued jobs, or chains of so many."""
+    """Return a configuration with requeued jobs, or with chains of `links` jobs."""
     return SlurmConfig() if links is None else SlurmConfig(continuation="chain", successors=links - 1)
 
 
-def test_a_chain_has_the_job_itself_and_its_successors() -> None:
+def test_chain_length_is_the_job_plus_its_successors() -> None:
     line = describe_excess("train", "train", 2.5, 60, SlurmConfig(continuation="chain", successors=2))
     assert str(line).endswith("3 of the 3 jobs of its chain")
     assert "starts it again" in str(describe_excess("train", "train", 2.5, 60, SlurmConfig()))
 
 
 def look(profile: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
-    """Lines of a dry run about time limits."""
+    """Return the lines of a dry run about time limits."""
     Path("x.toml").write_text(EXPERIMENT)
     Path("p.toml").write_text(profile)
     assert submit.run(submit.Settings(sweep=Path("x.toml"), profile=Path("p.toml"), dry_run=True)) == 0
     return [line for line in capsys.readouterr().out.splitlines() if "time limit, at" in line]
 
 
-def test_the_dry_run_warns_of_each_training_that_does_not_fit(
+def test_dry_run_warns_about_each_training_over_the_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("HPC_EWC_CACHE", str(tmp_path / "cache"))

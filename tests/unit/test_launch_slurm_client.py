@@ -1,4 +1,4 @@
-"""What squeue, sacct and scontrol print becomes jobs; a Slurm that is away, slow or says no is told so."""
+"""Output of squeue, sacct and scontrol is parsed into jobs; a missing, slow or refusing Slurm is reported."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from hpc_ewc.node.slurm_command import SchedulerError, call, scontrol
 NAME = "paper/train/strength=1e+06,seed=0-3f2a9c1b77de"
 
 # ---------------------------------------------------------------------------------------------- recorded output
-# squeue -h -r -t all -O … and sacct -X -D -n -P …, Slurm 22.05.8, the separator shown as ␟, columns made narrow, names
+# squeue -h -r -t all -O … and sacct -X -D -n -P …, Slurm 22.05.8, the separator shown as ␟, columns narrowed, names
 # shortened
 
 SQUEUE = """\
@@ -50,7 +50,7 @@ SACCT = """\
 2_1␟CANCELLED by 0␟None␟node1␟21␟0:0␟billing=1,cpu=1,mem=100M,node=1␟main␟EVALUATE␟
 2_[2-11%2]␟PENDING␟JobArrayTaskLimit␟None assigned␟0␟0:0␟␟main␟EVALUATE␟
 """
-# `scontrol -o show job` of 22.05.8, fields that are not read left out
+# `scontrol -o show job` of 22.05.8, without the fields that are not read
 SCONTROL_22 = """\
 JobId=1 JobName=paper/train/strength=1e+06,seed=0-3f2a9c1b77de UserId=me(0) GroupId=me(0) MCS_label=N/A Priority=429 \
 JobState=PENDING Reason=BeginTime Dependency=(null) Requeue=1 Restarts=1 BatchFlag=1 Reboot=0 ExitCode=0:0 \
@@ -62,7 +62,7 @@ Reason=None Restarts=0 ExitCode=0:0 RunTime=00:00:23 NodeList=node1 BatchHost=no
 JobId=2 ArrayJobId=2 ArrayTaskId=3-4,7%2 ArrayTaskThrottle=2 JobName=paper/evaluate/a UserId=me(0) JobState=PENDING \
 Reason=JobArrayTaskLimit Restarts=0 ExitCode=0:0 RunTime=00:00:00 NodeList= TRES=cpu=1 StdErr=/dev/null
 """
-# since 23.02 there are ReqTRES and AllocTRES (a public example of HPC2N's, on one line)
+# since 23.02 there are ReqTRES and AllocTRES (a public example from HPC2N, on one line)
 SCONTROL_24 = """\
 JobId=34815931 JobName=compiler-run UserId=someone(2897) GroupId=folk(3001) MCS_label=N/A Priority=2748684 Nice=0 \
 Account=staff QOS=normal JobState=COMPLETED Reason=None Dependency=(null) Requeue=0 Restarts=0 BatchFlag=1 Reboot=0 \
@@ -74,7 +74,7 @@ Command=/pfs/compile-run.sh WorkDir=/pfs StdErr=/pfs/slurm-34815931.out StdIn=/d
 
 
 def recorded(text: str) -> str:
-    """With the real separator and names."""
+    """Return the recorded output with the real separator and names."""
     return text.replace("␟", SEPARATOR).replace("TRAIN", NAME).replace("EVALUATE", NAME.replace("train", "evaluate"))
 
 
@@ -88,7 +88,7 @@ def by_id(jobs: list[SlurmJob]) -> dict[str, SlurmJob]:
 # ---------------------------------------------------------------------------------------------- parsing
 
 
-def test_squeue_as_recorded() -> None:
+def test_recorded_squeue_output_is_parsed() -> None:
     jobs = by_id(parse_queue(recorded(SQUEUE)))
     assert list(jobs) == ["6", "2_11", "3", "1", "2_0"]
     assert jobs["1"] == SlurmJob(
@@ -109,7 +109,7 @@ def test_squeue_as_recorded() -> None:
     assert jobs["2_0"].nodes == "node[1-2]"
 
 
-def test_sacct_as_recorded() -> None:
+def test_recorded_sacct_output_is_parsed() -> None:
     jobs = by_id(parse_accounting(recorded(SACCT)))
     assert set(jobs) == {"1", "3", "6", "2_1", *(f"2_{i}" for i in range(2, 12))}
     assert (jobs["1"].state, jobs["1"].restarts, jobs["1"].gpu_s) == ("RUNNING", 1, 40.0)
@@ -129,7 +129,7 @@ def test_a_requeued_job_counts_its_attempts(ending: str) -> None:
     assert job.gpu_s == 60.0
 
 
-def test_an_id_that_came_round_again_is_another_job() -> None:
+def test_a_reused_job_id_is_another_job() -> None:
     text = (
         "1␟COMPLETED␟None␟n1␟500␟0:0␟gres/gpu=2␟main␟of last year␟\n1␟COMPLETED␟None␟n1␟10␟0:0␟gres/gpu=2␟main␟mine␟\n"
     )
@@ -137,7 +137,7 @@ def test_an_id_that_came_round_again_is_another_job() -> None:
     assert (job.name, job.restarts, job.gpu_s) == ("mine", 0, 20.0)
 
 
-def test_scontrol_of_two_versions() -> None:
+def test_scontrol_output_of_two_versions_is_parsed() -> None:
     jobs = by_id(parse_details(SCONTROL_22 + SCONTROL_24))
     assert list(jobs) == ["1", "2_0", "2_3", "2_4", "2_7", "34815931"]
     first = jobs["1"]
@@ -148,17 +148,19 @@ def test_scontrol_of_two_versions() -> None:
     assert (other.nodes, other.gpus, other.gpu_s, other.exit_code) == ("b-cn[1703,1705]", 8, 56.0, "0:0")
 
 
-def test_names_that_look_like_something_else() -> None:
+def test_job_names_that_resemble_other_fields_are_parsed() -> None:
     hostile = "x JobState=FAILED ExitCode=9:9 $(rm -rf /) ;|'\""
     line = f"JobId=5 JobName={hostile} UserId=me(0) JobState=RUNNING Reason=None NodeList=n1 ExitCode=0:0 TRES=cpu=1"
     assert parse_details(line)[0] == SlurmJob("5", "5", name=hostile, state="RUNNING", nodes="n1", exit_code="0:0")
     fields = ["5", "RUNNING", "None", "n1", "0", "0:07", "0", "cpu=1", "main", hostile, "a␟b"]
-    assert parse_queue(recorded("␟".join(fields) + "␟")) == [], "a separator in a comment makes it somebody else's"
+    assert parse_queue(recorded("␟".join(fields) + "␟")) == [], (
+        "a job with a separator in its comment is not one of ours"
+    )
     job = parse_queue(recorded("␟".join([*fields[:10], "a,b=c|d"]) + "␟"))[0]
     assert (job.name, job.comment) == (hostile, "a,b=c|d")
 
 
-def test_what_is_no_job_is_passed_over() -> None:
+def test_lines_that_are_not_jobs_are_skipped() -> None:
     noise = "CLUSTER: sandbox\n\nWelcome to the cluster!\nthe second line of a comment\n"
     assert len(parse_queue(noise + recorded(SQUEUE))) == 5
     assert len(parse_accounting(noise + recorded(SACCT))) == 14
@@ -181,11 +183,11 @@ def test_what_is_no_job_is_passed_over() -> None:
         ("", []),
     ],
 )
-def test_ids(text: str, found: list[tuple[str, str]]) -> None:
+def test_job_ids_are_split(text: str, found: list[tuple[str, str]]) -> None:
     assert split_id(text) == found
 
 
-def test_states_of_any_version() -> None:
+def test_job_states_of_any_version_are_read() -> None:
     assert [base_state(s) for s in ("CANCELLED by 1000", "CANCELLED+", "COMPLETED,REVOKED", " running ")] == [
         "CANCELLED",
         "CANCELLED",
@@ -202,7 +204,7 @@ def test_states_of_any_version() -> None:
         assert SlurmJob("1", "1", state=state).waits
 
 
-def test_durations_and_gpus() -> None:
+def test_durations_and_gpus_are_parsed() -> None:
     assert [parse_duration(t) for t in ("0:00", "45:10", "2:03:04", "1-02:03:04", "00:10.250", "INVALID", "")] == [
         0.0,
         2710.0,
@@ -217,7 +219,7 @@ def test_durations_and_gpus() -> None:
     assert count_gpus("cpu=1,gres/gpumem=40G") == 0
 
 
-def test_settings_are_read() -> None:
+def test_slurm_settings_are_parsed() -> None:
     text = "As of 2026\nKillWait      = 30 sec\nSLURM_VERSION = 22.05.8\nSlurmctld(primary) at x is UP\n"
     assert parse_settings(text) == {"KillWait": "30 sec", "SLURM_VERSION": "22.05.8"}
 
@@ -227,7 +229,7 @@ def test_settings_are_read() -> None:
 
 @pytest.fixture
 def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder before PATH for commands of a made Slurm; each call is noted in calls.txt."""
+    """Put a folder for fake Slurm commands first in PATH; each call is recorded in calls.txt."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
@@ -252,7 +254,7 @@ def calls(folder: Path) -> list[str]:
     return path.read_text().replace(SEPARATOR, "␟").splitlines() if path.exists() else []
 
 
-def test_the_queue_in_one_call(commands: Path) -> None:
+def test_queue_needs_one_call(commands: Path) -> None:
     prints(commands, "squeue", recorded(SQUEUE))
     assert {job.job_id for job in queue()} == {"2_11", "3", "1", "2_0"}
     assert {job.job_id for job in queue("someone", ended=True)} == {"6", "2_11", "3", "1", "2_0"}
@@ -262,7 +264,7 @@ def test_the_queue_in_one_call(commands: Path) -> None:
     assert "-u someone" in second
 
 
-def test_own_settings_change_nothing(commands: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_user_environment_settings_change_nothing(commands: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SQUEUE_FORMAT", "%i")
     monkeypatch.setenv("SACCT_FORMAT", "jobid")
     monkeypatch.setenv("SLURM_TIME_FORMAT", "%s")
@@ -275,7 +277,7 @@ def test_an_empty_queue_is_no_error(commands: Path) -> None:
     assert queue() == []
 
 
-def test_another_squeue_is_replaced_by_scontrol(commands: Path) -> None:
+def test_scontrol_replaces_an_unsupported_squeue(commands: Path) -> None:
     fake(commands, "squeue", "echo 'squeue: error: Invalid job format specification: -O' >&2; exit 1")
     prints(commands, "scontrol", SCONTROL_22)
     assert [job.job_id for job in queue()] == ["1", "2_0", "2_3", "2_4", "2_7"]
@@ -288,7 +290,7 @@ def test_another_squeue_is_replaced_by_scontrol(commands: Path) -> None:
         queue()
 
 
-def test_accounting_by_ids_and_by_names(commands: Path) -> None:
+def test_accounting_finds_jobs_by_id_and_by_name(commands: Path) -> None:
     prints(commands, "sacct", recorded(SACCT))
     assert len(accounted(job_ids=["2_3", "1", "1"])) == 14, "what sacct gives is what was asked for"
     assert [job.job_id for job in accounted(names=[NAME, "bad"], since=time.time())] == ["1", "6"]
@@ -298,19 +300,19 @@ def test_accounting_by_ids_and_by_names(commands: Path) -> None:
     assert "--name" not in by_names, "sacct would cut our names at their commas"
 
 
-def test_more_ids_than_an_argument_takes(commands: Path) -> None:
+def test_long_id_lists_are_split_into_several_calls(commands: Path) -> None:
     prints(commands, "sacct", recorded(SACCT))
     jobs = accounted(job_ids=["1", "6", *(str(10**9 + i) for i in range(20_000))])
     assert {job.job_id for job in jobs} == {"1", "6"}
     assert " -j " not in calls(commands)[0]
 
 
-def test_two_calls_for_any_number_of_jobs(commands: Path) -> None:
+def test_any_number_of_jobs_needs_two_calls(commands: Path) -> None:
     prints(commands, "squeue", recorded(SQUEUE))
     prints(commands, "sacct", recorded(SACCT))
     jobs = look_up(["1", "2", "6", "99"])
     assert [line.split()[0] for line in calls(commands)] == ["squeue", "sacct"]
-    assert set(jobs) == {"1", "2", "6"}, "nobody knows 99"
+    assert set(jobs) == {"1", "2", "6"}, "job 99 is unknown"
     assert [job.element for job in jobs["2"]] == [str(i) for i in range(12)]
     assert [job.state for job in jobs["2"]][:3] == ["RUNNING", "CANCELLED", "PENDING"]
     assert jobs["1"][0].gpu_s == 86439.0, "squeue is newer"
@@ -318,7 +320,7 @@ def test_two_calls_for_any_number_of_jobs(commands: Path) -> None:
     assert len(calls(commands)) == 2
 
 
-def test_one_that_answers_is_enough(commands: Path) -> None:
+def test_one_answering_command_is_enough(commands: Path) -> None:
     prints(commands, "squeue", recorded(SQUEUE))
     fake(commands, "sacct", "echo 'Slurm accounting storage is disabled' >&2; exit 1")
     answer = ask(["1", "2", "6"])
@@ -337,7 +339,7 @@ def test_one_that_answers_is_enough(commands: Path) -> None:
     assert [line.split()[0] for line in calls(commands)] == ["squeue", "sacct"] * 2, "no third call"
 
 
-def test_where_nobody_answers(commands: Path) -> None:
+def test_no_answering_command_is_an_error(commands: Path) -> None:
     fake(
         commands,
         "squeue",
@@ -348,8 +350,8 @@ def test_where_nobody_answers(commands: Path) -> None:
         look_up(["1"])
 
 
-def test_no_answer_in_time(commands: Path) -> None:
-    fake(commands, "squeue", "sleep 60; echo")  # a wrapper script: what it started holds the pipes
+def test_a_timeout_is_an_error(commands: Path) -> None:
+    fake(commands, "squeue", "sleep 60; echo")  # a wrapper script whose child keeps the pipes open
     with pytest.raises(
         SchedulerError, match=r"`sleeper .*`: no answer in 0.2 s; the scheduler is busy or down"
     ) as caught:
@@ -358,13 +360,13 @@ def test_no_answer_in_time(commands: Path) -> None:
     assert caught.value.kind == "silent"
 
 
-def test_no_slurm_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_slurm_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SubmitError, match="`sinfo --version`: No such file or directory; is this a login node"):
         version()
 
 
-def test_a_refusal_says_what_was_run(commands: Path) -> None:
+def test_an_error_names_the_command(commands: Path) -> None:
     fake(commands, "scontrol", "echo 'Access/permission denied for job 7' >&2; exit 1")
     with pytest.raises(SchedulerError, match=r'`scontrol requeue 7` \(exit 1\): "Access/permission denied') as caught:
         scontrol("requeue", "7")
@@ -374,7 +376,7 @@ def test_a_refusal_says_what_was_run(commands: Path) -> None:
         settings()
 
 
-def test_cancel_in_few_calls_and_without_a_shell(commands: Path) -> None:
+def test_cancel_needs_few_calls_and_no_shell(commands: Path) -> None:
     fake(commands, "scancel", "")
     cancel([str(i) for i in range(1500)] + ["7_3", "7_3"])
     assert len(calls(commands)) == 2
@@ -386,7 +388,7 @@ def test_cancel_in_few_calls_and_without_a_shell(commands: Path) -> None:
 @pytest.mark.parametrize(
     "words", ["Kill job error on job id 9: Invalid job id specified", "Job/step already completing or completed"]
 )
-def test_cancelling_what_ended_is_fine(commands: Path, words: str) -> None:
+def test_cancelling_ended_jobs_is_no_error(commands: Path, words: str) -> None:
     fake(commands, "scancel", f"echo 'scancel: error: {words}' >&2; exit 1")
     cancel(["9"])
     fake(commands, "scancel", "echo 'scancel: error: Kill job error on job id 9: Access/permission denied' >&2; exit 1")
@@ -394,11 +396,11 @@ def test_cancelling_what_ended_is_fine(commands: Path, words: str) -> None:
         cancel(["9"])
 
 
-def test_the_version(commands: Path) -> None:
+def test_slurm_version_is_parsed(commands: Path) -> None:
     fake(commands, "sinfo", "echo slurm-wlm 22.05.8")
     assert version() == "22.05.8"
 
 
-def test_formats_hold_together() -> None:
+def test_queue_format_matches_its_fields() -> None:
     assert QUEUE_FORMAT.count(SEPARATOR) == len(QUEUE_FIELDS)
     assert len(ACCOUNT_FIELDS) == len(set(ACCOUNT_FIELDS))

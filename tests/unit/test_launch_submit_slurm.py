@@ -1,4 +1,4 @@
-"""Submitting to Slurm: order, what is not submitted again, refusals. A real cluster's are in tests/slurm."""
+"""Submitting to Slurm: order, resubmission and refusals. tests/slurm runs on a real cluster."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def names(cluster: Path) -> list[str]:
     return [re.sub(r"-[0-9a-f]{12}$|/[0-9a-f]{12}$", "", job["name"]) for job in fake_slurm.load(cluster)["jobs"]]
 
 
-def test_each_stage_stands_behind_what_it_reads(cluster: Path, tmp_path: Path) -> None:
+def test_each_stage_depends_on_the_stages_it_reads(cluster: Path, tmp_path: Path) -> None:
     assert give(tmp_path) == DONE
     jobs = {re.sub(r"[-/][0-9a-f]{12}$", "", job["name"]): job for job in fake_slurm.load(cluster)["jobs"]}
     wants = {name: job["dependency"] for name, job in jobs.items()}
@@ -68,9 +68,7 @@ def test_each_stage_stands_behind_what_it_reads(cluster: Path, tmp_path: Path) -
     assert (kind, set(waited)) == ("afterany", evaluations)
 
 
-def test_what_is_queued_is_not_submitted_again(
-    cluster: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_queued_jobs_are_not_submitted_again(cluster: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     give(tmp_path)
     before = names(cluster)
     assert give(tmp_path) == DONE
@@ -78,7 +76,7 @@ def test_what_is_queued_is_not_submitted_again(
     assert f"nothing to submit ({len(before)} were queued or running already)" in capsys.readouterr().err
 
 
-def test_an_evaluation_is_one_array_and_only_its_lost_elements_come_again(cluster: Path, tmp_path: Path) -> None:
+def test_an_evaluation_is_one_array_and_only_lost_elements_are_resubmitted(cluster: Path, tmp_path: Path) -> None:
     give(tmp_path, elements=2)
     arrays = [job for job in fake_slurm.load(cluster)["jobs"] if "/evaluate/" in job["name"]]
     assert [job["elements"] for job in arrays] == [2, 2, 2]
@@ -90,12 +88,12 @@ def test_an_evaluation_is_one_array_and_only_its_lost_elements_come_again(cluste
     assert reports == ["CANCELLED", "PENDING"], "the old one waited for too few"
 
 
-def test_long_arrays_are_cut(cluster: Path, tmp_path: Path) -> None:
+def test_long_arrays_are_split(cluster: Path, tmp_path: Path) -> None:
     give(tmp_path, "max_array_size = 1\n", elements=2)
     assert names(cluster).count("small/evaluate/base") == 2
 
 
-def test_a_refusal_half_way_is_topped_up(cluster: Path, tmp_path: Path) -> None:
+def test_resubmit_completes_a_partly_refused_submission(cluster: Path, tmp_path: Path) -> None:
     fake_slurm.change(cluster, refuse_after=4, words="Batch job submission failed: Job violates accounting/QOS policy")
     with pytest.raises(SubmitError, match=r"sbatch refused small/\S+ \(exit 1\): .*accounting/QOS policy.*p\.toml"):
         give(tmp_path)
@@ -106,8 +104,8 @@ def test_a_refusal_half_way_is_topped_up(cluster: Path, tmp_path: Path) -> None:
     assert len(names(cluster)) == len(set(names(cluster))) == 8
 
 
-def test_what_waits_behind_a_failure_is_given_again_with_it(cluster: Path, tmp_path: Path) -> None:
-    """Slurm has not looked at the queue since the training failed: its evaluation still seems to wait."""
+def test_dependants_of_a_failed_job_are_resubmitted_with_it(cluster: Path, tmp_path: Path) -> None:
+    """Slurm has not updated the queue since the training failed: its evaluation still appears as pending."""
     give(tmp_path)
     fake_slurm.set_states(cluster, "FAILED", "train/strength=0")
     give(tmp_path)
@@ -122,8 +120,8 @@ def test_what_waits_behind_a_failure_is_given_again_with_it(cluster: Path, tmp_p
     assert old == ["CANCELLED"]
 
 
-def test_what_never_began_behind_a_failure_has_not_failed_itself(cluster: Path, tmp_path: Path) -> None:
-    """Slurm has looked at the queue, and has not ended yet what waits in vain."""
+def test_dependants_that_never_started_are_not_counted_as_failed(cluster: Path, tmp_path: Path) -> None:
+    """Slurm has updated the queue, but has not yet ended jobs whose dependency can never be satisfied."""
     give(tmp_path)
     fake_slurm.set_states(cluster, "FAILED", "train/strength=0")
     jobs = fake_slurm.load(cluster)["jobs"]
@@ -138,14 +136,14 @@ def test_what_never_began_behind_a_failure_has_not_failed_itself(cluster: Path, 
     assert failed == ["train"]
 
 
-def test_a_lost_answer_is_no_lost_job(cluster: Path, tmp_path: Path) -> None:
+def test_a_job_is_found_after_a_lost_sbatch_answer(cluster: Path, tmp_path: Path) -> None:
     fake_slurm.change(cluster, lose_answer=3)
     assert give(tmp_path) == DONE
     assert len(names(cluster)) == len(set(names(cluster))) == 8
 
 
 def test_an_intent_without_an_id_is_looked_up_first(cluster: Path, tmp_path: Path) -> None:
-    """A submitter that was killed right after sbatch, at each of its jobs in turn."""
+    """The submitter is killed right after sbatch, at each of its jobs in turn."""
     give(tmp_path)
     ledger = tmp_path / "runs" / "small" / "jobs.jsonl"
     whole, jobs = ledger.read_text().splitlines(keepends=True), fake_slurm.load(cluster)["jobs"]
@@ -157,7 +155,7 @@ def test_an_intent_without_an_id_is_looked_up_first(cluster: Path, tmp_path: Pat
         assert len(names(cluster)) == len(set(names(cluster))) == 8
 
 
-def test_an_intent_that_never_reached_slurm_is_submitted(cluster: Path, tmp_path: Path) -> None:
+def test_an_intent_unknown_to_slurm_is_submitted(cluster: Path, tmp_path: Path) -> None:
     give(tmp_path)
     ledger = tmp_path / "runs" / "small" / "jobs.jsonl"
     whole = ledger.read_text().splitlines(keepends=True)
@@ -169,7 +167,7 @@ def test_an_intent_that_never_reached_slurm_is_submitted(cluster: Path, tmp_path
     assert [job.outcome for job in Ledger(RunDir(ledger.parent)).read().jobs.values()].count("lost") == 1
 
 
-def test_an_id_that_came_round_again_is_another_job(cluster: Path, tmp_path: Path) -> None:
+def test_a_reused_job_id_is_another_job(cluster: Path, tmp_path: Path) -> None:
     give(tmp_path)
     jobs = fake_slurm.load(cluster)["jobs"]
     fake_slurm.change(cluster, jobs=[job | {"comment": "of-another-run-folder"} for job in jobs])
@@ -177,14 +175,14 @@ def test_an_id_that_came_round_again_is_another_job(cluster: Path, tmp_path: Pat
     assert len(fake_slurm.load(cluster)["jobs"]) == 16
 
 
-def test_nothing_is_submitted_while_slurm_is_silent(cluster: Path, tmp_path: Path) -> None:
+def test_nothing_is_submitted_while_slurm_does_not_answer(cluster: Path, tmp_path: Path) -> None:
     fake_slurm.change(cluster, silent=["squeue"])
     with pytest.raises(SubmitError, match="Unable to contact slurm controller.*try again in a minute"):
         give(tmp_path)
     assert names(cluster) == []
 
 
-def test_a_site_s_limit_leaves_whole_runs_and_the_next_submit_adds_the_rest(
+def test_a_job_limit_defers_whole_runs_to_the_next_submit(
     cluster: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     limit = "max_submitted = 5\n"
@@ -199,13 +197,13 @@ def test_a_site_s_limit_leaves_whole_runs_and_the_next_submit_adds_the_rest(
     assert give(tmp_path, limit) == UNFINISHED
     assert len(names(cluster)) == 4
     fake_slurm.set_states(cluster, "COMPLETED")
-    fake_slurm.set_states(cluster, "CANCELLED", "evaluate")  # nothing was made here: they come again
+    fake_slurm.set_states(cluster, "CANCELLED", "evaluate")  # no output was written, so they are resubmitted
     give(tmp_path, "max_submitted = 100\n")
     assert names(cluster)[4:].count("small/report") == 1
 
 
-def test_an_array_longer_than_the_limit_is_given_in_parts(cluster: Path, tmp_path: Path) -> None:
-    """The first elements that fit; as they leave the queue, the next."""
+def test_an_array_over_the_limit_is_submitted_in_parts(cluster: Path, tmp_path: Path) -> None:
+    """The first elements that fit are submitted; the next follow as these leave the queue."""
     assert give(tmp_path, "max_submitted = 3\n", elements=2, strengths=[0.0]) == UNFINISHED
     assert [(job["name"].split("/")[1], job["elements"]) for job in fake_slurm.load(cluster)["jobs"]] == [
         ("tokens", 0),
@@ -213,20 +211,20 @@ def test_an_array_longer_than_the_limit_is_given_in_parts(cluster: Path, tmp_pat
     ]
 
 
-def test_a_partition_s_own_limit_counts(cluster: Path, tmp_path: Path) -> None:
+def test_the_limit_of_a_partition_is_respected(cluster: Path, tmp_path: Path) -> None:
     assert give(tmp_path, "max_submitted_in = { main = 2 }\n") == UNFINISHED
     assert len(names(cluster)) == 2
 
 
-def test_local_jobs_and_slurm_s_do_not_mix(cluster: Path, tmp_path: Path) -> None:
+def test_local_and_slurm_jobs_do_not_mix(cluster: Path, tmp_path: Path) -> None:
     give(tmp_path)
     with pytest.raises(SubmitError, match=r"8 jobs of \S+ wait or run on Slurm; submit with the Slurm profile"):
         submit.run(settings(tmp_path, sweep=tmp_path / "small.toml", profile=None, yes=True))
     fake_slurm.set_states(cluster, "CANCELLED")
-    check_other_executor(RunDir(tmp_path / "runs" / "small"), "local")  # and once they are gone it may
+    check_other_executor(RunDir(tmp_path / "runs" / "small"), "local")  # allowed once they have left the queue
 
 
-def test_a_local_job_that_runs_keeps_slurm_away(cluster: Path, tmp_path: Path) -> None:
+def test_a_running_local_job_prevents_submission_to_slurm(cluster: Path, tmp_path: Path) -> None:
     root = RunDir(tmp_path / "runs" / "small")
     Ledger(root).intent("t", "train", "a", "0")
     Ledger(root).submitted("t", "t", this_process())
@@ -234,7 +232,7 @@ def test_a_local_job_that_runs_keeps_slurm_away(cluster: Path, tmp_path: Path) -
         give(tmp_path)
 
 
-def test_a_chain_hangs_dependants_on_its_last(cluster: Path, tmp_path: Path) -> None:
+def test_dependants_wait_for_the_last_job_of_a_chain(cluster: Path, tmp_path: Path) -> None:
     give(tmp_path, 'continuation = "chain"\nsuccessors = 2\n', strengths=[0.0])
     jobs = fake_slurm.load(cluster)["jobs"]
     train = [job for job in jobs if "/train/" in job["name"]]
@@ -248,7 +246,7 @@ def test_a_chain_hangs_dependants_on_its_last(cluster: Path, tmp_path: Path) -> 
     assert evaluate["dependency"] == f"afterok:{train[-1]['id']}"
 
 
-def test_a_token_of_the_user_s_is_nowhere(cluster: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_users_access_token_is_in_no_file(cluster: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_a_secret")
     give(tmp_path)
     runs = tmp_path / "runs" / "small"
@@ -256,14 +254,12 @@ def test_a_token_of_the_user_s_is_nowhere(cluster: Path, tmp_path: Path, monkeyp
     assert (runs / "jobs").stat().st_mode & 0o777 == 0o700
 
 
-def test_a_stage_without_time_to_start_is_refused(cluster: Path, tmp_path: Path) -> None:
+def test_a_time_limit_too_short_to_start_is_refused(cluster: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"resources\.train\.time_min = 3: allowed is at least 5"):
         give(tmp_path, sweep="[resources.train]\ntime_min = 3\n")
 
 
-def test_a_dry_run_shows_a_script_of_each_stage(
-    cluster: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_dry_run_shows_one_script_per_stage(cluster: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_experiment(tmp_path)
     (tmp_path / "p.toml").write_text(SLURM)
     assert submit.run(settings(tmp_path, sweep=path, dry_run=True)) == DONE
@@ -275,13 +271,13 @@ def test_a_dry_run_shows_a_script_of_each_stage(
     assert not (tmp_path / "runs").exists() and names(cluster) == []
 
 
-def test_what_an_element_covers_does_not_depend_on_the_deal() -> None:
+def test_an_element_covers_its_cells_its_part_or_itself() -> None:
     assert covers(Element("1", ("--checkpoint", "1.0"), ("1.0:a.en", "1.0:b.en"))) == ("1.0:a.en", "1.0:b.en")
     assert covers(Element("1", ("--part", "1/4"))) == ("1/4",)
     assert covers(Element("0")) == ("0",)
 
 
-# ---------------------------------------------------------------------------------------------- words
+# ---------------------------------------------------------------------------------------------- messages
 
 
 @pytest.mark.parametrize(
@@ -303,7 +299,7 @@ def test_what_an_element_covers_does_not_depend_on_the_deal() -> None:
         ("unrecognized option '--nix=1'", "slurm.sbatch"),
     ],
 )
-def test_a_refusal_names_the_key_to_change(tmp_path: Path, words: str, key: str) -> None:
+def test_refused_jobs_name_the_setting_to_change(tmp_path: Path, words: str, key: str) -> None:
     node: Any = type("N", (), {"stage": "train"})()
     error = SchedulerError(f'`sbatch x.sh` (exit 1): "sbatch: error: {words}"', "refused")
     profile = build_profile({"executor": "slurm"}, "lumi.toml")

@@ -1,4 +1,4 @@
-"""Inputs: found where they lie, named by what they hold."""
+"""Inputs are found on disk or in the cache and identified by their content."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def hub(tmp_path: Path, kind: str, name: str, files: list[str], commit: str = "c0ffee") -> Path:
-    """A repository as huggingface_hub lays it out: files are links into blobs."""
+    """Make a repository in huggingface_hub's layout: files are links into blobs."""
     repository = tmp_path / "hub" / f"{kind}s--{name.replace('/', '--')}"
     (repository / "refs").mkdir(parents=True, exist_ok=True)
     (repository / "refs" / "main").write_text(commit)
@@ -55,7 +55,7 @@ def experiment_with(tmp_path: Path, *changes: tuple[str, str]) -> Experiment:
 # ---------------------------------------------------------------------------------------------- files
 
 
-def test_globs_stay_in_order_each_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_globs_keep_their_order_and_list_each_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("b.jsonl", "a.jsonl", "deep/c.txt.zst", "d.parquet"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
@@ -71,13 +71,13 @@ def test_globs_stay_in_order_each_file_once(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(("name", "message"), [("no-*.jsonl", "names no file"), ("x.csv", "allowed are .jsonl")])
-def test_a_glob_that_names_nothing_to_read_is_refused(tmp_path: Path, name: str, message: str) -> None:
+def test_a_glob_without_readable_files_is_refused(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "x.csv").write_text("")
     with pytest.raises(ConfigError, match=re.escape(message)):
         expand_files([str(tmp_path / name)], "data.files")
 
 
-def test_content_names_a_corpus_and_its_place_does_not(tmp_path: Path) -> None:
+def test_corpus_key_depends_on_content_and_not_on_location(tmp_path: Path) -> None:
     corpus = '"' + str(tmp_path / "corpus.jsonl") + '"'
     moved = tmp_path / "moved.jsonl"
     first = Resolver("x").resolve(experiment_with(tmp_path))
@@ -89,7 +89,7 @@ def test_content_names_a_corpus_and_its_place_does_not(tmp_path: Path) -> None:
     assert Resolver("x").resolve(experiment_with(tmp_path, (corpus, f'"{moved}"'))).identities != first.identities
 
 
-def test_the_model_s_tokenizer_alone_names_its_tokens(tmp_path: Path) -> None:
+def test_token_key_depends_only_on_the_models_tokenizer(tmp_path: Path) -> None:
     first = Resolver("x").resolve(experiment_with(tmp_path)).identities
     weights = tmp_path / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
@@ -98,7 +98,7 @@ def test_the_model_s_tokenizer_alone_names_its_tokens(tmp_path: Path) -> None:
     assert first.model != second.model
 
 
-def test_a_known_file_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cached_hash_avoids_reading_the_file_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "big.jsonl"
     path.write_text("a")
     cache = HashCache()
@@ -114,7 +114,7 @@ def test_a_known_file_is_not_read_again(tmp_path: Path, monkeypatch: pytest.Monk
     assert HashCache().sha256(path) != digest
 
 
-def test_a_damaged_cache_of_hashes_costs_time_alone(tmp_path: Path) -> None:
+def test_a_damaged_hash_cache_costs_only_time(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_text("a")
     HashCache().path.parent.mkdir(parents=True)
@@ -122,10 +122,10 @@ def test_a_damaged_cache_of_hashes_costs_time_alone(tmp_path: Path) -> None:
     assert HashCache().sha256(path) == records.sha256_file(path)
 
 
-def test_something_long_is_announced(tmp_path: Path) -> None:
+def test_slow_hashing_is_announced(tmp_path: Path) -> None:
     path = tmp_path / "huge.jsonl"
     with path.open("wb") as file:
-        file.truncate(3 << 30)  # a sparse file: no byte of it is written
+        file.truncate(3 << 30)  # a sparse file: no bytes are written
     said: list[str] = []
     cache = HashCache()
     cache.announced = said.append
@@ -133,7 +133,7 @@ def test_something_long_is_announced(tmp_path: Path) -> None:
     assert said == ["hashing data.files: 3 GB, once"]
 
 
-def test_held_out_text_must_be_there(tmp_path: Path) -> None:
+def test_held_out_text_must_exist(tmp_path: Path) -> None:
     there = tmp_path / "news.jsonl"
     there.write_text("x")
     ok = experiment_with(tmp_path, ("[evaluate]", f'[evaluate]\nheldout = {{ en = "{there}" }}'))
@@ -143,7 +143,7 @@ def test_held_out_text_must_be_there(tmp_path: Path) -> None:
         Resolver("x.toml").resolve(ok)
 
 
-def test_rows_of_the_user_take_the_place_of_the_hubs(tmp_path: Path) -> None:
+def test_user_rows_replace_rows_from_the_hub(tmp_path: Path) -> None:
     folder = tmp_path / "rows"
     row = folder / "en" / "arc_easy" / "test.jsonl"
     row.parent.mkdir(parents=True)
@@ -160,7 +160,7 @@ def test_rows_of_the_user_take_the_place_of_the_hubs(tmp_path: Path) -> None:
         Resolver("x.toml").resolve(asked)
 
 
-def test_words_for_letters_need_rows_in_files(tmp_path: Path) -> None:
+def test_answer_words_need_rows_in_files(tmp_path: Path) -> None:
     asked = experiment_with(tmp_path, ("[evaluate]", "[evaluate]\ncloze = true"))
     with pytest.raises(ConfigError, match="evaluate.cloze = true needs rows in files"):
         Resolver("x.toml").resolve(asked)
@@ -169,7 +169,7 @@ def test_words_for_letters_need_rows_in_files(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------- the hub
 
 
-def test_a_hub_model_is_named_by_its_commit(tmp_path: Path) -> None:
+def test_a_hub_model_is_identified_by_its_commit(tmp_path: Path) -> None:
     snapshot = hub(tmp_path, "model", "org/tiny", ["config.json", "tokenizer.json", "model.safetensors"])
     write_model(snapshot)
     experiment = experiment_with(tmp_path, (f'"{tmp_path}/model"', '"org/tiny"'))
@@ -178,7 +178,7 @@ def test_a_hub_model_is_named_by_its_commit(tmp_path: Path) -> None:
     assert inputs.identities.model == "org/tiny@c0ffee"
 
 
-def test_a_revision_is_taken_at_its_word(tmp_path: Path) -> None:
+def test_a_revision_is_resolved_as_given(tmp_path: Path) -> None:
     commit, other = "a1" * 20, "b2" * 20
     hub(tmp_path, "model", "org/tiny", ["config.json"], commit=commit)
     assert hub_files("model", "org/tiny", commit, list, label="x", fix="fix")[0].name == commit
@@ -188,7 +188,7 @@ def test_a_revision_is_taken_at_its_word(tmp_path: Path) -> None:
         hub_files("model", "org/tiny", other, list, label="model.path", fix="hpc-ewc prefetch x.toml")
 
 
-def test_what_is_not_in_the_cache_is_told_with_the_command_that_fetches_it(tmp_path: Path) -> None:
+def test_errors_about_missing_hub_files_give_the_prefetch_command(tmp_path: Path) -> None:
     experiment = experiment_with(
         tmp_path, ('source = "files"\nfiles = ["' + str(tmp_path) + "/q", 'source = "cais/mmlu"\n#')
     )
@@ -198,13 +198,13 @@ def test_what_is_not_in_the_cache_is_told_with_the_command_that_fetches_it(tmp_p
 
 
 @pytest.mark.parametrize("path", ["./nowhere", "/nowhere/at/all", "just-a-word"])
-def test_a_model_that_is_neither_folder_nor_hub_id(tmp_path: Path, path: str) -> None:
+def test_a_model_that_is_neither_folder_nor_hub_id_is_refused(tmp_path: Path, path: str) -> None:
     experiment = experiment_with(tmp_path, (f'"{tmp_path}/model"', f'"{path}"'))
     with pytest.raises(ConfigError, match=r"model\.path = .*: no such folder, and not a hub id"):
         Resolver("x").resolve(experiment)
 
 
-def test_a_source_that_is_no_hub_id(tmp_path: Path) -> None:
+def test_a_source_that_is_no_hub_id_is_refused(tmp_path: Path) -> None:
     old = f'source = "files"\nfiles = ["{tmp_path}/corpus.jsonl"]'
     with pytest.raises(ConfigError, match=re.escape("data.source = 'CulturaX': allowed are a hub id (owner/name)")):
         Resolver("x").resolve(experiment_with(tmp_path, (old, 'source = "CulturaX"')))
@@ -215,7 +215,7 @@ def files_of(name: str, subset: str, split: str) -> list[Path]:
     return hub_files("dataset", name, None, choose, label="x", fix="fix")[1]
 
 
-def test_subset_and_split_are_folders_or_the_start_of_a_name(tmp_path: Path) -> None:
+def test_subset_and_split_match_folders_or_file_name_prefixes(tmp_path: Path) -> None:
     names = [
         "README.md",
         "all/validation-00000-of-00001.parquet",
@@ -233,7 +233,7 @@ def test_subset_and_split_are_folders_or_the_start_of_a_name(tmp_path: Path) -> 
     assert [path.parent.name for path in files_of("x/y", "lt", "train")] == ["train"]
 
 
-def test_a_hub_corpus_without_the_subset(tmp_path: Path) -> None:
+def test_a_hub_corpus_without_the_subset_is_refused(tmp_path: Path) -> None:
     hub(tmp_path, "dataset", "uonlp/CulturaX", ["en/en_part_00000.parquet"])
     old = f'source = "files"\nfiles = ["{tmp_path}/corpus.jsonl"]'
     with pytest.raises(InputError, match=re.escape("no .jsonl, .parquet, .txt file of subset 'lt', split 'train'")):
@@ -257,7 +257,7 @@ heldout = { en = "data/miniature/text/heldout.en.jsonl", lt = "data/miniature/te
 """
 
 
-def test_the_miniature_is_named_by_its_contents(
+def test_the_miniature_is_identified_by_its_contents(
     tmp_path: Path, miniature: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     link_miniature(tmp_path, miniature)
@@ -278,7 +278,7 @@ def test_the_miniature_is_named_by_its_contents(
     assert again.heldout_ids == inputs.heldout_ids
 
 
-def test_a_judge_by_the_old_name_is_refused(tmp_path: Path) -> None:
+def test_a_judge_under_the_old_key_is_refused(tmp_path: Path) -> None:
     judged = ("[evaluate]", '[evaluate]\njudge = "miniature"')
     with pytest.raises(ConfigError, match="evaluate.judge = 'miniature': no longer built in; run `python -m examples"):
         Resolver("x").resolve(experiment_with(tmp_path, judged))

@@ -1,4 +1,4 @@
-"""`hpc-ewc evaluate CHECKPOINT…`: what is a checkpoint, what it is asked, and what a mistake is told. No torch."""
+"""`hpc-ewc evaluate CHECKPOINT…`: finding checkpoints, choosing cells, and error messages. No torch."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_hub_cache(monkeypatch, tmp_path / "hf")
 
 
-def test_folders_globs_and_hub_ids_are_checkpoints_each_once(tmp_path: Path) -> None:
+def test_folders_globs_and_hub_ids_are_listed_once_each(tmp_path: Path) -> None:
     for name in ("a", "b"):
         checkpoint(tmp_path / "models" / name)
     found = find_checkpoints(["models/*", "models/a", "org/tiny", "org/tiny@v1"])
@@ -42,14 +42,14 @@ def test_folders_globs_and_hub_ids_are_checkpoints_each_once(tmp_path: Path) -> 
     assert (found[3].model.path, found[3].model.revision) == ("org/tiny", "v1")
 
 
-def test_two_folders_of_one_name_are_two_runs(tmp_path: Path) -> None:
+def test_two_folders_with_the_same_name_are_two_runs(tmp_path: Path) -> None:
     found = find_checkpoints([str(checkpoint(tmp_path / where / "model")) for where in ("x", "y")])
     runs = [given.run for given in found]
     assert all(re.fullmatch("model-[0-9a-f]{12}", run) for run in runs)
     assert len(set(runs)) == 2
 
 
-def test_two_copies_of_one_export_are_refused(tmp_path: Path) -> None:
+def test_two_copies_of_the_same_export_are_refused(tmp_path: Path) -> None:
     for name in ("one", "copy"):
         checkpoint(tmp_path / name, facts=FACTS)
     with pytest.raises(
@@ -58,7 +58,7 @@ def test_two_copies_of_one_export_are_refused(tmp_path: Path) -> None:
         find_checkpoints(["one", "copy"])
 
 
-def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
+def test_all_errors_are_reported_together(tmp_path: Path) -> None:
     for name in ("empty", "readme"):
         (tmp_path / name).mkdir()
     with pytest.raises(
@@ -67,12 +67,12 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
         find_checkpoints(["empty", "readme", "./gone"])
 
 
-def test_none_at_all_is_told() -> None:
+def test_no_checkpoint_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"no checkpoint given; name folders, globs or hub ids"):
         find_checkpoints([])
 
 
-def test_a_run_folder_names_the_exports_in_it(tmp_path: Path) -> None:
+def test_refused_run_folder_names_its_exports(tmp_path: Path) -> None:
     export = checkpoint(tmp_path / "runs" / "x" / "train" / "r" / "exports" / "00000020", facts=FACTS)
     with pytest.raises(InputError, match=rf"not a Hugging Face model; checkpoints below it: {export}"):
         find_checkpoints(["runs/x"])
@@ -113,7 +113,7 @@ def spoil(folder: Path, what: str) -> None:
         ("facts", r"hpc_ewc\.json: lacks step, fraction, train_key, model_hash, base_hash; corrupt or not written by"),
     ],
 )
-def test_half_a_checkpoint_is_told_before_a_job_starts(tmp_path: Path, what: str, message: str) -> None:
+def test_incomplete_checkpoints_are_refused_before_a_job_starts(tmp_path: Path, what: str, message: str) -> None:
     folder = checkpoint(tmp_path / "model")
     check_model(folder)
     spoil(folder, what)
@@ -121,14 +121,14 @@ def test_half_a_checkpoint_is_told_before_a_job_starts(tmp_path: Path, what: str
         find_checkpoints(["model"])
 
 
-def test_an_export_without_its_last_file_is_half_exported(tmp_path: Path) -> None:
+def test_an_export_without_its_last_file_is_incomplete(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "exports" / "00000020")
     with pytest.raises(InputError, match=r"no hpc_ewc\.json, which is written last: incomplete export"):
         find_checkpoints([str(folder)])
 
 
 def keys(**options: Any) -> dict[str, Any]:
-    """Keys of [evaluate] of a command line with these options."""
+    """Return the keys of [evaluate] that a command line with these options sets."""
     return evaluate.evaluate_keys(evaluate.Settings(checkpoints=("model",), **{"suites": "arc_easy.en"} | options))
 
 
@@ -137,7 +137,7 @@ def ask(*checkpoints: str, name: str = "mine", **options: Any) -> int:
     return evaluate.run(evaluate.Settings(checkpoints=checkpoints, name=name, **options))
 
 
-def test_words_of_the_command_line_become_keys() -> None:
+def test_command_line_options_set_configuration_keys() -> None:
     found = keys(shots="gsm8k=5,mmlu=0", heldout="en=a.jsonl, lt=b.jsonl", prompts="core,native", limit=4)
     assert found["shots"] == {"gsm8k": 5, "mmlu": 0}
     assert found["heldout"] == {"en": "a.jsonl", "lt": "b.jsonl"}
@@ -160,25 +160,25 @@ def test_words_of_the_command_line_become_keys() -> None:
         ({"name": "No Such"}, r"--name No Such: its name becomes the name of the run folder"),
     ],
 )
-def test_a_mistake_is_told(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_invalid_options_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     checkpoint(tmp_path / "model")
     with pytest.raises(ConfigError, match=message):
         ask("model", **changes)
 
 
-def test_an_experiment_s_folder_is_not_written_over(tmp_path: Path) -> None:
+def test_an_experiments_run_folder_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "runs" / "paper").mkdir(parents=True)
     (tmp_path / "runs" / "paper" / "experiment.toml").write_text("[model]\n")
     with pytest.raises(ConfigError, match=r"--name paper: .* is the run folder of an experiment; give another name"):
         ask("model", name="paper")
 
 
-def test_a_hub_model_that_is_not_here_is_told() -> None:
+def test_a_hub_model_missing_from_the_cache_is_an_error() -> None:
     with pytest.raises(HpcEwcError, match=r"model\.path = 'org/tiny': not in the cache .*fetch it with: hf download"):
         ask("org/tiny")
 
 
-def test_rows_of_one_s_own_are_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_from_the_users_folder_are_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint(tmp_path / "model")
     with pytest.raises(ConfigError, match=r"evaluate\.questions = '.*/mine': no <language>/<task>/<split>\.jsonl"):
         ask("model", questions=Path("mine"))
@@ -188,7 +188,7 @@ def test_rows_of_one_s_own_are_asked(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "evaluate 0 of 1 done" in capsys.readouterr().out
 
 
-def test_exports_of_one_training_are_one_run_and_others_runs_of_their_own(
+def test_exports_of_one_training_share_a_run_and_other_checkpoints_have_their_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint(tmp_path / "early", facts={**FACTS, "step": 10, "fraction": 0.5})
@@ -199,5 +199,5 @@ def test_exports_of_one_training_are_one_run_and_others_runs_of_their_own(
     rows = [line.split()[:3] for line in capsys.readouterr().out.splitlines() if line.startswith("evaluate ")]
     assert [row[1] for row in rows[:1]] == ["base"]
     assert "strength=1-abc" in {row[1] for row in rows}
-    assert len(rows) == 3 + 1  # and the line of sums
+    assert len(rows) == 3 + 1  # and the line of totals
     assert not (tmp_path / "runs").exists()

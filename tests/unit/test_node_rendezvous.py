@@ -1,4 +1,4 @@
-"""Where the nodes of a job meet, and what they keep on their own disks."""
+"""Rendezvous of a job's nodes, and their local caches."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hpc_ewc.node.environment import node_caches, node_folder
 from hpc_ewc.node.task import JobContext
 
 
-def test_the_published_port_is_kept_for_the_one_who_listens(tmp_path: Path) -> None:
+def test_the_published_port_is_reserved_for_the_listener(tmp_path: Path) -> None:
     context = JobContext("7", "7", 0, 0, 0, ("n1", "n2"))
     with rendezvous.rendezvous_arguments(context, tmp_path, "i") as arguments:
         assert arguments is not None
@@ -24,7 +24,7 @@ def test_the_published_port_is_kept_for_the_one_who_listens(tmp_path: Path) -> N
         assert {"--rdzv-id=7.0", "--local-addr=n1i", "--nnodes=2"} <= set(arguments)
         with socket.socket() as other, pytest.raises(OSError):
             other.bind(("", port))
-        with socket.socket() as server:  # as torch's store does
+        with socket.socket() as server:  # like torch's store
             server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             server.bind(("", port))
             server.listen()
@@ -32,18 +32,18 @@ def test_the_published_port_is_kept_for_the_one_who_listens(tmp_path: Path) -> N
                 assert others is not None and f"--rdzv-endpoint=n1:{port}" in others
 
 
-def test_a_node_does_not_wait_for_the_port_of_an_attempt_that_is_over(tmp_path: Path) -> None:
+def test_a_node_does_not_wait_for_the_port_of_an_ended_attempt(tmp_path: Path) -> None:
     context = JobContext("7", "7", 0, 0, 1, ("n1", "n2"))
     with rendezvous.rendezvous_arguments(context, tmp_path, is_over=lambda: True) as arguments:
         assert arguments is None
 
 
-def test_a_port_that_never_comes_says_what_to_look_at(tmp_path: Path) -> None:
+def test_a_missing_port_names_the_log_to_read(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="node 0 published no port within 0.1 s: did its task start"):
         rendezvous.read_port(tmp_path / "port.0", timeout_s=0.1)
 
 
-def test_caches_lie_on_the_node_and_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_node_caches_are_on_the_local_disk_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NODE_DISK", str(tmp_path / "node"))
     shared = tmp_path / "datasets" / "a"
     records.write_text(shared / "a.arrow", "rows")
@@ -59,7 +59,7 @@ def test_caches_lie_on_the_node_and_are_removed(tmp_path: Path, monkeypatch: pyt
     assert sorted(path.name for path in shared.iterdir()) == ["a.arrow", "a.lock"]
 
 
-def test_a_scratch_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_missing_scratch_folder_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(StageError, match=r"slurm\.scratch = .*name a folder that exists on every node"),

@@ -1,4 +1,4 @@
-"""The launcher inside a job of Slurm, on this machine: how attempts end, what node 0 tells others, what it starts."""
+"""The launcher inside a Slurm job: ends of attempts, coordination between nodes, and command lines."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ WORLD = Path(__file__).with_name("launch_world.py")
 
 @pytest.fixture
 def folder(tmp_path: Path) -> StageDir:
-    """A fisher stage made ready, its worker the fake one."""
+    """Prepare the folder of a stage for the fake worker."""
     write_experiment(tmp_path)
     stage = RunDir(tmp_path / "runs").fisher("0123456789ab")
     facts = {"schema": records.SCHEMA, "stage": "tokens", "run": "0123456789ab", "key": "0123456789ab"}
@@ -45,7 +45,7 @@ def folder(tmp_path: Path) -> StageDir:
 
 @pytest.fixture
 def task(tmp_path: Path, folder: StageDir, monkeypatch: pytest.MonkeyPatch) -> StageTask:
-    """A job of one node whose Python runs the fake worker."""
+    """Return the task of a one-node job whose Python runs the fake worker."""
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nshift 2\nexec {sys.executable} {WORLD} {tmp_path / "orders"} "$@"\n')
     python.chmod(0o755)
@@ -85,7 +85,7 @@ def when_it_waits(tmp_path: Path, then: Any) -> threading.Thread:
     def watch() -> None:
         while not any(event["what"] == "begin" for event in read_events(tmp_path / "orders")):
             time.sleep(0.05)
-        time.sleep(0.5)  # its handlers are up
+        time.sleep(0.5)  # time for its handlers to be installed
         then()
 
     thread = threading.Thread(target=watch, daemon=True)
@@ -93,10 +93,10 @@ def when_it_waits(tmp_path: Path, then: Any) -> threading.Thread:
     return thread
 
 
-# ---------------------------------------------------------------------------------------------- how attempts end
+# ---------------------------------------------------------------------------------------------- ends of attempts
 
 
-def test_what_is_made_is_finished(task: JobTask) -> None:
+def test_a_complete_stage_is_finished(task: JobTask) -> None:
     assert task() == "finished"
     assert read_outcome(rundir.exit_file(job(task), 0)) == "finished"
     assert read_exit(rundir.exit_file(job(task), 0))["status"] == 0
@@ -113,21 +113,23 @@ def test_an_error_fails_the_job_with_its_traceback_first(
     assert read_outcome(rundir.exit_file(job(task), 0)) == "failed"
 
 
-def test_an_exit_of_zero_is_no_success(task: JobTask, tmp_path: Path, folder: StageDir) -> None:
+def test_exit_status_0_without_done_json_is_a_failure(task: JobTask, tmp_path: Path, folder: StageDir) -> None:
     order(tmp_path / "orders", "leave", "tokens")
     with pytest.raises(StageError, match="the worker ended with status 0, not done"):
         task()
     assert records.read_json(folder.failed)["job_id"] == "7"
 
 
-def test_a_killed_worker_says_by_what(task: JobTask, tmp_path: Path) -> None:
+def test_a_killed_worker_names_the_signal(task: JobTask, tmp_path: Path) -> None:
     order(tmp_path / "orders", "die", "tokens")
     with pytest.raises(StageError, match="was killed by signal 9"):
         task()
 
 
-def test_usr2_saves_requeues_and_never_returns(task: JobTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An exit before Slurm ends the job would make it COMPLETED or FAILED."""
+def test_sigusr2_saves_requeues_and_never_returns(
+    task: JobTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the task exits before Slurm ends the job, the job becomes COMPLETED or FAILED."""
     told: list[tuple[str, ...]] = []
     monkeypatch.setattr(slurm_attempt, "scontrol", lambda *words: told.append(words) or "")
     order(tmp_path / "orders", "wait", "tokens")
@@ -140,9 +142,7 @@ def test_usr2_saves_requeues_and_never_returns(task: JobTask, tmp_path: Path, mo
     assert [event["what"] for event in read_events(tmp_path / "orders")] == ["begin", "end"], "it left by itself"
 
 
-def test_a_requeue_that_is_refused_is_asked_for_again(
-    task: JobTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_refused_requeue_is_retried(task: JobTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[str, ...]] = []
 
     def silent(*words: str) -> str:
@@ -159,8 +159,8 @@ def test_a_requeue_that_is_refused_is_asked_for_again(
     assert len(told) > 1
 
 
-def test_term_waits_and_asks_for_nothing(task: JobTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Preemption, scancel, requeue: Slurm knows already what becomes of the job."""
+def test_sigterm_waits_and_requests_no_requeue(task: JobTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After preemption, scancel or requeue, Slurm has already decided the job's next state."""
     monkeypatch.setattr(slurm_attempt, "scontrol", lambda *words: pytest.fail(str(words)))
     order(tmp_path / "orders", "wait", "tokens")
     when_it_waits(tmp_path, lambda: os.kill(os.getpid(), signal.SIGTERM))
@@ -170,9 +170,7 @@ def test_term_waits_and_asks_for_nothing(task: JobTask, tmp_path: Path, monkeypa
     assert time.monotonic() - began >= slurm_attempt.KILL_WAIT_S
 
 
-def test_a_stop_file_of_a_person_ends_the_job_at_once(
-    task: JobTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_users_stop_file_ends_the_job_at_once(task: JobTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slurm_attempt, "KILL_WAIT_S", 600.0)
     order(tmp_path / "orders", "wait", "tokens")
     when_it_waits(tmp_path, rundir.stop_file(job(task), 0).touch)
@@ -180,14 +178,16 @@ def test_a_stop_file_of_a_person_ends_the_job_at_once(
         task()
 
 
-def test_a_job_that_is_cancelled_before_it_starts_starts_nothing(task: JobTask, tmp_path: Path) -> None:
+def test_a_job_cancelled_before_it_starts_runs_no_worker(task: JobTask, tmp_path: Path) -> None:
     records.write_text(rundir.stop_file(job(task), 0), "")
     with pytest.raises(StoppedError, match=r"stopped \(on request\)"):
         task()
     assert read_events(tmp_path / "orders") == []
 
 
-def test_a_chain_leaves_for_its_successor(task: JobTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_chained_job_leaves_work_to_its_successor(
+    task: JobTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(slurm_attempt, "scontrol", lambda *words: pytest.fail(str(words)))
     monkeypatch.setattr(slurm_attempt, "KILL_WAIT_S", 600.0)
     order(tmp_path / "orders", "wait", "tokens")
@@ -196,7 +196,7 @@ def test_a_chain_leaves_for_its_successor(task: JobTask, tmp_path: Path, monkeyp
         replace(task, requeue=False)()
 
 
-def test_a_successor_with_nothing_to_do_leaves_at_once(
+def test_a_successor_with_nothing_to_do_exits_at_once(
     task: JobTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task()
@@ -205,9 +205,7 @@ def test_a_successor_with_nothing_to_do_leaves_at_once(
     assert len([event for event in read_events(tmp_path / "orders") if event["what"] == "begin"]) == 1
 
 
-def test_a_successor_of_a_failure_does_not_try_again(
-    task: JobTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_successor_does_not_retry_a_failure(task: JobTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order(tmp_path / "orders", "raise", "tokens")
     with pytest.raises(StageError):
         task()
@@ -216,7 +214,7 @@ def test_a_successor_of_a_failure_does_not_try_again(
         replace(task, link=1)()
 
 
-def test_three_restarts_without_progress_give_up(
+def test_the_job_fails_after_three_restarts_without_progress(
     task: JobTask, tmp_path: Path, folder: StageDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order(tmp_path / "orders", "leave", "tokens")
@@ -234,7 +232,7 @@ def test_three_restarts_without_progress_give_up(
     assert len(read_events(tmp_path / "orders")) == 6, "the fourth attempt started no worker"
 
 
-def test_progress_starts_the_count_again(
+def test_progress_resets_the_restart_count(
     task: JobTask, tmp_path: Path, folder: StageDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order(tmp_path / "orders", "leave", "tokens")
@@ -263,7 +261,7 @@ def test_an_error_pickle_of_an_earlier_attempt_is_removed(task: JobTask) -> None
         ("evaluate", "00000200/mmlu.lt.json", ""),
     ],
 )
-def test_progress_is_what_a_restart_begins_with(tmp_path: Path, stage: str, path: str, mark: str) -> None:
+def test_each_stage_has_a_progress_mark(tmp_path: Path, stage: str, path: str, mark: str) -> None:
     records.write_text(tmp_path / path, "")
     assert progress_mark(StageDir(tmp_path), stage, [Element("0", (), ("1.0:mmlu.en",))]) == mark
 
@@ -279,7 +277,7 @@ def second_node(task: JobTask, monkeypatch: pytest.MonkeyPatch) -> StageTask:
 
 
 @pytest.mark.parametrize(("wrote", "error"), [("finished", None), ("failed", StageError), ("stopped", StoppedError)])
-def test_other_nodes_end_as_node_0_says(
+def test_other_nodes_end_with_the_outcome_of_node_0(
     task: JobTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrote: str, error: type[Exception] | None
 ) -> None:
     order(tmp_path / "orders", "leave", "tokens")
@@ -296,10 +294,10 @@ def test_other_nodes_end_as_node_0_says(
     writer.join()
 
 
-def test_a_node_that_is_gone_requeues_the_job(
+def test_a_lost_node_requeues_the_job(
     task: JobTask, tmp_path: Path, folder: StageDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its ranks lost a peer, and no other node says why: the machine failed, not the run."""
+    """The ranks lost a peer and no other node reports a cause: the machine failed, not the run."""
     told: list[tuple[str, ...]] = []
     monkeypatch.setattr(slurm_attempt, "scontrol", lambda *words: told.append(words) or "")
     monkeypatch.setattr(slurm_attempt, "PEER_REPORT_S", 0.5)
@@ -309,7 +307,7 @@ def test_a_node_that_is_gone_requeues_the_job(
     assert told == [("requeue", "7")]
 
 
-def test_the_cause_on_another_node_is_what_fails(
+def test_an_error_on_another_node_is_the_reported_cause(
     task: JobTask, tmp_path: Path, folder: StageDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(slurm_attempt, "scontrol", lambda *words: pytest.fail(str(words)))
@@ -328,10 +326,10 @@ def test_the_cause_on_another_node_is_what_fails(
     writer.join()
 
 
-def test_a_torchrun_that_waits_for_nobody_is_ended(
+def test_a_torchrun_waiting_for_lost_nodes_is_ended(
     task: JobTask, tmp_path: Path, folder: StageDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Told to stop while the nodes still meet: the others do not come any more."""
+    """The stop signal arrives during rendezvous, and the other nodes never join."""
     monkeypatch.setattr(node_attempt, "RENDEZVOUS_IDLE_S", 0.5)
     monkeypatch.setattr(node_attempt, "uses_torchrun", lambda stage: True)
     monkeypatch.setattr(slurm_attempt, "scontrol", lambda *words: "")
@@ -361,11 +359,11 @@ while [ $(wc -l < {here}/seen) -lt $begun ]; do sleep 0.05; done
 ls {here}/running | wc -l >> {here}/most
 rm {here}/running/$$
 """
-"""A worker that ends once the other of its pair has begun."""
+"""Worker that ends once the other one of its pair has begun."""
 
 
 def test_a_whole_node_runs_a_worker_on_each_gpu(task: JobTask, tmp_path: Path) -> None:
-    """Four elements, two GPUs: two at once and never more, each seeing one."""
+    """Four elements on two GPUs: at most two run at once, and each sees one GPU."""
     script = tmp_path / "python"
     (tmp_path / "running").mkdir()
     script.write_text(TWO_AT_ONCE.format(here=tmp_path))
@@ -381,7 +379,7 @@ def test_a_whole_node_runs_a_worker_on_each_gpu(task: JobTask, tmp_path: Path) -
 # ---------------------------------------------------------------------------------------------- command lines
 
 
-def test_torchrun_meets_and_logs_by_node(task: JobTask, tmp_path: Path) -> None:
+def test_torchrun_gets_rendezvous_and_log_arguments_by_node(task: JobTask, tmp_path: Path) -> None:
     train = replace(task, stage="train", nproc_per_node=4)
     command = torchrun_command(train, Element("0"), ("--nnodes=2",), tmp_path / "logs")
     assert command[:3] == (task.python, "-m", "torch.distributed.run")
@@ -389,7 +387,7 @@ def test_torchrun_meets_and_logs_by_node(task: JobTask, tmp_path: Path) -> None:
     assert command[-4:] == ("-m", "hpc_ewc.worker", "train", task.folder)
 
 
-def test_apptainer_holds_torchrun_alone(task: JobTask) -> None:
+def test_only_torchrun_runs_in_apptainer(task: JobTask) -> None:
     box = ContainerConfig(runtime="apptainer", image="/proj/x.sif", binds=("/scratch",))
     command = plain_command(replace(task, container=box, gpus_per_node=1), Element("0"))
     assert command[:3] == ("apptainer", "exec", "--nv")
@@ -404,7 +402,7 @@ def test_apptainer_holds_torchrun_alone(task: JobTask) -> None:
     )
 
 
-def test_pyxis_is_a_step_on_this_node(task: JobTask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pyxis_runs_as_a_step_on_this_node(task: JobTask, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURMD_NODENAME", "n1")
     box = ContainerConfig(runtime="pyxis", image="/proj/x.sqsh", binds=("/scratch",))
     command = python_command(replace(task, container=box), ("-m", "x"))
