@@ -40,9 +40,9 @@ real: $(VENV)/.installed
 	eval "$$(python3 slurm/sandbox env)"; $(BIN)/hpc-ewc submit sweeps/gemma3-270m-lt.toml --profile slurm/sandbox.toml --yes \
 	    && $(BIN)/hpc-ewc status runs/gemma3-270m-lt --watch
 
-# Two processes; the tests of a file stay together (tests/conftest.py). PYTEST=-x passes anything on to pytest.
+# Two processes; the tests of a file stay on one (tests/conftest.py). PYTEST=-x passes anything on to pytest.
 PROCESSES ?= 2
-RUN_TESTS := $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadgroup $(PYTEST)
+RUN_TESTS := $(BIN)/python -m pytest --numprocesses $(PROCESSES) $(PYTEST)
 
 test: $(VENV)/.installed
 	$(RUN_TESTS) -m 'not slow and not gpu'
@@ -63,7 +63,7 @@ test-lowest:
 	$(LOWEST)/bin/python -m pip install -q --disable-pip-version-check "$$($(PYTHON) tests/lowest_versions.py torch)"
 	$(LOWEST)/bin/python -m pip install -q --disable-pip-version-check -e '.[dev]' $$($(PYTHON) tests/lowest_versions.py)
 	$(LOWEST)/bin/python -m pip install -q --disable-pip-version-check --no-deps backpack-for-pytorch einops unfoldNd
-	$(LOWEST)/bin/python -m pytest -n $(PROCESSES) --dist loadgroup -m 'not slow and not gpu' tests/unit
+	$(LOWEST)/bin/python -m pytest -n $(PROCESSES) -m 'not slow and not gpu' tests/unit
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -11,6 +11,8 @@ from pathlib import Path
 import filelock
 import hypothesis
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 # Before torch is imported: on tiny tensors a second thread only waits, up to twenty times as long on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -32,21 +34,32 @@ hypothesis.settings.load_profile(os.environ.get("HPC_EWC_DRAWS", "fixed"))
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
-MUCH_MEMORY = {"test_gemma2_2b_widths", "test_real_gemma", "test_evaluate_array"}
+FOLDERS = ("slurm", "end_to_end", "distributed", "unit")
+"""In the order of the tests: those on Slurm wait most of their time, while another process of pytest-xdist computes."""
+MUCH_MEMORY = {"test_gemma2_2b_widths.py", "test_real_gemma.py", "test_evaluate_array.py"}
 """Files whose tests may not run at the same time: several GiB each."""
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Under pytest-xdist, the tests of a file share its fixtures on one worker, and those of one cluster the cluster.
+    items.sort(key=lambda item: FOLDERS.index(item.path.parent.name))
 
-    Slurm's tests start first: they wait most of their time, while another worker computes.
+
+class OneWorkerPerFile(LoadScopeScheduling):
+    """Keeps the tests of a file, and all those that share the cluster, on one process, for their fixtures.
+
+    `--dist loadgroup` is for this, but pytest-xdist 3.8 does not see its groups under pytest 9.
     """
-    folders = [(REPOSITORY / "tests" / name) for name in ("slurm", "end_to_end", "distributed", "unit")]
-    items.sort(key=lambda item: folders.index(item.path.parent))
-    for item in items:
-        group = "slurm" if item.path.parent.name == "slurm" else item.path.stem
-        item.add_marker(pytest.mark.xdist_group("memory" if group in MUCH_MEMORY else group))
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::")[0]
+        folder, name = Path(file).parts[-2:]
+        return "slurm" if folder == "slurm" else "memory" if name in MUCH_MEMORY else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> OneWorkerPerFile:
+    config.option.loadscopereorder = False
+    return OneWorkerPerFile(config, log)
 
 
 def require(name: str, reason: str) -> None:
