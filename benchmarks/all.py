@@ -1,9 +1,9 @@
-"""Every benchmark of a CPU, one after the other, each with its time; what the JSON of one reads of another comes first.
+"""Run all CPU benchmarks one after the other and time each; a benchmark whose results another reads runs first.
 
-    python benchmarks/all.py [NAME …]         # or: make bench; names such as fisher_cost, for some alone
+    python benchmarks/all.py [NAME …]         # or: make bench; to run only some: names such as fisher_cost
 
-Figures of one commit belong together: start it on a commit, on a quiet machine, and commit the results that it writes.
-A script that fails ends nothing: the others run, it is named at the end, and the status is 1.
+Figures of one commit belong together: start this on a commit, on a quiet machine, and commit the results.
+If a script fails, the others still run; the end of the output names it, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 FIRST = ("training_step",)
-"""scaling.py compares its memory with the formula."""
+"""Run first, because scaling.py compares the memory that training_step.py measured with the formula."""
 NOT_HERE = ("all", "gpu")
 
 
 def main() -> None:
-    """Run them."""
+    """Run the benchmarks that the command line names, or all of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME")
     chosen = parser.parse_args().names or names()
@@ -39,13 +39,13 @@ def main() -> None:
 
 
 def names() -> list[str]:
-    """Of all scripts here that can be run, in the order in which they are."""
+    """Return the names of the CPU benchmarks in the order in which they run."""
     found = sorted(path.stem for path in HERE.glob("*.py") if "__main__" in path.read_text(encoding="utf-8"))
     return [*FIRST, *(name for name in found if name not in (*FIRST, *NOT_HERE))]
 
 
 def minutes(since: float) -> str:
-    """Until now."""
+    """Return the time since a reading of `time.monotonic()`, in minutes or seconds."""
     seconds = time.monotonic() - since
     return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.0f} s"
 

@@ -1,11 +1,11 @@
-"""What text costs: tokens a second of the tokens stage over a plain loop, and what a training step waits for its batch.
+"""Measure tokenisation against a plain loop (tokens per second), and how long a training step waits for its batch.
 
     python benchmarks/data_loading.py [--text FILE.jsonl …] [--vocabulary 8000] [--megabytes 40] [--out FILE]
 
-Without --text, the miniature's. The tokenizer is a byte-fallback BPE trained on the text. Its documents are repeated,
-numbered to be different, until the corpus has --megabytes. Every figure of tokenisation is of a process of its own,
-start included; the loop is one call of the tokenizer a document, as one would write it first. The loader's step is a
-matrix product of about --step-ms in the main thread, as a training step is.
+Without --text, the miniature's text is used. The tokenizer is a byte-fallback BPE trained on the text. The documents
+are repeated, each with a number that makes it different, until the corpus has --megabytes. Each tokenisation is timed
+in a process of its own, start included. The plain loop calls the tokenizer once per document. The loader's step is a
+matrix product of about --step-ms in the main thread, as in training.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def read_texts(files: list[Path]) -> list[str]:
 
 
 def train_tokenizer(texts: list[str], vocabulary: int, folder: Path) -> Path:
-    """The files of a model that its tokenizer is loaded from."""
+    """Train a tokenizer, write the files that a model's tokenizer is loaded from, and return their folder."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
@@ -108,7 +108,7 @@ def write_corpus(texts: list[str], megabytes: float, path: Path) -> tuple[Path, 
 
 
 def measure_tokenisation(folder: Path, model: Path, corpus: Path, repeat: int) -> dict[str, Any]:
-    """The fastest of some rounds of each, in turn, so that a busy machine disturbs all of them alike."""
+    """Return the fastest round of each command; commands take turns, so that a busy machine disturbs all alike."""
     worker = [sys.executable, "-m", "hpc_ewc.worker", "tokens"]
     one_core = ["taskset", "-c", str(min(os.sched_getaffinity(0)))]
     stages = {"stage": 1000, "stage_no_heldout": 0, "stage_one_core": 1000}
@@ -146,7 +146,7 @@ def write_stage(folder: Path, model: Path, corpus: Path, heldout: int) -> None:
 
 
 def time_of(command: list[str], changes: dict[str, str]) -> tuple[float, float]:
-    """Seconds, and seconds of CPU, of a process and its children."""
+    """Return the wall and CPU seconds of a process and its children."""
     given = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1"} | changes
     begun, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(command, env=given, check=True, stdout=subprocess.DEVNULL)
@@ -155,7 +155,7 @@ def time_of(command: list[str], changes: dict[str, str]) -> tuple[float, float]:
 
 
 def measure_loader(tokens: Path, batch: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Milliseconds that a step waits for its batch, read ahead and not."""
+    """Return the milliseconds that a step waits for its batch, with and without reading ahead."""
     import torch
 
     from hpc_ewc.data import StepLoader, read_tokens

@@ -1,4 +1,4 @@
-"""The training engine on random weights and random tokens, for the scripts that measure it."""
+"""Build the training engine on random weights and random tokens, for the scripts that measure it."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from models import BATCH, CONFIGS, DTYPE, config_of
 
 @dataclass(frozen=True)
 class Choice:
-    """What the engine computes with, as keys of [model] and [train] say it."""
+    """Settings of the engine, named as the keys of [model] and [train]."""
 
     attention: str = "auto"
     loss: str = "chunked"
     activation_checkpointing: str = "none"
     compile: bool = False
     dtype: str | None = None
-    """None: that of the size."""
+    """None: the dtype of the model size."""
     layers: int | None = None
-    """None: as many as the size has."""
+    """None: all layers of the model size."""
 
 
 USUAL = Choice()
 
 
 def build_engine(size: str, strength: float, like: Any = None, choice: Choice = USUAL) -> Any:
-    """A `Trainer` whose weights were made in shards; every rank calls it.
+    """Return a `Trainer` whose weights were made in shards; every rank calls it.
 
     Args:
-        size: of the model.
-        strength: λ; 0 is training without a Fisher.
-        like: another of the same size, whose model and process group are shared: only one of them is trained at a time.
-        choice: of the ways to compute it.
+        size: name of the model size.
+        strength: λ; 0 trains without a Fisher.
+        like: another trainer of this size, whose model and process group are reused; train only one of them at a time.
+        choice: settings of the engine.
     """
     import torch
 
@@ -64,7 +64,7 @@ def build_engine(size: str, strength: float, like: Any = None, choice: Choice = 
 
 
 def build_sharded(size: str, place: Any, choice: Choice = USUAL) -> tuple[Any, dict[str, Any]]:
-    """The model and its parameters by name, normal at 0.02: made on the device, each rank its shards alone."""
+    """Return the model and its parameters by name, normal with σ = 0.02; each rank makes only its shards."""
     import torch
 
     from hpc_ewc.model.attention import choose_attention
@@ -94,7 +94,7 @@ def build_sharded(size: str, place: Any, choice: Choice = USUAL) -> tuple[Any, d
 
 
 def holdings(engine: Any) -> dict[str, int]:
-    """Bytes in this rank's shards after a step with a penalty, by what they are."""
+    """Return the bytes of this rank's shards after a step with a penalty, by kind."""
     parameters = list(engine.parameters.values())
     states = [engine.optimizer.state[parameter] for parameter in parameters]
     held = engine.regularizer.penalty.shards
@@ -108,13 +108,13 @@ def holdings(engine: Any) -> dict[str, int]:
 
 
 def local_bytes(tensors: list[Any]) -> int:
-    """Of what lies on this rank."""
+    """Return the bytes of the tensors' shards on this rank."""
     local = [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors]
     return sum(tensor.numel() * tensor.element_size() for tensor in local)
 
 
 def synthetic_batch(size: str, step: int = 0, shape: tuple[int, int] | None = None, microbatches: int = 1) -> Any:
-    """This rank's random tokens of a step, as the loader gives them; `shape`: sequences at once, tokens of each."""
+    """Return this rank's random tokens for a step in the loader's form; `shape`: rows at once, tokens of each."""
     import numpy as np
     import torch
     import torch.distributed as dist

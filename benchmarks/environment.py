@@ -1,4 +1,4 @@
-"""What a figure depends on beside the code: machine, threads, versions. And the memory of a process at its highest."""
+"""Describe what a figure depends on besides the code (machine, threads, versions), and measure peak memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PACKAGES = ("torch", "transformers", "safetensors", "tokenizers", "numpy", "lige
 
 
 def environment(device: str) -> dict[str, Any]:
-    """Facts for a benchmark's JSON."""
+    """Return the environment for a benchmark's JSON."""
     import torch
 
     models = (
@@ -36,7 +36,7 @@ def environment(device: str) -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """Of the code that was measured, with a + where it was changed since; None outside a repository."""
+    """Return the measured commit, with a + if the code has uncommitted changes; None outside a repository."""
     code = ["hpc_ewc", "benchmarks", ":!benchmarks/results"]
     try:
         head, changed = (
@@ -59,10 +59,10 @@ def _versions() -> dict[str, str]:
 
 
 class PeakMemory:
-    """Bytes above those at its creation that the process, or the GPU, had at its highest.
+    """Measures the peak memory of the process, or of the GPU, above its level when this object was made.
 
-    On a CPU it is the resident memory, so run it in a process whose allocator gives back what it frees
-    (`running.alone(…, exact_memory=True)`): else a way that comes second finds the first one's memory ready.
+    On a CPU it is the resident memory, so use it in a process whose allocator gives back what it frees
+    (`running.alone(…, exact_memory=True)`): otherwise the second alternative reuses the memory of the first.
     """
 
     def __init__(self, device: str) -> None:
@@ -78,7 +78,7 @@ class PeakMemory:
             self._base = resident()
 
     def bytes(self) -> int:
-        """Since then."""
+        """Return the peak since this object was made, in bytes above the level then."""
         if self._cuda:
             import torch
 
@@ -88,10 +88,10 @@ class PeakMemory:
 
 
 class OwnMemory:
-    """Bytes above those at its creation that the process itself held at its highest, files that are mapped left out.
+    """Measures the peak memory of the process above its level when this object was made, without mapped files.
 
-    Mapped files are the system's cache: shared by the ranks of a machine, and given back when something needs the room.
-    The kernel keeps no high-water mark of the rest, so a thread looks every millisecond.
+    Mapped files are the system's cache: the ranks of a machine share them, and the system frees them when memory is
+    short. The kernel keeps no high-water mark for the remaining memory, so a thread reads it every millisecond.
     """
 
     def __init__(self) -> None:
@@ -101,7 +101,7 @@ class OwnMemory:
         self._thread.start()
 
     def bytes(self) -> int:
-        """Since then; ends the watch."""
+        """Stop measuring and return the peak, in bytes above the level at the start."""
         self._ended.set()
         self._thread.join()
         return max(self._highest, own()) - self._base
@@ -112,12 +112,12 @@ class OwnMemory:
 
 
 def resident() -> int:
-    """Bytes of this process in memory now."""
+    """Return the resident bytes of this process."""
     return _status("VmRSS")
 
 
 def own() -> int:
-    """Of these, what no file stands behind."""
+    """Return the resident bytes of this process that no file backs."""
     return _status("RssAnon")
 
 

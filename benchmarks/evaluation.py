@@ -1,8 +1,8 @@
-"""What evaluation costs beside the model: a grid against one lm-eval call a cell, start-up by part, peak memory.
+"""Measure the overhead of evaluation: a grid against one lm-eval call per cell, start-up by part, peak memory.
 
     python benchmarks/evaluation.py [--out benchmarks/results/evaluation.json]
 
-Uses the miniature's base model (`python -m examples.miniature`, run if it is not there) on the CPU, one thread.
+Uses the miniature's base model on the CPU, one thread; runs `python -m examples.miniature` if the model is missing.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ print(json.dumps(parts))
 """
 
 BEYOND = ("scorer", "write task files of mmlu", "load tasks of mmlu")
-"""Of the parts: what is neither import nor loading; MMLU has more task files than all other cells together."""
+"""Parts of the start-up that are neither import nor loading; MMLU has more task files than all other cells together."""
 
 TEMPLATES = """
 import json, sys, time
@@ -103,7 +103,7 @@ def main() -> None:
 
 
 def grid(world: Path, folder: Path) -> dict[str, Any]:
-    """Wall time of one element a checkpoint, and of one `lm-eval run` a cell (timed on the first checkpoint)."""
+    """Return the wall time of an element per checkpoint, and of an `lm-eval run` per cell (on the first checkpoint)."""
     started = time.perf_counter()
     peak = 0
     for i in range(CHECKPOINTS):
@@ -131,7 +131,7 @@ def grid(world: Path, folder: Path) -> dict[str, Any]:
 
 
 def prepare(root: Path, world: Path, run: str) -> StageDir:
-    """A run's folder, as `submit` writes it."""
+    """Write a run's folder as `submit` does, and return it."""
     table = {"model": {"path": str(world / "model"), "dtype": "float32"}, "data": {"source": "a/corpus"}}
     asked = {"suites": list(CELLS), "shots": {}, "questions": str(world / "questions"), "cloze": True}
     experiment = build_experiment(table | {"evaluate": asked | {"max_gen_toks": 32}}, "benchmark")
@@ -146,7 +146,7 @@ def prepare(root: Path, world: Path, run: str) -> StageDir:
 
 
 def lm_eval_run(world: Path, folder: Path, cell: str) -> None:
-    """The same cell by lm-eval's own command line."""
+    """Evaluate the same cell with lm-eval's own command line."""
     from hpc_ewc.evaluate.task_files import LocalQuestions, write_task_files
 
     (known,) = suites.expand_suites(
@@ -164,7 +164,7 @@ def lm_eval_run(world: Path, folder: Path, cell: str) -> None:
 
 
 def python(code: str, *arguments: Path) -> str:
-    """What a fresh interpreter prints."""
+    """Run code in a new interpreter and return its output."""
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.run(command, check=True, env=surrounding(), stdout=subprocess.PIPE, text=True).stdout
 

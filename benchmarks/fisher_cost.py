@@ -1,16 +1,16 @@
-"""What the exact per-example Fisher costs over a plain minibatch backward, beside other ways to get it, or not.
+"""Compare the cost of the exact per-example Fisher with a plain minibatch backward and with other methods.
 
     python benchmarks/fisher_cost.py [--device cpu|cuda] [--size small|gemma2-2b] [--out FILE]
 
-One row is a prompt whose last token is scored, as with MMLU. On a CPU: one thread, a small Gemma 2, fp32; on a GPU:
-Gemma 2 2B's shapes, TF32, 80 GB. Ways take turns batch by batch in one process; peak memory is of one batch of the
-last case in processes of their own.
+Each row is a prompt whose last token is scored, as with MMLU. On a CPU: one thread, a small Gemma 2, fp32; on a GPU:
+Gemma 2 2B's shapes, TF32, 80 GB. The methods take turns batch by batch in one process; peak memory is measured for one
+batch of the last case, each method in a process of its own.
 
-Ways: `plain` is the forward and backward of the minibatch, what any of them must at least do; `batched` is
-estimate_fisher's default; `reduce_scatter` its oracle, one example at a time; `naive` the loop anyone would write;
-`vmap` torch.func's per-example gradients; `reference` what Neurotechnology/LLM_EWC does: the gradient of a minibatch's
-mean of 4, squared in fp16 on the CPU, infinities capped. The last is no per-example Fisher: its errors stand beside.
-`square` is the floor of what squaring adds: one P-sized multiply-add for each example, with nothing else around it.
+Methods: `plain` is the forward and backward of the minibatch, the least that any method must do; `batched` is
+estimate_fisher's default; `reduce_scatter` its oracle, one example at a time; `naive` the obvious loop over examples;
+`vmap` torch.func's per-example gradients; `reference` does as Neurotechnology/LLM_EWC: the gradient of the mean loss of
+a minibatch of 4, squared in fp16 on the CPU, infinities capped. That is not a per-example Fisher, so its errors are
+reported too. `square` is the least that squaring adds: one P-sized multiply-add per example and nothing else.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from models import CONFIGS, build_plain
 from running import alone, medians, ratio, save, say, seconds_of, start, synchronise
 
 CASES = {"small": [(8, 64), (8, 128), (8, 256)], "gemma2-2b": [(8, 128), (8, 256), (8, 512)]}
-"""Rows of a batch, tokens of each."""
+"""Cases by model size: rows of a batch, tokens of each."""
 BATCHES = 5
 ON_GPU = ("plain", "batched", "naive", "reference", "square")
-"""vmap's gradients of 8 examples are 84 GB there; reduce_scatter needs no fewer passes than naive."""
+"""Methods on a GPU, without vmap (gradients of 8 examples take 84 GB) and reduce_scatter (as many passes as naive)."""
 
 
 def main() -> None:
-    """Every way on every case; one JSON."""
+    """Measure every method on every case and write one JSON file."""
     arguments = start(__doc__)
     import torch
 
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def make_batch(rows: int, positions: int, vocabulary: int, seed: int, device: str) -> dict[str, Any]:
-    """Prompts of one length, the last token scored."""
+    """Return random prompts of one length, whose last token is scored."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
@@ -67,11 +67,11 @@ def make_batch(rows: int, positions: int, vocabulary: int, seed: int, device: st
 
 
 def measure_case(model: Any, rows: int, positions: int, ways: tuple[str, ...], device: str) -> dict[str, Any]:
-    """Seconds a batch, over the plain backward's, and how wrong each Fisher is."""
+    """Return each method's seconds per batch, their ratio to the plain backward's, and the error of its Fisher."""
     batches = [make_batch(rows, positions, model.config.vocab_size, seed, device) for seed in range(BATCHES)]
     times: dict[str, list[float]] = {way: [] for way in ways}
     sums: dict[str, Any] = {}
-    for number, batch in enumerate([batches[0], *batches]):  # the first round is for buffers and thread pools
+    for number, batch in enumerate([batches[0], *batches]):  # the first round only fills buffers and thread pools
         for way in ways:
             run, found = WAYS[way](model)
             seconds = seconds_of(lambda run=run, batch=batch: run(batch), device)
@@ -93,7 +93,7 @@ def measure_case(model: Any, rows: int, positions: int, ways: tuple[str, ...], d
 
 
 def peak_mb(arguments: Namespace, way: str, rows: int, positions: int) -> int:
-    """What a batch takes at its highest beyond the model and the sums; the second one, when buffers are there."""
+    """Return the peak memory of a batch beyond model and sums, in MB; of the second batch, when buffers exist."""
     model = build_plain(arguments.size, arguments.device)
     batch = make_batch(rows, positions, model.config.vocab_size, 0, arguments.device)
     run, _ = WAYS[way](model)
@@ -106,7 +106,7 @@ def peak_mb(arguments: Namespace, way: str, rows: int, positions: int) -> int:
 
 
 def errors(got: dict[str, Any], true: dict[str, Any]) -> dict[str, float]:
-    """Against the naive loop: worst relative error of a tensor, its trace over the true one, zeros that are none."""
+    """Compare with the naive loop: worst relative error of a tensor, trace / true, share of entries lost to zero."""
     worst = max(float((got[n] - f).norm() / f.norm()) for n, f in true.items())
     trace = sum(float(f.double().sum()) for f in got.values()) / sum(float(f.double().sum()) for f in true.values())
     lost = sum(int(((got[n] == 0) & (f > 0)).sum()) for n, f in true.items()) / sum(f.numel() for f in true.values())
@@ -117,14 +117,14 @@ def errors(got: dict[str, Any], true: dict[str, Any]) -> dict[str, float]:
     }
 
 
-# ---------------------------------------------------------------------------------------------- the ways
+# ---------------------------------------------------------------------------------------------- the methods
 
 Way = tuple[Callable[[dict[str, Any]], None], Callable[[], Any]]
-"""What is timed, on a batch; and the sums of squares it has made of the last batch alone, or None."""
+"""A function of a batch, which is timed; and one that returns the sums of squares of the last batch alone, or None."""
 
 
 def scored_loss(model: Any, batch: dict[str, Any]) -> Any:
-    """−Σ log p of the scored tokens; the head runs on one position a row."""
+    """Return −Σ log p of the scored tokens; the head runs on one position per row."""
     import torch
     from torch.nn import functional as F
 
@@ -136,12 +136,12 @@ def scored_loss(model: Any, batch: dict[str, Any]) -> Any:
 
 
 def plain(model: Any) -> Way:
-    """One forward and backward of the minibatch."""
+    """Return the forward and backward of the minibatch; it has no sums."""
     return lambda batch: scored_loss(model, batch).backward(), lambda: None
 
 
 def ours(method: str) -> Callable[[Any], Way]:
-    """estimate_fisher's inner step: everything but its start and its end."""
+    """Return the inner step of estimate_fisher, without its start and its end."""
 
     def build(model: Any) -> Way:
         from hpc_ewc.ewc import FisherAccumulator
@@ -158,7 +158,7 @@ def ours(method: str) -> Callable[[Any], Way]:
 
 
 def naive(model: Any) -> Way:
-    """Each row by itself: forward, backward, square, add."""
+    """Return a loop over rows: forward, backward, square, add."""
     import torch
 
     sums = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
@@ -175,7 +175,7 @@ def naive(model: Any) -> Way:
 
 
 def square(model: Any) -> Way:
-    """Adds g² to the sums for each row, with g at hand: what squares of whole gradients cost at least."""
+    """Return a loop that adds a ready g² to the sums for each row: the least that squaring whole gradients costs."""
     import torch
 
     gradients = [torch.full_like(p, 1e-3) for p in model.parameters()]
@@ -191,7 +191,7 @@ def square(model: Any) -> Way:
 
 
 def vmap(model: Any) -> Way:
-    """torch.func: a batch's gradients all at once, then squared."""
+    """Return torch.func's per-example gradients of a whole batch at once, then squared."""
     import torch
     from torch.nn import functional as F
 
@@ -219,7 +219,7 @@ def vmap(model: Any) -> Way:
 
 
 def reference(model: Any) -> Way:
-    """The paper's code: mean loss of 4 rows, gradient to fp16 on the CPU, squared there, infinities set to 100."""
+    """Return the method of the paper's code: mean loss of 4 rows, squares in fp16 on the CPU, infinities set to 100."""
     import torch
 
     sums = {name: torch.zeros(p.shape, dtype=torch.float16) for name, p in model.named_parameters()}
@@ -237,7 +237,7 @@ def reference(model: Any) -> Way:
                     sums[name] += torch.where(square.isinf(), torch.tensor(100.0, dtype=torch.float16), square)
 
     def found() -> dict[str, Any]:
-        # it divides by the number of batches, we by that of rows: the same scale, so that what is left is its error
+        # The paper's code divides by the number of batches, ours by that of rows: on one scale, the rest is its error.
         device = next(model.parameters()).device
         return {name: total.float().to(device) * 4 for name, total in sums.items()}
 

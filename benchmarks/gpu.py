@@ -1,18 +1,18 @@
-"""Gemma 2 2B on this machine's GPUs: the fastest way to train it, by search, and what it takes against the forecast.
+"""Search for the fastest way to train Gemma 2 2B on this machine's GPUs, and compare its memory with the forecast.
 
     python benchmarks/gpu.py [--budget-s 560] [--ranks 8] [--length 4096] [--memory-gb 80] [--out FILE]
     python benchmarks/gpu.py --device cpu --size tiny --layers 1 --length 32 --rows 1 2     # the same code, as a check
 
-The published shape (26 layers, 256,000 tokens, soft caps, sliding windows) with random weights, made in shards on the
-device; the project's own engine, λ > 0, F and θ* in bf16 beside fp32 masters. Under torchrun where there are several
-GPUs. Searched: sequences at once × recomputation × compile × attention × loss, by hill climbing on tokens a second: one
-setting is changed at a time, then those around the best are measured, then the rest, until the time is over. Each is a
-process of its own: what has not enough memory is a row like the others. The best runs once more with 65,536 tokens a
-step. Beside them, the Fisher: examples a second.
+The model has the published shape (26 layers, 256,000 tokens, soft caps, sliding windows) and random weights, made in
+shards on the device. It is trained by the project's engine at λ > 0, with F and θ* in bf16 beside fp32 masters, under
+torchrun if there are several GPUs. The search covers sequences at once × recomputation × compile × attention × loss, by
+hill climbing on tokens per second: it changes one setting at a time, then measures the neighbours of the best, then the
+rest until the time is over. Each setting runs in a process of its own, so one that needs too much memory is a row like
+the others. The best runs once more with 65,536 tokens per step. The Fisher is measured too: examples per second.
 
-For each: tokens a second, TFLOP/s by docs/scaling.md (nothing recomputed is counted), λ > 0 over λ = 0 with both in
-turns, and memory of a rank by part, each beside what hpc_ewc/launch/forecast/formulas.py says. Written to
-results/gpu-<device>.json; from a CPU only where --out says. `--memory-gb` plays a smaller GPU.
+Each row has tokens per second, TFLOP/s by docs/scaling.md (recomputation is not counted), λ > 0 over λ = 0 with both
+taking turns, and memory of a rank by part, each beside the forecast of hpc_ewc/launch/forecast/formulas.py. Results go
+to results/gpu-<device>.json; on a CPU they are written only with --out. `--memory-gb` imitates a smaller GPU.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from gpu_tables import show
 from running import RESULTS, Ended, attempt, rounded, save, start
 
 BUDGET_S = 560.0
-"""After which nothing new starts; with the last one's end and the writing, under ten minutes."""
+"""Time after which no process starts; with the last one's end and the writing, the whole takes under ten minutes."""
 LARGE_STEP = 65_536
-"""Tokens of a rank in the large step."""
+"""Tokens per rank in the large step."""
 QUESTIONS = {"cuda": ["8x160", "32x160", "8x512"], "cpu": ["2x16"]}
-"""Of the Fisher: rows of a batch × tokens of each. MMLU's are 160 on average, and seldom above 512."""
+"""Batches of the Fisher: rows × tokens of each. MMLU's questions have 160 tokens on average, seldom more than 512."""
 FIRST_GUESS_S = 40.0
-"""What one takes, before one has been seen."""
+"""Assumed duration of a process before the first has been measured."""
 OUTCOMES = ("ok", "out of memory", "refused", "failed", "out of time")
 
 Axes = dict[str, tuple[Any, ...]]
@@ -47,7 +47,7 @@ Row = dict[str, Any]
 
 
 def main() -> None:
-    """Search, tables, JSON."""
+    """Search, print the tables and write the JSON."""
     arguments = start(__doc__, ranks=0, device="cuda", options=add_options)
     if arguments.inside:
         run_inside(arguments)
@@ -77,27 +77,27 @@ def main() -> None:
     if arguments.device == "cuda":
         arguments.out = arguments.out or RESULTS / f"gpu-{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}.json"
     if arguments.out is None:
-        print("nothing written: on a CPU, --out says where to")
+        print("results not written: on a CPU, name a file with --out")
     else:
         save(arguments, result, shown=False)
     if not any(row["outcome"] == "ok" for row in trained):
-        sys.exit("gpu.py: not one training was measured")
+        sys.exit("gpu.py: no training was measured")
 
 
 def add_options(parser: ArgumentParser) -> None:
-    """Beside --device, --size, --out and --ranks (0: all GPUs)."""
+    """Add the options of this script to --device, --size, --out and --ranks (0: all GPUs)."""
     parser.add_argument("--budget-s", type=float, default=BUDGET_S)
-    parser.add_argument("--layers", type=int, help="fewer, for a check")
+    parser.add_argument("--layers", type=int, help="fewer layers, to check the script")
     parser.add_argument("--length", type=int, default=4096, help="tokens of a sequence")
-    parser.add_argument("--memory-gb", type=float, help="as if a rank had no more")
-    parser.add_argument("--large-step", type=int, default=LARGE_STEP, help="tokens of a rank; 0: none")
-    parser.add_argument("--questions", nargs="*", help="rows x tokens of the Fisher's batches, such as 8x160")
+    parser.add_argument("--memory-gb", type=float, help="limit the memory of a rank")
+    parser.add_argument("--large-step", type=int, default=LARGE_STEP, help="tokens of a rank; 0: no large step")
+    parser.add_argument("--questions", nargs="*", help="batches of the Fisher, rows x tokens, such as 8x160")
     for axis, (kind, values) in AXES.items():
         parser.add_argument(f"--{axis.replace('_', '-')}", nargs="+", type=kind, help=f"default: {values}")
 
 
 def yes(word: str) -> bool:
-    """Of yes or no."""
+    """Parse yes or no."""
     return {"yes": True, "no": False}[word]
 
 
@@ -108,13 +108,13 @@ AXES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "rows": (int, (1, 2, 4, 8, 16)),
     "activation_checkpointing": (str, ("none", "selective", "full")),
 }
-"""What is searched, in this order: its type on the command line, its values; the first of each is where it begins."""
+"""The axes of the search, in order: type on the command line, and values, of which the search starts at the first."""
 NEEDS = {"liger": "liger_kernel", "flash_attention_2": "flash_attn"}
 CPU_HAS = {"compile": (False,), "loss": ("chunked", "full"), "attention": ("eager",), "rows": (1, 2)}
 
 
 def build_axes(arguments: Namespace) -> tuple[Axes, list[str]]:
-    """The values of each axis that can be tried here, and those whose package is not installed."""
+    """Return the values of each axis that can run here, and those whose package is not installed."""
     axes: Axes = {}
     absent = []
     for axis, (_, usual) in AXES.items():
@@ -129,7 +129,7 @@ def build_axes(arguments: Namespace) -> tuple[Axes, list[str]]:
 
 
 def count_gpus(device: str) -> int:
-    """Ranks of this machine: a GPU each; one on a CPU."""
+    """Return the ranks of this machine: one per GPU, or one on a CPU."""
     if device == "cpu":
         return 1
     import torch
@@ -137,33 +137,33 @@ def count_gpus(device: str) -> int:
     return torch.cuda.device_count()
 
 
-# ---------------------------------------------------------------------------------------------- what is run next
+# ---------------------------------------------------------------------------------------------- what runs next
 
 
 def product(axes: Axes, arguments: Namespace) -> Iterator[Training]:
-    """Every combination; the first is where the search begins."""
+    """Yield every combination; the search starts at the first."""
     for values in itertools.product(*axes.values()):
         yield Training(length=arguments.length, **dict(zip(axes, values, strict=True)))
 
 
 def search_space(trained: Sequence[Row]) -> list[Training]:
-    """Those of the product that have been run: the large step is none of them."""
+    """Return the combinations that have run, without the large step."""
     settings = [Training(**row["settings"]) for row in trained]
     return [setting for setting in settings if setting.microbatches == 1]
 
 
 def next_training(axes: Axes, arguments: Namespace, trained: Sequence[Row]) -> tuple[Training | None, bool]:
-    """What to measure next, None when nothing is left; and whether the search still climbs.
+    """Return the setting to measure next (None when none is left), and whether the search still climbs.
 
-    Of the best's neighbours that one is next whose new value has been measured least often: all values are seen once
-    before any is seen again with another companion.
+    Among the neighbours of the best, the one whose new value has been measured least often is next, so that every value
+    is measured once before any is measured again.
     """
     settings = search_space(trained)
     seen, everything = set(settings), list(product(axes, arguments))
     best = fastest(trained) or everything[0]
     moves = [(axis, value) for axis, values in axes.items() for value in values]
     moves.sort(key=lambda move: sum(getattr(setting, move[0]) == move[1] for setting in settings))
-    fitting = ("rows", "activation_checkpointing")  # what trades memory for time goes together
+    fitting = ("rows", "activation_checkpointing")  # settings that trade memory for time change together
     around = [one for one in everything if replace(one, **{axis: getattr(best, axis) for axis in fitting}) == best]
     around.sort(key=lambda one: one.rows < best.rows)
     near = [everything[0], *(replace(best, **{axis: value}) for axis, value in moves), *around]
@@ -174,11 +174,11 @@ def next_training(axes: Axes, arguments: Namespace, trained: Sequence[Row]) -> t
 
 
 KEEPS = ("full", "selective", "none")
-"""Recomputation by the memory it takes, least first."""
+"""Kinds of recomputation by the memory they take, least first."""
 
 
 def is_too_large(setting: Training, trained: Sequence[Row]) -> bool:
-    """Another that needs no more memory has had too little: it differs in fewer sequences, or more recomputation."""
+    """Whether a setting that needs no more memory ran out: one that has fewer sequences or more recomputation."""
     for row in trained:
         if row["outcome"] == "out of memory":
             other = Training(**row["settings"])
@@ -191,20 +191,20 @@ def is_too_large(setting: Training, trained: Sequence[Row]) -> bool:
 
 
 def left_out(axes: Axes, arguments: Namespace, trained: Sequence[Row]) -> dict[str, int]:
-    """How many combinations have not been run, and why."""
+    """Return how many combinations have not run, by reason."""
     rest = set(product(axes, arguments)) - set(search_space(trained))
     large = sum(is_too_large(setting, trained) for setting in rest)
     return {"left out for want of time": len(rest) - large, "left out, larger than what had too little memory": large}
 
 
 def fastest(trained: Sequence[Row]) -> Training | None:
-    """Of the search, by tokens a second."""
+    """Return the setting of the search with the most tokens per second."""
     good = [row for row in trained if row["outcome"] == "ok" and row["settings"]["microbatches"] == 1]
     return Training(**max(good, key=speed)["settings"]) if good else None
 
 
 def speed(row: Row) -> float:
-    """Tokens or examples a second; 0 of what did not run."""
+    """Return tokens or examples per second; 0 if the row did not run."""
     return float(row.get("tokens_per_s") or row.get("examples_per_s") or 0.0)
 
 
@@ -212,7 +212,7 @@ def speed(row: Row) -> float:
 
 
 def measure(runs: Runs, arguments: Namespace, axes: Axes) -> Iterator[Row]:
-    """The first training, the Fisher, the climb, the large step of the best, and the rest while there is time."""
+    """Run the first training, the Fisher, the climb, the large step of the best, and the rest while there is time."""
     trained: list[Row] = []
     large = arguments.large_step == 0
     questions = arguments.questions if arguments.questions is not None else QUESTIONS[arguments.device]
@@ -233,7 +233,7 @@ def measure(runs: Runs, arguments: Namespace, axes: Axes) -> Iterator[Row]:
 
 
 def large_step(best: Training, tokens: int) -> Training:
-    """The same with as many microbatches as make a step of so many tokens."""
+    """Return the setting with enough microbatches for a step of `tokens` tokens."""
     return replace(best, microbatches=max(2, -(-tokens // (best.rows * best.length))))
 
 
@@ -246,13 +246,13 @@ class Questions:
 
 
 def parse(question: str) -> Questions:
-    """Of 8x160."""
+    """Parse a batch such as 8x160."""
     rows, length = question.split("x")
     return Questions(int(rows), int(length))
 
 
 class Runs:
-    """Processes, one after the other, and the time that they may take together."""
+    """Runs processes one after the other within the time budget."""
 
     def __init__(self, arguments: Namespace) -> None:
         self.arguments, self._started = arguments, time.monotonic()
@@ -260,21 +260,21 @@ class Runs:
 
     @property
     def spent_s(self) -> float:
-        """Since the beginning."""
+        """Seconds since the start."""
         return time.monotonic() - self._started
 
     @property
     def left_s(self) -> float:
-        """Of the budget."""
+        """Seconds left of the budget."""
         return float(self.arguments.budget_s) - self.spent_s
 
     @property
     def has_time(self) -> bool:
-        """One that takes as long as the longest so far would still end in time."""
+        """Whether a process as long as the longest so far would still end in time."""
         return self.left_s > self.longest_s
 
     def run(self, what: str, settings: Training | Questions) -> Row:
-        """One row. A process of its own, so that its memory is its own, and its end nobody else's."""
+        """Return one row, from a process of its own, so that neither its memory nor its failure affects the others."""
         arguments, began = self.arguments, time.monotonic()
         common = {"layers": arguments.layers, "memory_gb": arguments.memory_gb, "ranks": arguments.ranks}
         words = json.dumps(asdict(settings)), json.dumps(common)
@@ -289,7 +289,7 @@ class Runs:
 
 
 def outcome(ended: Ended) -> Row:
-    """What a process said, or why it did not."""
+    """Return what a process reported, or why it reported nothing."""
     if ended.result.get("outcome"):
         return ended.result
     if ended.status == -14:
@@ -299,7 +299,7 @@ def outcome(ended: Ended) -> Row:
 
 
 def describe(row: Mapping[str, Any]) -> str:
-    """A line while it runs."""
+    """Return the line that is printed when a process ends."""
     settings = ", ".join(f"{name} {value}" for name, value in row["settings"].items() if value not in (False, 1))
     fast = f"{speed(row):,.1f} a second" if row["outcome"] == "ok" else row["outcome"]
     return f"{fast}  ({settings}){'  ' + row['error'][:160] if row.get('error') else ''}"

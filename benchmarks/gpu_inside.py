@@ -1,4 +1,4 @@
-"""What gpu.py runs in a process of its own, or on each rank of a job: some steps, or some batches of the Fisher."""
+"""Measure training steps, or batches of the Fisher, in a process that gpu.py starts, or on each rank of a job."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from running import ratio, rounded, say, seconds_of, take_turns
 TRAINING = "training"
 STRENGTH = 1e6
 TIMED_S = 6.0
-"""Of steps that are timed, about."""
+"""Approximate time for the timed steps."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """What is searched: settings of [model] and [train], and sequences of a rank at once."""
+    """A point of the search: settings of [model] and [train], and sequences per rank at once."""
 
     rows: int
     length: int
@@ -36,7 +36,7 @@ class Training:
 
 
 def run_inside(arguments: Namespace) -> None:
-    """Hand in the row; or, where a rank has not enough memory, that."""
+    """Report the row of the table; if a rank runs out of memory, report that."""
     what, settings, common = arguments.inside[0], *map(json.loads, arguments.inside[1:])
     from hpc_ewc.errors import ConfigError
 
@@ -49,7 +49,7 @@ def run_inside(arguments: Namespace) -> None:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        # A rank that goes takes the others with it: torchrun ends them.
+        # When one rank ends, torchrun ends the others.
         say({"outcome": "out of memory", "error": str(error).splitlines()[0][:200]}, of_any_rank=True)
         raise SystemExit(1) from None
     else:
@@ -61,7 +61,7 @@ def run_inside(arguments: Namespace) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Torch says it in its own class on a GPU, in words on a CPU."""
+    """Whether an error means out of memory: torch has a class for it on a GPU, only messages on a CPU."""
     import torch
 
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
@@ -70,7 +70,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def allow(device: str, gigabytes: float) -> None:
-    """No more than so much for this rank: of its GPU, or of what the process has not yet."""
+    """Limit this rank's memory: of its GPU, or on a CPU what the process may allocate from now on."""
     if device == "cuda":
         import os
 
@@ -81,7 +81,7 @@ def allow(device: str, gigabytes: float) -> None:
         torch.cuda.set_per_process_memory_fraction(min(1.0, gigabytes * 1e9 / total), place)
         return
     import torch
-    import transformers.models.gemma2.modeling_gemma2  # noqa: F401  # libraries are no part of it
+    import transformers.models.gemma2.modeling_gemma2  # noqa: F401  # libraries do not count
 
     lines = Path("/proc/self/status").read_text().splitlines()
     now = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData"))
@@ -89,7 +89,7 @@ def allow(device: str, gigabytes: float) -> None:
 
 
 def device_name(device: str) -> str:
-    """Of the GPU; cpu."""
+    """Return the name of the GPU, or cpu."""
     import torch
 
     return torch.cuda.get_device_name() if device == "cuda" else device
@@ -99,7 +99,7 @@ def device_name(device: str) -> str:
 
 
 def training(arguments: Namespace, settings: dict[str, Any], common: dict[str, Any]) -> dict[str, Any]:
-    """Speed, EWC's share and memory of one way to train."""
+    """Measure speed, EWC's share and memory of one setting."""
     from hpc_ewc.config import EwcConfig
     from hpc_ewc.train.metrics import flop_per_token, peak_tflops
     from hpc_ewc.train.regularizer import NoPenalty
@@ -107,14 +107,14 @@ def training(arguments: Namespace, settings: dict[str, Any], common: dict[str, A
     way = Training(**settings)
     choice = Choice(way.attention, way.loss, way.activation_checkpointing, way.compile, layers=common["layers"])
     held = build_engine(arguments.size, STRENGTH, choice=choice)
-    # Nothing to hold, not even a copy for the distance, which a step does not touch.
+    # No penalty, not even the copy that the distance is measured from: a step does not touch that.
     free = replace(held, regularizer=NoPenalty({}), ewc=EwcConfig(0.0))
     batch = synthetic_batch(arguments.size, shape=(way.rows, way.length), microbatches=way.microbatches)
     first_s = seconds_of(lambda: held.step(batch, 1e-5), arguments.device)
     memory = measure_memory(arguments, way, common, held, batch)
     again_s = seconds_of(lambda: held.step(batch, 1e-5), arguments.device)
     rounds = min(20, max(3, round(TIMED_S / 2 / again_s)))
-    # [ewc] update = "auto": in one pass on a GPU whose compiler works, else apart
+    # [ewc] update = "auto": in one pass on a GPU whose compiler works, otherwise in separate passes
     at_once = held.regularizer.fused_adamw(held.optimizer) if arguments.device == "cuda" else None
     usual = replace(held, fused_adamw=at_once)
     ways = {"λ = 0": lambda: free.step(batch, 1e-5), "λ > 0": lambda: usual.step(batch, 1e-5)}
@@ -145,7 +145,7 @@ def training(arguments: Namespace, settings: dict[str, Any], common: dict[str, A
 def measure_memory(
     arguments: Namespace, way: Training, common: dict[str, Any], engine: Any, batch: Any
 ) -> dict[str, dict[str, float]]:
-    """Of a step that finds moments and gradients there: each part, measured and by the formulas."""
+    """Return the memory of a step by part, measured and predicted; moments and gradients exist before the step."""
     found: dict[str, float] = dict(holdings(engine))
     after: list[int] = []
     base = now(arguments.device)
@@ -153,7 +153,7 @@ def measure_memory(
     peak = PeakMemory(arguments.device)
     engine.step(batch, 1e-5)
     layers.remove()
-    # Gradients were there when the count began, and are dropped when the step does.
+    # Gradients existed when the count began, and are dropped when the step begins.
     found["gathered and activations, after the layers"] = max(after) - base + found["gradients"]
     found["gathered, activations and loss, at the highest"] = peak.bytes()
     held = ("weights", "gradients", "moments", "Fisher", "anchor")
@@ -163,12 +163,12 @@ def measure_memory(
 
 
 def pair(measured: float, predicted: float) -> dict[str, float]:
-    """Bytes, in GB."""
+    """Return measured and predicted bytes in GB."""
     return {"measured": rounded(measured / 1e9), "predicted": rounded(predicted / 1e9)}
 
 
 def predict(arguments: Namespace, way: Training, common: dict[str, Any]) -> dict[str, float]:
-    """The forecast's parts, under the names of what is measured."""
+    """Return the forecast's parts under the names of the measured ones."""
     from hpc_ewc.config import DataConfig, ModelConfig, TrainConfig
     from hpc_ewc.launch.forecast import formulas
 
@@ -190,7 +190,7 @@ def predict(arguments: Namespace, way: Training, common: dict[str, Any]) -> dict
 
 
 def shape_of(size: str, layers: int | None) -> Any:
-    """As the formulas know it."""
+    """Return the model's shape as the formulas take it."""
     from hpc_ewc.launch.forecast import shapes
 
     changes = {} if layers is None else {"num_hidden_layers": layers}
@@ -198,7 +198,7 @@ def shape_of(size: str, layers: int | None) -> Any:
 
 
 def now(device: str) -> int:
-    """Bytes that this rank holds: on its GPU, or of its own memory."""
+    """Return the bytes that this rank has allocated: on its GPU, or in main memory on a CPU."""
     if device == "cpu":
         return own()
     import torch
@@ -211,7 +211,7 @@ def now(device: str) -> int:
 
 
 def fisher(arguments: Namespace, settings: dict[str, Any], common: dict[str, Any]) -> dict[str, Any]:
-    """Examples a second and memory of batches whose last token is scored, as the Fisher stage computes: fp32, TF32."""
+    """Measure examples per second and memory of batches whose last token is scored; fp32 with TF32, as in the stage."""
     import torch
     import torch.distributed as dist
 

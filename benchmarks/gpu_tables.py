@@ -1,4 +1,4 @@
-"""The tables of gpu.py, for people."""
+"""Print the tables of gpu.py."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.table import Table
 
 WIDTH = 150
-"""Of what goes into a file."""
+"""Width of tables that are printed to a file."""
 
 
 def show(result: Mapping[str, Any]) -> None:
-    """Trainings, best first; memory of the best by part; the Fisher; what to do with it."""
+    """Print trainings, best first; memory of the best by part; the Fisher; and what to set in a profile."""
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
     trained, estimated = result["training, best first"], result["Fisher, best first"]
     console.print(table_of_trainings(trained))
@@ -33,7 +33,7 @@ def show(result: Mapping[str, Any]) -> None:
 
 
 def table_of_trainings(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """A row each; what did not run says why."""
+    """Return one row per training; a row that did not run says why."""
     table = Table(title="training, best first: settings, speed, EWC's share, memory of a rank and its forecast")
     for name in ("sequences × tokens", "recomputed", "compile", "attention", "loss"):
         table.add_column(name)
@@ -48,7 +48,7 @@ def table_of_trainings(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def figures(row: Mapping[str, Any]) -> list[str]:
-    """Of a training, or its outcome."""
+    """Return the figures of a training, or its outcome if it did not run."""
     if row["outcome"] != "ok":
         return [row["outcome"]]
     highest = row["memory_gb of a rank"]["highest"]
@@ -64,7 +64,7 @@ def figures(row: Mapping[str, Any]) -> list[str]:
 
 
 def table_of_memory(row: Mapping[str, Any]) -> Table:
-    """By part, of the best."""
+    """Return the memory of a training by part."""
     table = Table(title="memory of a rank, the fastest of all")
     table.add_column("part")
     for name in ("GB", "forecast", "measured / forecast"):
@@ -76,7 +76,7 @@ def table_of_memory(row: Mapping[str, Any]) -> Table:
 
 
 def table_of_fishers(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Examples a second."""
+    """Return one row per batch of the Fisher."""
     table = Table(title="Fisher (fp32, gold labels, last token scored), best first")
     for name in ("questions × tokens", "examples/s", "GB", "forecast (512 tokens)"):
         table.add_column(name, justify="right")

@@ -1,9 +1,9 @@
-"""Our engine against transformers' Trainer: the same model, tokens, optimizer and schedule, in one process each.
+"""Compare our engine with transformers' Trainer: same model, tokens, optimizer and schedule, in one process each.
 
     python benchmarks/hf_trainer.py [--device cpu|cuda] [--size small|gemma2-2b] [--out FILE]
 
 Processes of `engine`, `engine, λ > 0` and `trainer` take turns; each makes the same steps on the same tokens from
-the same checkpoint. The first step is not counted. The losses they end with stand beside: it is the same training.
+the same checkpoint. The first step is not counted. The losses are reported too, and show that the training is the same.
 Memory is the peak of a step beyond the model with its gradients and moments, in processes whose allocator gives back
 what it frees.
 """
@@ -29,7 +29,7 @@ WAYS = ("engine", "engine, λ > 0", "trainer")
 
 
 def main() -> None:
-    """The ways in turns; one JSON."""
+    """Measure the alternatives in turns and write one JSON file."""
     arguments = start(__doc__)
     if arguments.inside:
         what, folder = arguments.inside
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def engine(arguments: Namespace, folder: Path, strength: float = 0.0) -> None:
-    """Ours, under torchrun with one rank."""
+    """Measure our engine, under torchrun with one rank."""
     import torch
     import torch.distributed as dist
     from safetensors.torch import load_file
@@ -86,7 +86,7 @@ def engine(arguments: Namespace, folder: Path, strength: float = 0.0) -> None:
 
 
 def trainer(arguments: Namespace, folder: Path) -> None:
-    """Transformers'."""
+    """Measure transformers' `Trainer`."""
     import torch
     from torch.utils.data import SequentialSampler
     from transformers import Gemma2ForCausalLM, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
@@ -136,7 +136,7 @@ def trainer(arguments: Namespace, folder: Path) -> None:
 
 
 def facts(seconds: float, tokens: int, losses: list[float], peak: int) -> dict[str, float]:
-    """What a way hands in."""
+    """Return what a process reports."""
     first, last = (float(f"{loss:.4f}") for loss in (losses[0], losses[-1]))
     return {"tokens_per_s": tokens / seconds, "peak_mb": rounded(peak / 1e6), "first_loss": first, "last_loss": last}
 

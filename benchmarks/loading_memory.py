@@ -1,11 +1,11 @@
-"""What a rank needs to get a checkpoint into its shards: memory at its highest, and time.
+"""Measure the peak memory and the time that a rank needs to load a checkpoint into its shards.
 
     python benchmarks/loading_memory.py [--device cpu|cuda] [--size small|gemma2-2b] [--ranks 2] [--out FILE]
 
-`shards` is ours: built on the meta device, sharded, each rank reads its own slices. `whole` is the usual way:
-from_pretrained on every rank, then fully_shard. Beside them, what one shard of fp32 masters takes. The files are bf16.
-Each way is a job of its own. Memory is what a rank itself holds at its highest: mapped pages of the files are not in it
-(`with_mapped_files_mb` has them too, most of which the ranks share). On a GPU it is the GPU's, and the host's beside.
+`shards` is ours: the model is built on the meta device and sharded, and each rank reads its own slices. `whole` is the
+usual way: from_pretrained on every rank, then fully_shard. The size of one shard of fp32 masters is reported too. The
+files are bf16. Each alternative is a job of its own. Memory is the peak of a rank without mapped pages of the files
+(`with_mapped_files_mb` includes them; the ranks share most). On a GPU it is GPU memory, with host memory beside it.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from models import DTYPE, save_random
 from running import alone, rounded, save, say, start
 
 LAYERS = {"small": 24, "gemma2-2b": 26}
-"""More than the small model has: at 4 the embedding alone decides."""
+"""More layers than the small model has: with 4, the embedding alone would decide."""
 ROUNDS = 3
 
 
 def main() -> None:
-    """Both ways in turns; one JSON."""
+    """Measure both alternatives in turns and write one JSON file."""
     arguments = start(__doc__, ranks=2)
     if arguments.inside:
         what, folder = arguments.inside
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def load(arguments: Namespace, way: str, folder: Path) -> None:
-    """Peak of this rank, and seconds until the model is in shards."""
+    """Report this rank's peak memory, and the seconds until the model is in shards."""
     import torch
     from transformers import Gemma2ForCausalLM
 
@@ -74,7 +74,7 @@ def load(arguments: Namespace, way: str, folder: Path) -> None:
 
     place = process_group.join(600)
     mesh = build_mesh(place.type)
-    build_empty(folder, "eager")  # imports of transformers are no part of either
+    build_empty(folder, "eager")  # imports transformers, which neither alternative should pay for
     on_gpu = PeakMemory("cuda") if place.type == "cuda" else None
     mapped, host, started = PeakMemory("cpu"), OwnMemory(), time.perf_counter()
     if way == "shards":

@@ -1,11 +1,11 @@
-"""How fast the login node's commands answer: help, dry run, submit of a large array, status of ten thousand jobs.
+"""Measure the login node's commands: help, dry run, submit of a large array, status of ten thousand jobs.
 
     python benchmarks/login_node.py [--out benchmarks/results/login_node.json]
 
 Each figure is the wall time of whole processes, interpreter start included; `python -c pass` and
-`python -c 'import torch'` in the same run say what this machine, as busy as it was, needs for either. No Slurm is
-needed: sbatch, squeue and sacct are scripts on PATH that print output of the form that Slurm 22.05 prints (its own time
-is not in the figures) and note each call, so that the number of calls is a figure too.
+`python -c 'import torch'` in the same run show how fast this machine was at the time. No Slurm is needed: sbatch,
+squeue and sacct are scripts on PATH that print output in the form of Slurm 22.05 (whose own time is not in the figures)
+and record each call, so that the number of calls is a figure too.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ BARS = {
     "submit of a 1,000-cell array": {"sbatch_calls_an_array": 1},
 }
 RUNS, ELEMENTS = 1000, 9
-"""Trainings, and elements of each one's evaluation: 10,000 jobs."""
+"""Trainings, and elements of each evaluation: 10,000 jobs."""
 
 
 class Bench:
-    """A folder with the made Slurm on PATH, and the package as it stands here."""
+    """A folder with a fake Slurm on PATH and the package of this checkout."""
 
     def __init__(self, folder: Path, repeats: int) -> None:
         self.folder, self.repeats = folder, repeats
@@ -66,7 +66,7 @@ class Bench:
     def seconds(
         self, command: list[str], repeats: int | None = None, before: Any = None, statuses: tuple[int, ...] = (0,)
     ) -> dict[str, float | int]:
-        """Median and smallest wall time of a command; `before` is called before each."""
+        """Return the median and smallest wall time of a command; `before` is called before each repeat."""
         measured = []
         for _ in range(repeats or self.repeats):
             if before is not None:
@@ -106,7 +106,7 @@ def make_done(bench: Bench, sweep: Path) -> None:
 
 
 def submit_array(bench: Bench) -> dict[str, Any]:
-    """One evaluation of 500 checkpoints × 2 cells, an element each: what a submit of it takes, and how many sbatch."""
+    """Measure the submit of an evaluation of 500 checkpoints × 2 cells, an element each, and count the sbatch calls."""
     import shutil
 
     from tests.unit.launch_world import write_experiment
@@ -136,7 +136,7 @@ def submit_array(bench: Bench) -> dict[str, Any]:
 
 
 def status_of_many(bench: Bench) -> dict[str, Any]:
-    """A run folder whose ledger has ten thousand jobs on Slurm, and what squeue and sacct say of them."""
+    """Measure `status` on a run folder with ten thousand jobs in its ledger, and in the output of squeue and sacct."""
     from hpc_ewc import records
     from hpc_ewc.launch.ledger.job_history import Ledger
     from hpc_ewc.rundir import RunDir
@@ -154,7 +154,7 @@ def status_of_many(bench: Bench) -> dict[str, Any]:
         facts = {"schema": 1, "key": "k", "inputs": {}, "coordinates": {}, "expected": [], "run": name}
         for stage in ("train", "evaluate"):
             records.write_json(root.stage(stage, name).stage_json, facts | {"stage": stage})
-        if i % 4:  # trained, and accounted for
+        if i % 4:  # trained, and in the accounting
             done = {"schema": 1, "key": "k", "finished_at": 1.0, "outputs": {}, "summary": {}}
             records.write_json(root.train(name).done, done)
             sacct.append(accounted(str(job), "COMPLETED", f"many/train/{name}"))
@@ -185,7 +185,7 @@ def events(stage: str, run: str, job_id: int, elements: list[str]) -> list[dict[
 
 
 def queued(job_id: str, state: str, reason: str, nodes: str, name: str) -> str:
-    """A line of squeue as Slurm prints it, blanks included."""
+    """Return a line of squeue as Slurm prints it, padding included."""
     from hpc_ewc.launch.slurm.output import QUEUE_FIELDS, SEPARATOR
 
     tres = "cpu=56,mem=400G,node=1,billing=56,gres/gpu=8"
@@ -195,7 +195,7 @@ def queued(job_id: str, state: str, reason: str, nodes: str, name: str) -> str:
 
 
 def accounted(job_id: str, state: str, name: str) -> str:
-    """A line of sacct."""
+    """Return a line of sacct."""
     from hpc_ewc.launch.slurm.output import ACCOUNT_FIELDS, SEPARATOR
 
     tres = "billing=56,cpu=56,gres/gpu=8,mem=400G,node=1"

@@ -1,10 +1,10 @@
-"""Memory and time of head, soft cap and cross-entropy, forward and backward: all logits at once, or some at a time.
+"""Measure head, soft cap and cross-entropy, forward and backward, with all logits at once or some at a time.
 
     python benchmarks/loss_memory.py [--device cpu|cuda] [--size small|gemma2-2b] [--out FILE]
 
-`full` is the oracle, as transformers computes it; `chunked` is the default of [model] loss; `liger` an option on a GPU.
-Memory is the peak beyond states, weights and labels, in a process of its own; it holds the two gradients, which no way
-can do without (`gradients_mb`). Times take turns in one process.
+`full` is the oracle, as transformers computes it; `chunked` is the default of [model] loss; `liger` needs a GPU. Memory
+is the peak beyond states, weights and labels, in a process of its own; it includes the two gradients, which every kind
+needs (`gradients_mb`). For the times, the kinds take turns in one process.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from models import DTYPE
 from running import alone, medians, ratio, rounded, save, say, start, take_turns
 
 SHAPES = {"small": (2048, 512, 32000), "gemma2-2b": (8192, 2304, 256000)}
-"""Tokens, width, vocabulary."""
+"""Tokens, hidden width and vocabulary by model size."""
 SOFTCAP = 30.0
 ROUNDS = 7
 
 
 def main() -> None:
-    """Both figures; one JSON."""
+    """Measure memory and time and write one JSON file."""
     arguments = start(__doc__)
     kinds = ["full", "chunked", *(["liger"] if arguments.device == "cuda" and _has_liger() else [])]
     if arguments.inside:
@@ -54,7 +54,7 @@ def _has_liger() -> bool:
 
 
 def build(arguments: Namespace, kind: str) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """One forward and backward, from tensors that are there; and what drops its gradients."""
+    """Return a function that runs one forward and backward on ready tensors, and one that drops its gradients."""
     import torch
 
     from hpc_ewc.model.loss import build_loss
@@ -78,7 +78,7 @@ def build(arguments: Namespace, kind: str) -> tuple[Callable[[], Any], Callable[
 
 
 def peak(arguments: Namespace, kind: str) -> int:
-    """Bytes, of the second pass."""
+    """Return the peak bytes of the second pass."""
     once, drop = build(arguments, kind)
     once()
     drop()
@@ -88,7 +88,7 @@ def peak(arguments: Namespace, kind: str) -> int:
 
 
 def times(arguments: Namespace, kinds: list[str]) -> dict[str, Any]:
-    """Seconds, and what a kind takes over full."""
+    """Return the seconds of each kind, and their ratio to `full`."""
     found = take_turns({kind: build(arguments, kind)[0] for kind in kinds}, ROUNDS, arguments.device)
     return {"seconds": medians(found), "/ full, time": {kind: ratio(found, kind, "full") for kind in kinds[1:]}}
 

@@ -1,4 +1,4 @@
-"""The files of the miniature for the benchmarks that use them: `data/miniature` in this checkout."""
+"""Make the miniature's files for the benchmarks that use them, in `data/miniature` of this checkout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The models that are measured: random Gemma 2s, one for a CPU, one with the shapes of the real 2B, one to check by."""
+"""Random Gemma 2 models for the benchmarks: one for a CPU, one with the shapes of the real 2B, one for checks."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ CONFIGS: dict[str, dict[str, int]] = {
     },
 }  # fmt: skip
 DTYPE = {"tiny": "float32", "small": "float32", "gemma2-2b": "bfloat16"}
-"""Of compute in training; masters are fp32."""
+"""Compute dtype in training; masters are fp32."""
 BATCH = {"tiny": (2, 128), "small": (4, 256), "gemma2-2b": (1, 4096)}
-"""Sequences of a rank in a step, tokens of each."""
+"""Sequences per rank and step, tokens of each."""
 
 
 def config_of(size: str, **changes: int) -> Any:
-    """The configuration, soft caps and tied weights included."""
+    """Return the model's configuration, soft caps and tied weights included."""
     from transformers import Gemma2Config
 
     softcaps = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
@@ -37,7 +37,7 @@ def config_of(size: str, **changes: int) -> Any:
 
 
 def build_plain(size: str, device: str) -> Any:
-    """A random model of transformers in fp32, in evaluation mode."""
+    """Return a random transformers model in fp32, in evaluation mode."""
     import torch
     from transformers import Gemma2ForCausalLM
 
@@ -49,7 +49,7 @@ def build_plain(size: str, device: str) -> Any:
 
 
 def save_random(size: str, folder: Path, **changes: int) -> None:
-    """A Hugging Face folder with random weights in bfloat16, as models are published."""
+    """Write a Hugging Face folder with random weights in bfloat16, as models are published."""
     import torch
     from transformers import Gemma2ForCausalLM
 
@@ -58,7 +58,7 @@ def save_random(size: str, folder: Path, **changes: int) -> None:
 
 
 def parameter_sizes(size: str) -> list[int]:
-    """Elements of each tensor."""
+    """Return the number of elements of each tensor."""
     import torch
     from transformers import Gemma2ForCausalLM
 

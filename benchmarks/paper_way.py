@@ -1,7 +1,7 @@
-"""The paper's own way, from its formulas (arXiv 2505.05946, eq. 3 and 4) and what is known of its code; not its code.
+"""The paper's method, written from its formulas (arXiv 2505.05946, eq. 3 and 4) and facts about its code; not its code.
 
 The Fisher squares the mean gradient of a minibatch, in fp16; the penalty is a term of the loss, back-propagated by
-autograd; every rank holds the whole of θ* and F. And the definition of the Fisher, to judge both ways by.
+autograd; every rank has all of θ* and F. The module also has the definition of the Fisher, to judge both methods by.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from torch.overrides import TorchFunctionMode
 
 Batch = Mapping[str, Tensor]
 CAP = 100.0
-"""What its code puts in the place of a square that overflows fp16."""
+"""Value that the paper's code puts in the place of a square that overflows fp16."""
 
 
 def log_likelihood(model: Any, batch: Batch) -> Tensor:
-    """Σ over rows and their scored tokens of log p(token | tokens before it)."""
+    """Return Σ over rows and their scored tokens of log p(token | tokens before it)."""
     labels = batch["labels"]
-    first = int((labels != -100).any(0)[1:].nonzero()[0]) + 1  # the head runs from where the first of them is predicted
+    first = int((labels != -100).any(0)[1:].nonzero()[0]) + 1  # the head runs from the position that predicts the first
     logits = model(
         input_ids=batch["input_ids"],
         attention_mask=batch["attention_mask"],
@@ -35,7 +35,7 @@ def log_likelihood(model: Any, batch: Batch) -> Tensor:
 
 
 def minibatches(batch: Batch, size: int) -> Iterator[dict[str, Tensor]]:
-    """`size` rows at a time, without the padding that none of them needs."""
+    """Yield `size` rows at a time, without padding that none of them needs."""
     for first in range(0, len(batch["input_ids"]), size):
         rows = {name: tensor[first : first + size] for name, tensor in batch.items()}
         longest = int(rows["attention_mask"].sum(1).max())
@@ -46,9 +46,9 @@ class PaperFisher:
     """Mean over minibatches of (∂ mean log p / ∂θ)²; gradient, square, sum and mean in `dtype`.
 
     Args:
-        model: plain; every rank has all of it.
-        dtype: fp16 is the paper's; fp32 shows what the minibatch alone does.
-        shrink: gradients are divided by it, and F is multiplied by its square: as of a larger model, whose trace is
+        model: a plain model; every rank has all of it.
+        dtype: fp16 as in the paper; fp32 shows the effect of the minibatch alone.
+        shrink: divides the gradients; F is multiplied by its square. This imitates a larger model, whose trace is
             spread over more parameters.
     """
 
@@ -60,7 +60,7 @@ class PaperFisher:
         self.capped = 0
 
     def add(self, batch: Batch) -> None:
-        """One minibatch: forward, backward, squares."""
+        """Add one minibatch: forward, backward, squares."""
         self.model.zero_grad(set_to_none=True)
         (log_likelihood(self.model, batch) / len(batch["input_ids"])).backward()
         self.batches += 1
@@ -73,7 +73,7 @@ class PaperFisher:
         self.model.zero_grad(set_to_none=True)
 
     def mean(self) -> dict[str, Tensor]:
-        """F in `dtype`, or fp32 where gradients were shrunk; over all ranks, each with minibatches of its own."""
+        """Return F in `dtype`, or in fp32 if gradients were shrunk: the mean over the minibatches of all ranks."""
         shares = {name: total / self.batches for name, total in self.sums.items()}
         if dist.is_initialized() and dist.get_world_size() > 1:
             for share in shares.values():
@@ -93,7 +93,7 @@ class PaperPenalty:
         return self.λ / 2 * torch.stack(terms).sum()
 
     def bytes(self) -> int:
-        """Of θ* and F on this rank."""
+        """Return the bytes of θ* and F on this rank."""
         return sum(t.numel() * t.element_size() for t in [*self.anchor.values(), *self.fisher.values()])
 
 
@@ -101,7 +101,7 @@ class PaperPenalty:
 
 
 class _Float64(TorchFunctionMode):
-    """What transformers casts to float32 (norms, softmax) becomes float64."""
+    """Computes in float64 where transformers casts to float32 (norms, softmax)."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -113,10 +113,10 @@ class _Float64(TorchFunctionMode):
 
 
 def fisher_by_definition(model: Any, examples: Iterable[Batch]) -> dict[str, Tensor]:
-    """1/N Σ_n (∂ log p(y_n|x_n) / ∂θ)², one example at a time, all in float64.
+    """Return 1/N Σ_n (∂ log p(y_n|x_n) / ∂θ)², computed one example at a time, all in float64.
 
     Args:
-        model: a copy; it is made float64.
+        model: a copy of the model, which is converted to float64.
         examples: batches of one row without padding.
     """
     model = model.double().eval()

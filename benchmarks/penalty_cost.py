@@ -1,17 +1,17 @@
-"""What the EWC penalty costs: time an element and peak memory, against autograd and this machine's memory bandwidth.
+"""Measure the EWC penalty's time per element and peak memory, against autograd and this machine's memory bandwidth.
 
     python benchmarks/penalty_cost.py [--device cpu|cuda] [--size small|gemma2-2b] [--out FILE]
 
 On a CPU: one thread; 1e6 and 1e7 elements in 26 equal tensors, and the tensors of Gemma 3 270M. On a GPU (141 GB):
-those of Gemma 2 2B, on one shard and on the shard that a rank of eight has. Numbers are random. All ways of a size take
-turns in one process, over the same θ, θ*, F and gradient; peak memory beyond these is taken of each way, at the largest
-size, in a process of its own.
+those of Gemma 2 2B, on one shard and on the shard of one rank of eight. Numbers are random. All methods for a size take
+turns in one process, over the same θ, θ*, F and gradient; peak memory beyond these is measured for each method, at the
+largest size, in a process of its own.
 
-Ways: `autograd` writes the penalty as a loss and calls backward; `foreach` is the analytic gradient over whole
+Methods: `autograd` writes the penalty as a loss and calls backward; `foreach` is the analytic gradient over whole
 tensors; `eager` and `compiled` are EwcPenalty's two kernels, `+bf16` with θ* and F in bfloat16; `proximal` is its other
-mode; `value` is what a log line costs; `triad` (c = a + b, 12 bytes an element) is the bandwidth; `adamw` is the
-optimizer's own step, fused. `update` is penalty, clipping and AdamW one after another, as a step does them; `one pass`
-is FusedAdamW with clip = "total", and with "task".
+mode; `value` is the cost of a log line; `triad` (c = a + b, 12 bytes per element) measures the bandwidth; `adamw` is
+the optimizer's own fused step. `update` is penalty, clipping and AdamW in sequence, as in a step; `one pass` is
+FusedAdamW with clip = "total", and with "task".
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ WAYS = (
 )
 UPDATES = {"update": 60, "one pass": 52, "one pass, task": 40}
 BYTES = {"triad": 12, "eager": 20, "eager+bf16": 16, "compiled": 20, "compiled+bf16": 16} | UPDATES
-"""Bytes an element that a way must move: θ, θ*, F and the gradient read, the gradient written; of an update, the norm,
-clipping and AdamW's moments too."""
+"""Bytes per element that a method must move: it reads θ, θ*, F and the gradient and writes the gradient; an update adds
+the norm, clipping and AdamW's moments."""
 CASES = {"small": [("1e6", 1), ("1e7", 1), ("gemma-3-270m", 1)], "gemma2-2b": [("gemma2-2b", 1), ("gemma2-2b", 8)]}
-"""Elements (or the model whose they are), shards."""
+"""Number of elements (or the model with these tensors), and shards."""
 Way = Callable[[], Any]
 
 
 def main() -> None:
-    """Every way on every size; one JSON."""
+    """Measure every method on every size and write one JSON file."""
     arguments = start(__doc__)
     if arguments.inside:
         what, size, shards, *way = arguments.inside
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def elements_of(size: str) -> list[int]:
-    """Elements of each tensor."""
+    """Return the number of elements of each tensor."""
     if size == "gemma-3-270m":
         layer = [1024 * 640, 256 * 640, 256 * 640, 640 * 1024, *[2048 * 640] * 3, *[640] * 4, *[256] * 2]
         return [262144 * 640, *layer * 18, 640]
@@ -77,7 +77,7 @@ def elements_of(size: str) -> list[int]:
 
 
 def compare(sizes: list[int], device: str) -> dict[str, Any]:
-    """Nanoseconds an element of every way (median), and what follows from them."""
+    """Return every method's median nanoseconds per element, and the ratios that follow."""
     elements = sum(sizes)
     actions = Ways(sizes, device)
     ways = {way: actions.build(way) for way in WAYS}
@@ -100,7 +100,7 @@ def compare(sizes: list[int], device: str) -> dict[str, Any]:
 
 
 def memory(sizes: list[int], device: str, way: str) -> dict[str, float]:
-    """Peak bytes beyond what the way must be given: θ, θ*, F, the gradient, an optimizer's state where it steps."""
+    """Return the peak bytes beyond a method's inputs: θ, θ*, F, the gradient, and the optimizer's state if it steps."""
     action = Ways(sizes, device).build(way)
     action()
     peak = PeakMemory(device)
@@ -110,7 +110,7 @@ def memory(sizes: list[int], device: str, way: str) -> dict[str, float]:
 
 
 class Ways:
-    """The ways over one set of tensors, each an action without arguments."""
+    """The methods on one set of tensors, each as a function without arguments."""
 
     def __init__(self, sizes: list[int], device: str) -> None:
         import torch
@@ -127,7 +127,7 @@ class Ways:
         self._optimizer: Any = None
 
     def build(self, way: str) -> Way:
-        """The action, with everything it reads resident."""
+        """Return the function of a method; everything it reads is in memory."""
         if way in ("triad", "adamw"):
             return getattr(self, way)()  # type: ignore[no-any-return]
         import torch
@@ -148,7 +148,7 @@ class Ways:
         return penalty.value if way == "value" else penalty.add_gradient_
 
     def _held(self, dtype: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """θ* and F in a dtype; the same tensors for every way."""
+        """Return θ* and F in a dtype; the same tensors for every method."""
         import torch
 
         name = f"_held_{dtype}"
@@ -159,7 +159,7 @@ class Ways:
         return getattr(self, name)  # type: ignore[no-any-return]
 
     def _stepped(self) -> Any:
-        """AdamW after a step, at a learning rate that leaves θ as it is."""
+        """Return AdamW after a step, with a learning rate so small that θ does not change."""
         import torch
 
         if self._optimizer is None:
@@ -168,7 +168,7 @@ class Ways:
         return self._optimizer
 
     def triad(self) -> Way:
-        """Sums of θ and the gradient, into one tensor more."""
+        """Return a function that adds θ and the gradient into another tensor."""
         import torch
 
         out = [torch.empty_like(p) for p in self.parameters]
@@ -176,11 +176,11 @@ class Ways:
         return lambda: [torch.add(a, b, out=c) for a, b, c in pairs]
 
     def adamw(self) -> Way:
-        """The optimizer's own pass."""
+        """Return the optimizer's own step."""
         return self._stepped().step  # type: ignore[no-any-return]
 
     def update(self, penalty: Any, way: str) -> Way:
-        """From gradients to moved parameters, as train/trainer.py does it; the host waits for the norm in each way."""
+        """Return the update as train/trainer.py does it; the host waits for the norm in each method."""
         from hpc_ewc.ewc import FusedAdamW
         from hpc_ewc.train.trainer import clip_, global_norm
 
@@ -204,7 +204,7 @@ class Ways:
         return at_once
 
     def autograd(self, anchor: dict[str, Any], fisher: dict[str, Any]) -> Way:
-        """The penalty as anyone would write it into the loss."""
+        """Return the penalty as an ordinary term of the loss, with its backward."""
         import torch
 
         def run() -> None:
@@ -214,7 +214,7 @@ class Ways:
         return run
 
     def foreach(self, anchor: dict[str, Any], fisher: dict[str, Any]) -> Way:
-        """The analytic gradient, a whole tensor at a time."""
+        """Return the analytic gradient, one whole tensor at a time."""
         import torch
 
         def run() -> None:

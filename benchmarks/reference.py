@@ -1,17 +1,17 @@
-"""The paper's formulas beside ours, on one small model: the Fisher's error, what fp16 loses, quality, time, memory.
+"""Compare the paper's formulas with ours on one small model: the Fisher's error, loss from fp16, quality, time, memory.
 
     python benchmarks/reference.py [--out FILE]
 
 The paper's (paper_way.py): squares of minibatch-mean gradients in fp16, the penalty a term of the loss, θ* and F whole
 on every rank. Ours: squares per example in fp32, the penalty's gradient in closed form, θ* and F in shards. Model and
-data are the miniature (pretrained in a minute the first time); times and memory, of which it has too
-little, are of the random Gemma 2 of 15M parameters of the other scripts (two_engines.py), on 1 and 2 ranks.
+data are the miniature (pretrained in a minute the first time). It is too small for times and memory, which are measured
+on the random Gemma 2 of 15M parameters of the other scripts (two_engines.py), on 1 and 2 ranks.
 
-    fisher   against an fp64 loop over examples, by size of the minibatch; in fp32 too, where it alone is to blame, and
-             with gradients as small as those of Gemma 2 2B
+    fisher   against an fp64 loop over examples, by size of the minibatch; also in fp32, which shows the error of the
+             minibatch alone, and with gradients as small as those of Gemma 2 2B
     quality  loss on held-out Lithuanian (learnt) and English (kept) after STEPS steps, at equal λ·tr F; the paper's
-             Fisher, ours, and a constant of the same trace, which knows nothing: what knowing more is worth
-    cost     penalty, whole step, Fisher per example, in turns; bytes that EWC holds, and a step's peak beyond them
+             Fisher, ours, and a constant with the same trace as the baseline without information
+    cost     penalty, whole step, Fisher per example, in turns; bytes of EWC's tensors, and a step's peak beyond them
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from running import alone, ratio, rounded, save, say, start, take_turns
 EXAMPLES = 96
 FISHER_FILES = {"paper": "mmlu/validation/*.jsonl", "text": "fisher_text.jsonl"}
 LARGER = 78.0
-"""√(2.6e9 / 4.2e5): how much smaller an entry of a gradient is when the same trace is spread over Gemma 2 2B."""
+"""√(2.6e9 / 4.2e5): the factor by which gradient entries shrink when the same trace is spread over Gemma 2 2B."""
 PAPERS_WAYS = (
     *((size, dtype, 1.0) for size in (1, 2, 4, 8, 16) for dtype in ("float16", "float32")),
     (4, "float16", LARGER),
 )
-"""Rows of a minibatch, dtype, by how much gradients are shrunk."""
+"""Rows of a minibatch, dtype, divisor of the gradients."""
 STEPS, ROWS, LENGTH, RATE = 100, 8, 64, 5e-3
 STRENGTHS = (0.01, 0.1, 1.0)
 """λ · tr F / P, the penalty's mean curvature."""
@@ -43,7 +43,7 @@ COST_ROUNDS = 5
 
 
 def main() -> None:
-    """All parts; one JSON."""
+    """Run all parts and write one JSON file."""
     arguments = start(__doc__, size="miniature")
     if arguments.inside:
         INSIDE[arguments.inside[0]](arguments)
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def load_miniature() -> tuple[Any, Any]:
-    """Model in fp32 and tokenizer."""
+    """Return the miniature's model in fp32 and its tokenizer."""
     from transformers import Gemma2ForCausalLM
 
     from hpc_ewc.data.tokenizer import load_tokenizer
@@ -71,7 +71,7 @@ def load_miniature() -> tuple[Any, Any]:
 
 
 def questions(tokenizer: Any, prompt: str) -> dict[str, Any]:
-    """EXAMPLES examples as one batch: the answers' letters ("paper"), or all tokens of English texts ("text")."""
+    """Return EXAMPLES examples as one batch; scored: the answers' letters ("paper") or all tokens of texts ("text")."""
     from hpc_ewc.config import FisherConfig
     from hpc_ewc.data.questions import question_batches
 
@@ -90,7 +90,7 @@ def texts(name: str) -> list[str]:
 
 
 def errors(arguments: Namespace) -> None:
-    """Each way to the Fisher against the definition, on answers and on texts."""
+    """Compare each Fisher with the definition, on answers and on texts."""
     import torch
     from paper_way import PaperFisher, fisher_by_definition, minibatches
 
@@ -117,14 +117,14 @@ def errors(arguments: Namespace) -> None:
 
 
 def flat(fisher: Any) -> Any:
-    """All entries in float64."""
+    """Return all entries as one float64 vector."""
     import torch
 
     return torch.cat([fisher[name].detach().double().flatten() for name in fisher])
 
 
 def judge(fisher: Any, truth: Any) -> dict[str, float]:
-    """How wrong: as it is, and after the factor that fits best (a λ can absorb a factor); what is lost to zero."""
+    """Return a Fisher's error, also after the best scaling (λ can absorb a factor), and the entries lost to zero."""
     got = flat(fisher)
     overflowed = ~got.isfinite()
     got = got.masked_fill(overflowed, 0.0)
@@ -146,7 +146,7 @@ def judge(fisher: Any, truth: Any) -> dict[str, float]:
 
 
 def quality(arguments: Namespace) -> None:
-    """Losses in both languages after the same steps, for each Fisher at the same λ·tr F; mean and range over SEEDS."""
+    """Report the losses in both languages for each Fisher at the same λ·tr F and steps; mean and range over SEEDS."""
     import torch
     from paper_way import PaperFisher, minibatches
 
@@ -184,7 +184,7 @@ def quality(arguments: Namespace) -> None:
 
 
 def train(model: Any, way: str, fisher: Any, target: float, stream: Any, seed: int) -> Any:
-    """STEPS steps of AdamW on Lithuanian; the paper's penalty in the loss, ours in the gradient."""
+    """Train STEPS steps of AdamW on Lithuanian; the paper's penalty is in the loss, ours in the gradient."""
     import torch
     from paper_way import PaperPenalty
 
@@ -220,7 +220,7 @@ def train(model: Any, way: str, fisher: Any, target: float, stream: Any, seed: i
 
 
 def nats_per_token(model: Any, rows: list[list[int]]) -> float:
-    """Mean over all tokens but each row's first."""
+    """Return the mean loss over all tokens but the first of each row."""
     import torch
 
     with torch.no_grad():
@@ -232,7 +232,7 @@ def nats_per_token(model: Any, rows: list[list[int]]) -> float:
 
 
 def same_gradient(model: Any, fisher: Any) -> dict[str, float]:
-    """Ours against autograd's, of the same F, at weights off the anchor: worst relative error of a tensor."""
+    """Compare our gradient with autograd's for the same F, away from the anchor: worst relative error of a tensor."""
     import torch
     from paper_way import PaperPenalty
 
@@ -254,7 +254,7 @@ def same_gradient(model: Any, fisher: Any) -> dict[str, float]:
 
 
 def times(arguments: Namespace) -> None:
-    """Milliseconds of each part both ways, in turns."""
+    """Report the milliseconds of each part for both engines, in turns."""
     import torch.distributed as dist
     from two_engines import BATCH, ENGINES, random_batch
 
@@ -277,7 +277,7 @@ def times(arguments: Namespace) -> None:
 
 
 def memory(arguments: Namespace) -> None:
-    """Bytes of θ* and F that this rank holds, and what adding the penalty takes beyond at its highest."""
+    """Report the bytes of θ* and F on this rank, and the additional peak while the penalty is added."""
     import torch.distributed as dist
     from two_engines import ENGINES, random_batch
 

@@ -1,11 +1,11 @@
-"""How long a report takes over 10,000 records with their samples, and how much memory it holds.
+"""Measure the time and the peak memory of a report over 10,000 records with their samples.
 
     python benchmarks/report_speed.py [--records 10000] [--documents 100] [--out benchmarks/results/report_speed.json]
 
-Records and samples are made here (their making is not timed): two languages, seven tasks and two texts each, as many
-runs as it takes. Timed is the whole process, interpreter start included, reading every sample, pairing each run with
-the base, 2,000 bootstrap resamples. The bar, 10 s, is for the tables; every format takes longer, since the page holds
-figures of as many λs as there are runs.
+The script makes records and samples, untimed: two languages with seven tasks and two texts each, and as many runs as
+that needs. It times the whole process: interpreter start, reading every sample, pairing each run with the base, 2,000
+bootstrap resamples. The bar, 10 s, is for the tables; all formats together take longer, since the page has figures of
+as many λs as there are runs.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CELLS = [(task, language) for language in ("en", "lt") for task in (*TASKS, *TEX
 
 
 def make(root: Path, records: int, documents: int) -> int:
-    """Write the runs of one experiment; the number of records."""
+    """Write the runs of one experiment and return the number of records."""
     rng = np.random.default_rng(0)
     runs = math.ceil(records / len(CELLS))
     written = 0
@@ -56,7 +56,7 @@ def make(root: Path, records: int, documents: int) -> int:
 def cell(
     rng: np.random.Generator, run: str, coordinates: dict[str, float], task: str, language: str, documents: int
 ) -> tuple[dict[str, object], list[dict[str, object]]]:
-    """A record and its samples, of the size that real ones have."""
+    """Return a record and its samples, as large as real ones."""
     text, metric = task.startswith("ppl"), "exact_match" if task == "gsm8k" else "acc"
     rows: list[dict[str, object]] = []
     nats, sizes = rng.gamma(4, 40, documents), rng.integers(100, 900, documents)
@@ -123,7 +123,7 @@ def cell(
 
 
 def timed(arguments: list[str], folder: Path, repeats: int) -> dict[str, float | int]:
-    """Wall and CPU seconds and peak memory of whole processes."""
+    """Return wall seconds, CPU seconds and peak memory of whole processes."""
     command = [sys.executable, "-m", "hpc_ewc.report", "runs/large", "--out", "out", *arguments]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "COLUMNS": "160"}
     walls, cpus = [], []

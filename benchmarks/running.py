@@ -1,7 +1,7 @@
-"""How the scripts here run: their options, processes of their own, ways that take turns, and where results go.
+"""Shared parts of the scripts: options, separate processes, alternatives that take turns, and the results' place.
 
 Every script takes `--device cpu|cuda`: on a CPU it measures a small Gemma 2, with one thread; on a GPU, one with the
-shapes of Gemma 2 2B and random weights. Where there is no GPU, `--device cuda` says so and ends with status 0.
+shapes of Gemma 2 2B and random weights. Without a GPU, `--device cuda` says that it is skipped and ends with status 0.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ def start(
     device: str = "cpu",
     options: Callable[[argparse.ArgumentParser], None] | None = None,
 ) -> argparse.Namespace:
-    """The options of a script: device, size, out, ranks where it has any; `inside` in a process that `alone` started.
+    """Parse a script's options: device, size, out, perhaps ranks; `inside` in a process that `alone` started.
 
     Args:
-        doc: the script's own.
-        ranks: the default number, of a script that runs under torchrun.
-        size: of a script that always measures this one, on a CPU.
-        device: the default.
-        options: adds a script's own.
+        doc: the script's docstring.
+        ranks: default number of ranks, for a script that runs under torchrun.
+        size: the only model size, for a script that always measures it on a CPU.
+        device: default device.
+        options: adds the script's own options.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     sys.path.insert(0, str(ROOT))
@@ -69,7 +69,7 @@ def start(
 
 
 def save(arguments: argparse.Namespace, result: dict[str, Any], shown: bool = True) -> None:
-    """Write the result beside its environment, and print it, or its place alone."""
+    """Write the result with its environment; print the text and the path, or the path alone."""
     name = Path(sys.argv[0]).stem
     usual = arguments.size == SIZE_OF[arguments.device]
     named = f"{name}-{arguments.device}{'' if usual else '-' + arguments.size}.json"
@@ -86,13 +86,13 @@ def save(arguments: argparse.Namespace, result: dict[str, Any], shown: bool = Tr
 
 
 def alone(arguments: argparse.Namespace, *inside: object, ranks: int = 0, exact_memory: bool = False) -> dict[str, Any]:
-    """Run this script with `--inside …` in a process of its own, or under torchrun; what rank 0 handed in by `say`.
+    """Run this script with `--inside …` in a new process or under torchrun; return what rank 0 reported by `say`.
 
     Args:
-        arguments: whose device and size are passed on.
-        inside: words for it.
-        ranks: 0: no torchrun.
-        exact_memory: the allocator gives every freed block back to the system, so that a peak is a peak; slower.
+        arguments: options, of which device and size are passed on.
+        inside: the values of `--inside`.
+        ranks: number of ranks; 0: without torchrun.
+        exact_memory: make the allocator return every freed block to the system, so that peaks are exact; slower.
     """
     ended = attempt(arguments, *inside, ranks=ranks, exact_memory=exact_memory, quiet=False)
     if ended.status != 0:
@@ -102,7 +102,7 @@ def alone(arguments: argparse.Namespace, *inside: object, ranks: int = 0, exact_
 
 @dataclass(frozen=True)
 class Ended:
-    """How a process ended: its status (of a signal, negative), what it handed in, the end of what it printed."""
+    """The end of a process: exit status (negative for a signal), its reported result, the end of its output."""
 
     status: int
     result: dict[str, Any]
@@ -117,7 +117,7 @@ def attempt(
     quiet: bool = True,
     limit_s: float | None = None,
 ) -> Ended:
-    """As `alone`, of something that may fail: it is told, not raised. After `limit_s` the process and its ranks end."""
+    """Run as `alone` does, but return a failure instead of exiting. After `limit_s`, end the process and its ranks."""
     command = [sys.executable]
     if ranks:
         command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
@@ -145,7 +145,7 @@ def attempt(
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """End it, if it still runs: torchrun, told so, ends its ranks first, which have sessions of their own."""
+    """End a process that still runs. On SIGTERM, torchrun first ends its ranks, which have sessions of their own."""
     if process.poll() is None:
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
@@ -155,7 +155,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def say(result: Mapping[str, Any], of_any_rank: bool = False) -> None:
-    """Hand a result to the process that asked; rank 0's counts."""
+    """Report a result to the parent process; only rank 0 does, unless `of_any_rank`."""
     if of_any_rank or os.environ.get("RANK", "0") == "0":
         Path(os.environ["BENCHMARK_RESULT"]).write_text(json.dumps(result))
 
@@ -164,7 +164,7 @@ def say(result: Mapping[str, Any], of_any_rank: bool = False) -> None:
 
 
 def synchronise(device: str) -> None:
-    """Wait for the GPU, if that is what works."""
+    """Wait for the GPU, if the device is one."""
     if device == "cuda":
         import torch
 
@@ -172,7 +172,7 @@ def synchronise(device: str) -> None:
 
 
 def seconds_of(action: Callable[[], Any], device: str) -> float:
-    """Of one call, with nothing left in the queue of a GPU before or after."""
+    """Return the seconds of one call; a GPU's queue is empty before and after."""
     synchronise(device)
     started = time.perf_counter()
     action()
@@ -181,7 +181,7 @@ def seconds_of(action: Callable[[], Any], device: str) -> float:
 
 
 def take_turns(ways: Mapping[str, Callable[[], Any]], rounds: int, device: str) -> dict[str, list[float]]:
-    """Seconds of each way in each round; they alternate, so that a busy machine is busy for all. One round before."""
+    """Return the seconds of each way in each round, after one warm-up; ways alternate, so that load affects all."""
     times: dict[str, list[float]] = {way: [] for way in ways}
     for number in range(rounds + 1):
         for way, action in ways.items():
@@ -192,23 +192,23 @@ def take_turns(ways: Mapping[str, Callable[[], Any]], rounds: int, device: str) 
 
 
 def ratio(times: Mapping[str, Sequence[float]], way: str, base: str) -> dict[str, Any]:
-    """`way` over `base`: the median of the ratios of each round, and their quartiles."""
+    """Return `way` over `base`: the median and the quartiles of the ratios of the rounds."""
     ratios = [a / b for a, b in zip(times[way], times[base], strict=True)]
     return {"median": rounded(statistics.median(ratios)), "quartiles": quartiles(ratios)}
 
 
 def quartiles(values: Sequence[float]) -> list[float]:
-    """First and third."""
+    """Return the first and third quartile."""
     if len(values) < 2:
         return [rounded(values[0])] * 2
     return [rounded(value) for value in statistics.quantiles(values, n=4, method="inclusive")[::2]]
 
 
 def medians(times: Mapping[str, Iterable[float]]) -> dict[str, float]:
-    """The median of each list."""
+    """Return the median of each list."""
     return {name: rounded(statistics.median(values)) for name, values in times.items()}
 
 
 def rounded(value: float) -> float:
-    """To four figures."""
+    """Round to four significant figures."""
     return float(f"{value:.4g}")

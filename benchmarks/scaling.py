@@ -1,12 +1,11 @@
-"""Do the formulas of docs/scaling.md hold? Shards, bytes sent and written, losses and Fishers at 1, 2 and 4 ranks.
+"""Check the formulas of docs/scaling.md: shards, bytes sent and written, losses and Fishers at 1, 2 and 4 ranks.
 
     python benchmarks/scaling.py [--out FILE]
 
-A tiny Gemma 2 on a CPU under gloo, one thread a rank. The same global batch and the same questions at each number of
-ranks: loss and Fisher must be the same. Bytes are counted where FSDP2 hands its groups to the collectives, and in the
-tensors that each rank holds; formulas are those of hpc_ewc/launch/forecast/formulas.py, which a dry run uses. Times are
-of as many processes as there are ranks, on however many cores there are (`environment`): they say something where
-these are enough.
+A tiny Gemma 2 on a CPU under gloo, one thread per rank. Each number of ranks gets the same global batch and the same
+questions, so loss and Fisher must be the same. Bytes are counted where FSDP2 hands its groups to the collectives, and
+in each rank's tensors; the formulas are those of hpc_ewc/launch/forecast/formulas.py, which a dry run uses. Each rank
+is a process; the times mean something only if there are enough cores (`environment`) for all of them.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ ROUNDS = 5
 
 
 def main() -> None:
-    """One job for each number of ranks; one JSON."""
+    """Run one job for each number of ranks and write one JSON file."""
     arguments = start(__doc__, size="tiny")
     if arguments.inside:
         inside(arguments, Path(arguments.inside[0]), int(arguments.inside[1]))
@@ -53,7 +52,7 @@ def main() -> None:
 
 
 def worst(jobs: dict[int, dict[str, Any]]) -> dict[str, float]:
-    """By what is compared, the ratio that is farthest from one over all numbers of ranks."""
+    """Return for each quantity the ratio that is farthest from one over all numbers of ranks."""
     found: dict[str, float] = {}
     for job in jobs.values():
         for name, pair in job["bytes"].items():
@@ -63,7 +62,7 @@ def worst(jobs: dict[int, dict[str, Any]]) -> dict[str, float]:
 
 
 def step_peak() -> dict[str, Any]:
-    """What a step holds beyond its shards: as `training_step.py` measured it on 2 ranks, and by the formula."""
+    """Return a step's memory beyond its shards, as `training_step.py` measured it on 2 ranks and by the formula."""
     from hpc_ewc.config import DataConfig, ModelConfig, TrainConfig
     from hpc_ewc.launch.forecast import formulas
 
@@ -84,7 +83,7 @@ def step_peak() -> dict[str, Any]:
 
 
 def compare_fishers(folder: Path) -> dict[str, float]:
-    """The worst relative error of a tensor, to the Fisher that one rank made."""
+    """Return the worst relative error of a tensor, compared with the Fisher of one rank."""
     import torch
 
     fishers = {n: torch.load(folder / f"fisher-{n}.pt", weights_only=True) for n in RANKS}
@@ -96,7 +95,7 @@ def compare_fishers(folder: Path) -> dict[str, float]:
 
 
 def shape_of(size: str) -> Any:
-    """As the formulas know it."""
+    """Return the model's shape as the formulas take it."""
     from hpc_ewc.launch.forecast import shapes
 
     return shapes.shape_of(config_of(size).to_dict() | {"dtype": "bfloat16"}, size)
@@ -106,7 +105,7 @@ def shape_of(size: str) -> Any:
 
 
 def inside(arguments: Namespace, folder: Path, ranks: int) -> None:
-    """Steps, Fisher, files; rank 0 hands in the bytes of the rank that has most."""
+    """Measure steps, Fisher and files; rank 0 reports the bytes of the rank that has most."""
     import torch.distributed as dist
 
     from hpc_ewc.config import FisherConfig, TrainConfig
@@ -144,7 +143,7 @@ def inside(arguments: Namespace, folder: Path, ranks: int) -> None:
 
 
 def same_weights(parameters: dict[str, Any]) -> None:
-    """The same at every number of ranks, and as a published model's: exact in bf16."""
+    """Set the same weights at every number of ranks; as in a published model, they are exact in bf16."""
     import torch
     import torch.distributed as dist
 
@@ -156,11 +155,11 @@ def same_weights(parameters: dict[str, Any]) -> None:
 
 
 BATCHES = 2
-"""Into which a rank's questions are cut."""
+"""Batches into which a rank's questions are cut."""
 
 
 def pairs_of_shards(engine: Any, share: float) -> dict[str, tuple[float, float]]:
-    """Bytes in this rank's shards, and by the formula: 4, 8, 4 a parameter, and F and θ* in bf16."""
+    """Return the bytes of this rank's shards, measured and by the formula: 4, 4, 8 per parameter, F and θ* in bf16."""
     found = holdings(engine)
     found["F and θ*"] = found.pop("Fisher") + found.pop("anchor")
     each = {"weights": 4, "gradients": 4, "moments": 8, "F and θ*": 4}
@@ -168,7 +167,7 @@ def pairs_of_shards(engine: Any, share: float) -> dict[str, tuple[float, float]]
 
 
 class Traffic:
-    """Counts what FSDP2 gathers and reduces: of a tensor of n bytes a rank receives (S − 1)/S · n."""
+    """Counts the bytes that FSDP2 gathers and reduces: a rank receives (S − 1)/S · n of a tensor of n bytes."""
 
     def __init__(self, model: Any, ranks: int) -> None:
         from torch.distributed.fsdp import FSDPModule
@@ -184,13 +183,13 @@ class Traffic:
         self.bytes[name] += tensor.numel() * tensor.element_size() * (self.ranks - 1) / self.ranks
 
     def take(self) -> dict[str, float]:
-        """What was counted since the last time."""
+        """Return the counts since the last call, and start again at zero."""
         found, self.bytes = self.bytes, dict.fromkeys(self.bytes, 0.0)
         return found
 
 
 def counting(traffic: Traffic) -> tuple[Any, Any]:
-    """FSDP2's two collectives, telling `traffic` what they move."""
+    """Return FSDP2's two collectives, which count their bytes in `traffic`."""
     import torch
     import torch.distributed as dist
     from torch.distributed.fsdp._fully_shard._fsdp_api import AllGather, ReduceScatter
@@ -215,7 +214,7 @@ def counting(traffic: Traffic) -> tuple[Any, Any]:
 
 
 def global_batch(vocabulary: int, ranks: int) -> Any:
-    """This rank's rows of one global batch that does not depend on the number of ranks."""
+    """Return this rank's rows of one global batch that does not depend on the number of ranks."""
     import numpy as np
     import torch
     import torch.distributed as dist
@@ -228,7 +227,7 @@ def global_batch(vocabulary: int, ranks: int) -> Any:
 
 
 def estimate(engine: Any, ranks: int, traffic: Traffic) -> tuple[dict[str, Any], float]:
-    """The Fisher at the anchor, as full tensors, from this rank's share of the same questions; and its seconds."""
+    """Return the Fisher at the anchor, from this rank's share of the same questions, and its seconds."""
     import torch
     import torch.distributed as dist
 
@@ -254,7 +253,7 @@ def estimate(engine: Any, ranks: int, traffic: Traffic) -> tuple[dict[str, Any],
 
 
 def save_fisher(engine: Any, fisher: dict[str, Any], folder: Path, ranks: int) -> int:
-    """Write the state as the stage does, and the full tensors for the comparison; bytes of the former's tensors."""
+    """Write the state as the stage does, and full tensors for the comparison; return the bytes of the state."""
     import torch
     import torch.distributed as dist
 
@@ -271,7 +270,7 @@ def save_fisher(engine: Any, fisher: dict[str, Any], folder: Path, ranks: int) -
 
 
 def checkpoint_bytes(engine: Any, folder: Path) -> int:
-    """Of one checkpoint of weights and moments, all ranks' files."""
+    """Write one checkpoint of weights and moments and return the bytes of all ranks' files."""
     from hpc_ewc.rundir import StageDir
     from hpc_ewc.train.checkpoint import Checkpoints
     from hpc_ewc.train.optimizer import optimizer_state
@@ -285,7 +284,7 @@ def checkpoint_bytes(engine: Any, folder: Path) -> int:
 
 
 def most(pairs: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
-    """Measured by the rank that has most of each."""
+    """Return the pairs with the largest measured value over all ranks."""
     import torch
     import torch.distributed as dist
 

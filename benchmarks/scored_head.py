@@ -1,10 +1,10 @@
-"""What it saves to ask a model's head about scored positions alone, as `evaluate/scoring.py` does, against all of them.
+"""Measure the gain from running a model's head on scored positions only, as `evaluate/scoring.py` does, over all.
 
     python benchmarks/scored_head.py [--out benchmarks/results/scored_head.json]
 
-Random weights of the shape of Gemma 3 270M (a vocabulary of 262,144), fp32, one thread of a CPU; questions of 64
-tokens, of which the last 8 are scored, as in a multiple choice. Ways take turns; what counts is the process' own CPU
-time.
+Random weights in the shape of Gemma 3 270M (a vocabulary of 262,144), fp32, one thread of a CPU; questions of 64
+tokens, of which the last 8 are scored, as in multiple choice. The two alternatives take turns; the figures are CPU time
+of the process.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def make_scorer() -> Any:
-    """Of the project, on a random model; without its probe."""
+    """Return the project's scorer on a random model, without the probe of batch effects."""
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))

@@ -1,11 +1,11 @@
-"""Where the time goes between a job's start on Slurm and its first training step, part by part.
+"""Measure the time between a job's start on Slurm and its first training step, part by part.
 
     sudo .venv/bin/python benchmarks/startup.py [--out benchmarks/results/startup.json] [--repeats 3]
 
 Starts a sandbox of its own (root, Debian's Slurm packages: docs/sandbox.md), submits the experiment of the fault tests
-with tokens and Fisher made already, and watches the files that each part leaves, every ten milliseconds: two nodes of
-one rank, all on this machine's cores, so a part that imports shares them with the other node's. `import torch` in the
-same run says how busy the machine was.
+with tokens and Fisher already made, and checks every ten milliseconds for the files that each part leaves. Two nodes
+with one rank each run on this machine's cores, so imports on one node share them with those on the other. The time of
+`import torch` in the same run shows how busy the machine was.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PARTS = {
 
 
 def watch(world: World, limit_s: float = 300.0) -> dict[str, float]:
-    """Seconds of each part, of one submit."""
+    """Submit once and return the seconds of each part."""
     root = world.root
 
     def first(pattern: str) -> Callable[[], bool]:

@@ -1,10 +1,10 @@
-"""What a training step costs by part, what EWC adds to it, where its memory goes, and what a checkpoint holds up.
+"""Measure a training step by part, the cost of EWC, its memory, and how long a checkpoint stalls training.
 
     python benchmarks/training_step.py [--device cpu|cuda] [--size small|gemma2-2b] [--ranks 2] [--out FILE]
 
 Our engine on random weights, under torchrun: sharded, AdamW, chunked loss. On a GPU: bf16 compute, flex_attention,
 sequences of 4,096 tokens, λ > 0 with F and θ* resident in bf16. Steps without and with a penalty take turns. Parts are
-timed one by one with a wait for the device between them, so that their sum exceeds a plain step.
+timed one by one with a wait for the device between them, so their sum exceeds the time of a plain step.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ STRENGTH = 1e6
 
 
 def main() -> None:
-    """Steps and parts in one job, memory and checkpoints in others; one JSON."""
+    """Measure steps and parts in one job, memory and checkpoints in two others, and write one JSON file."""
     arguments = start(__doc__, ranks=2)
     if arguments.inside:
         INSIDE[arguments.inside[0]](arguments)
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def steps(arguments: Namespace) -> None:
-    """Whole steps at λ = 0 and λ > 0 in turns, then the parts of one with a penalty."""
+    """Report whole steps at λ = 0 and λ > 0 in turns, then the parts of a step with a penalty."""
     from hpc_ewc.train.metrics import flop_per_token, peak_tflops
 
     free = build_engine(arguments.size, 0.0)
@@ -72,7 +72,7 @@ def steps(arguments: Namespace) -> None:
 
 
 def time_parts(engine: Any, batch: Any, arguments: Namespace) -> dict[str, list[float]]:
-    """Seconds of each part in each round."""
+    """Return the seconds of each part in each round."""
     from hpc_ewc.train.trainer import clip_
 
     parameters, microbatch = list(engine.parameters.values()), batch.microbatches[0]
@@ -96,7 +96,7 @@ def time_parts(engine: Any, batch: Any, arguments: Namespace) -> dict[str, list[
 
 
 def memory(arguments: Namespace) -> None:
-    """What holds this rank's memory in a step with a penalty."""
+    """Report this rank's memory by kind in a step with a penalty."""
     engine, batch = build_engine(arguments.size, STRENGTH), synthetic_batch(arguments.size)
     peaks = []
     for _ in range(2):
@@ -110,14 +110,14 @@ def memory(arguments: Namespace) -> None:
         "optimizer": 8 * local,
         "F and θ* in bf16": 4 * local,
     }
-    # the second step finds gradients and moments there: what it adds is dropped at its end
+    # in the second step gradients and moments exist already; its additional memory is freed at its end
     found = persistent | {"activations, gathered layers, loss": peaks[1]}
     say({name: rounded(bytes / 1e6) for name, bytes in found.items()})
     leave()
 
 
 def checkpoint(arguments: Namespace) -> None:
-    """Seconds that training stands still for a checkpoint, and how much slower the steps beside its writing are."""
+    """Report the seconds that training stalls for a checkpoint, and how much slower steps are while it is written."""
     from hpc_ewc.rundir import StageDir
     from hpc_ewc.train.checkpoint import Checkpoints
     from hpc_ewc.train.optimizer import optimizer_state
@@ -164,7 +164,7 @@ def checkpoint(arguments: Namespace) -> None:
 
 
 def shared_folder(own: Path) -> Path:
-    """Rank 0's, on every rank."""
+    """Return rank 0's folder on every rank."""
     import torch.distributed as dist
 
     names = [str(own)]

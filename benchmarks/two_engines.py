@@ -1,6 +1,6 @@
-"""A training engine each, the paper's way and ours, on the random Gemma 2 of 15M parameters: what their costs are of.
+"""Two training engines, the paper's and ours, on the random Gemma 2 of 15M parameters, to compare their costs.
 
-Weights, gradients and AdamW's moments of the paper's are whole on every rank as well; what EWC holds is counted alone.
+The paper's engine also has whole weights, gradients and moments on every rank; only EWC's own tensors are counted.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ import os
 from typing import Any
 
 BATCH = (4, 64)
-"""Rows of a rank in a step and for its Fisher, tokens of each."""
+"""Rows per rank, in a step and for the Fisher, and tokens of each."""
 
 
 class PaperEngine:
-    """A replica of the model on each rank, gradients all-reduced; θ* (fp32, as the weights are) and F (fp16) whole."""
+    """A replica of the model on each rank, gradients all-reduced; whole θ* (fp32 like the weights) and F (fp16)."""
 
     def __init__(self) -> None:
         import torch
@@ -36,7 +36,7 @@ class PaperEngine:
         self._build_fisher = lambda: PaperFisher(self.model)
 
     def add_penalty(self) -> None:
-        """By autograd, into the gradients that are there."""
+        """Add the penalty's gradient by autograd to the existing gradients."""
         self.penalty().backward()
 
     def step(self, batch: Any) -> None:
@@ -52,7 +52,7 @@ class PaperEngine:
         self.optimizer.step()
 
     def fisher(self, batch: Any) -> None:
-        """Minibatches of 4."""
+        """Estimate the Fisher from minibatches of 4."""
         from paper_way import minibatches
 
         fisher = self._build_fisher()
@@ -65,7 +65,7 @@ class PaperEngine:
 
 
 class OurEngine:
-    """The training engine: shards of everything; θ* in bf16 (exact: as of a model published in bf16), F in fp32."""
+    """The project's engine: everything in shards; θ* in bf16 (exact for a model published in bf16), F in fp32."""
 
     def __init__(self) -> None:
         import torch
@@ -105,11 +105,11 @@ class OurEngine:
 
 
 ENGINES: dict[str, Any] = {"ours": OurEngine, "paper": PaperEngine}
-"""In the order in which they are built: ours joins the process group."""
+"""The engines in the order in which they are built: ours joins the process group."""
 
 
 def random_batch(*, answer: bool) -> dict[str, Any]:
-    """This rank's rows; all tokens scored, or the last alone."""
+    """Return this rank's rows; all tokens are scored, or only the last."""
     import torch
     from models import CONFIGS
 

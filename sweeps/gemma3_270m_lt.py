@@ -1,19 +1,19 @@
-"""Puts together what `sweeps/gemma3-270m-lt.toml` reads: a real pretrained Gemma, real rows, real texts.
+"""Prepare the inputs of `sweeps/gemma3-270m-lt.toml`: a real pretrained Gemma, real benchmark rows and real texts.
 
     python sweeps/gemma3_270m_lt.py [--shared ../shared] [--out data/gemma3-270m-lt]
 
-From a folder of real texts and benchmark rows (its SOURCES.md has licences; none of it is part of this repository)
-it writes, chosen by the hash of each row and so the same everywhere:
+The script reads a folder of real texts and benchmark rows (its SOURCES.md has the licences; the folder is not part of
+this repository). It chooses rows by their hash, so the choice is the same everywhere, and writes:
 
     OUT/model/                       Gemma 3 270M, by the folder's own tools/real_model.py
-    OUT/fisher/mmlu.jsonl            one half of each MMLU subject: what the Fisher is measured on
-    OUT/questions/en/…               of the other half, and of the other benchmarks, as many rows as ROWS says
+    OUT/fisher/mmlu.jsonl            rows from one half of each MMLU subject, for the Fisher
+    OUT/questions/en/…               rows from the other half, and from the other benchmarks; ROWS has the numbers
     OUT/tasks/exams_lt.yaml          Lithuanian school examinations, for lm-eval, in ARC's form
-    OUT/text/{news,flores}.{en,lt}.jsonl   parallel texts that nothing trains on
-    OUT/text/statutes.lt.jsonl       beginnings of statutes, kept apart from
-    OUT/text/statutes_train.jsonl    the others, which are trained on
+    OUT/text/{news,flores}.{en,lt}.jsonl   parallel texts, not used for training
+    OUT/text/statutes.lt.jsonl       beginnings of held-out statutes
+    OUT/text/statutes_train.jsonl    the other statutes, for training
 
-Does nothing for what is there already.
+Running it again changes nothing.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from hpc_ewc.evaluate.task_files import core_tasks
 Row = dict[str, Any]
 
 ROWS = {"arc_easy": 120, "belebele": 30, "hellaswag": 40, "mmlu": 2, "truthfulqa": 8, "winogrande": 100, "exams": 80}
-"""Rows of each benchmark, of MMLU a subject: what two CPU cores score in ten minutes. A question of TruthfulQA is worth
-2,000 tokens (seven answers, each behind six worked examples). Without GSM8K, of which a base model of this size solves
-none."""
+"""Rows of each benchmark (for MMLU: of each subject), as many as two CPU cores score in ten minutes. A question of
+TruthfulQA takes 2,000 tokens (seven answers, each after six worked examples). GSM8K is left out, because a base model
+of this size solves none of it."""
 FISHER_ROWS = 2
-"""Of each of MMLU's 57 subjects."""
+"""Rows for the Fisher from each of MMLU's 57 subjects."""
 TEXTS = {"ntrex_news": ("news", 8), "sib200_flores": ("flores", 80)}
 HELDOUT_STATUTES, HELDOUT_CHARACTERS = 16, 1500
-"""Statutes that are not trained on, and how much of each is scored: a whole one has 10,000 tokens."""
+"""Number of held-out statutes, and characters of each that are scored: a whole statute has 10,000 tokens."""
 BENCHMARKS = {
     "arc_easy": ("arc_easy_validation", "test"),
     "belebele": ("belebele_test", "test"),
@@ -49,18 +49,18 @@ BENCHMARKS = {
     "truthfulqa": ("truthfulqa_validation", "validation"),
     "winogrande": ("winogrande_validation", "validation"),
 }
-"""By task, its file and the split that is scored."""
+"""File and scored split of each task."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write what is missing of OUT."""
+    """Write the missing files of OUT."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, default=Path("../shared"), help="folder of the real texts and rows")
     parser.add_argument("--out", type=Path, default=Path("data/gemma3-270m-lt"))
     arguments = parser.parse_args(argv)
     data, out = arguments.shared / "data", arguments.out.absolute()
     if not (data / "SOURCES.md").is_file():
-        sys.stderr.write(f"{data}: not there; --shared names the folder of real texts and benchmark rows\n")
+        sys.stderr.write(f"{data} has no SOURCES.md; set --shared to the folder of real texts and benchmark rows\n")
         return 2
     write_questions(data, out)
     write_texts(data, out / "text")
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def write_questions(data: Path, out: Path) -> None:
-    """Benchmarks in English, one half of MMLU kept for the Fisher, and EXAMS in Lithuanian."""
+    """Write the English benchmarks, the Fisher's rows from one half of MMLU, and EXAMS in Lithuanian."""
     for task, (file, split) in BENCHMARKS.items():
         rows = chosen(read(data / "en" / f"{file}.jsonl"), ROWS[task])
         write(out / "questions" / "en" / task / f"{split}.jsonl", rows)
@@ -93,7 +93,7 @@ def write_questions(data: Path, out: Path) -> None:
 
 
 def exams_task(rows: Path) -> str:
-    """lm-eval's ARC-Easy on other rows; JSON is YAML."""
+    """Return a task file of lm-eval: its ARC-Easy with other rows. Values are JSON, which is valid YAML."""
     function = "!function hpc_ewc.evaluate.rows.local_rows"
     facts = {"include": str(core_tasks() / "arc" / "arc_easy.yaml"), "task": "exams_lt", "tag": []}
     facts |= {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": {"files": {"test": str(rows)}}}
@@ -113,7 +113,7 @@ def by_subject(rows: Iterable[Row]) -> dict[str, list[Row]]:
 
 
 def write_texts(data: Path, out: Path) -> None:
-    """Parallel texts, the same documents in both languages; statutes to train on, and others."""
+    """Write parallel texts (the same documents in both languages), and statutes for training and held-out ones."""
     statutes = read(data / "lt_text" / "statutes_train.jsonl")
     heldout = chosen(statutes, HELDOUT_STATUTES)
     write(out / "statutes.lt.jsonl", [{"text": row["text"][:HELDOUT_CHARACTERS]} for row in heldout])
@@ -130,17 +130,17 @@ def write_texts(data: Path, out: Path) -> None:
 
 
 def read(path: Path) -> list[Row]:
-    """Lines end in a line feed alone: U+2028 stands inside some texts."""
+    """Read JSON lines. Only a line feed ends a line, because some texts contain U+2028."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
 
 
 def chosen(rows: Sequence[Row], count: int) -> list[Row]:
-    """`count` of the rows, by the order of their hashes: a choice that no order in the file decides."""
+    """Return the `count` rows with the smallest hashes; the choice does not depend on the order in the file."""
     return sorted(rows, key=lambda row: hashlib.sha256(json.dumps(row, sort_keys=True).encode()).digest())[:count]
 
 
 def write(path: Path, rows: Sequence[Row]) -> None:
-    """Written once; the same rows give the same bytes."""
+    """Write rows as JSON lines; the same rows give the same bytes."""
     records.write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 

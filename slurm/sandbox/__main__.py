@@ -1,20 +1,19 @@
-"""A real Slurm cluster on this machine, for trying Slurm out and for tests: munge, slurmdbd with MariaDB, slurmctld and
-four nodes with two GPUs each (null devices: no program computes on them).
+"""Run a real Slurm cluster on this machine, to try Slurm out and for tests: munge, slurmdbd with MariaDB, slurmctld and
+four nodes with two GPUs each (null devices, on which no program computes).
 
-    python slurm/sandbox up                       start it, in seconds; again: mend what died
+    python slurm/sandbox up                       start it, in seconds; run again to restart what died
     eval "$(python slurm/sandbox env)"            point sinfo, sbatch, hpc-ewc … at it, in this shell
     sinfo; srun -N2 hostname
     python -m examples.miniature                  make the files of the experiment, once
-    python -m examples.miniature
     hpc-ewc submit sweeps/miniature.toml --profile slurm/sandbox.toml
-    python slurm/sandbox power-off node2          and watch the job go on elsewhere
-    python slurm/sandbox down                     end it, and leave no trace
+    python slurm/sandbox power-off node2          the job then continues on other nodes
+    python slurm/sandbox down                     stop it and remove all its files
 
-Not a set-up for production: it runs as root, has no limits and forgets everything. It needs root and Debian's packages
+Do not use it in production: it runs as root, has no limits and keeps nothing. It needs root and Debian's packages
 (apt-get install --no-install-recommends slurm-wlm slurmdbd munge mariadb-server).
 
-Partitions: main (jobs are preempted after 15 s of grace), nograce (at once), urgent (preempts both). A requeued job
-starts again after about 10 s, a dead node is noticed after about 15 s.
+Partitions: main (jobs are preempted after 15 s of grace), nograce (preempted at once), urgent (preempts both). A
+requeued job starts again after about 10 s; Slurm notices a dead node after about 15 s.
 """
 
 from __future__ import annotations
@@ -31,14 +30,14 @@ import nodes
 from settings import SandboxError, Settings, choose, default_state, load, make_state
 
 COMMANDS = {
-    "up": "start the cluster, or whatever of it does not run",
-    "down": "end it: processes, cgroups, folder",
-    "status": "show daemons, nodes and jobs; exit status 0 healthy, 3 not",
-    "env": 'print what a shell needs: eval "$(python slurm/sandbox env)"',
+    "up": "start the cluster, or those parts of it that do not run",
+    "down": "stop the cluster: end its processes, remove its cgroups and folder",
+    "status": "show daemons, nodes and jobs; exit status 0 if healthy, otherwise 3",
+    "env": 'print the environment for a shell: eval "$(python slurm/sandbox env)"',
     "power-off": "kill everything on a node, as a power loss does",
     "power-on": "start a node that is off",
-    "kill-slurmd": "kill a node's slurmd alone; its jobs live on",
-    "restart-slurmd": "start it again",
+    "kill-slurmd": "kill only a node's slurmd; its jobs keep running",
+    "restart-slurmd": "start a node's slurmd again",
     "kill-daemon": "kill munged, mariadbd, slurmdbd or slurmctld; up starts it again",
 }
 
@@ -59,14 +58,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     for name, help_text in COMMANDS.items():
         command = commands.add_parser(name, help=help_text, description=help_text)
         command.add_argument(
-            "--state", type=Path, metavar="DIR", help=f"folder of its files; absent: {default_state()}"
+            "--state", type=Path, metavar="DIR", help=f"folder of the cluster's files; default: {default_state()}"
         )
         if name == "up":
-            command.add_argument("--nodes", type=int, metavar="N", help="1 to 16; absent: 4")
-            command.add_argument("--gpus", type=int, metavar="N", help="of each node; absent: 2")
-            command.add_argument("--cpus", type=int, metavar="N", help="of each node; absent: half of this machine's")
+            command.add_argument("--nodes", type=int, metavar="N", help="1 to 16; default: 4")
+            command.add_argument("--gpus", type=int, metavar="N", help="GPUs per node; default: 2")
+            command.add_argument("--cpus", type=int, metavar="N", help="CPUs per node; default: half of this machine's")
             trackers = ("auto", "cgroup", "linuxproc")
-            command.add_argument("--proctrack", choices=trackers, help="absent: auto, cgroup where it can be written")
+            command.add_argument("--proctrack", choices=trackers, help="default: auto, cgroup if it is writable")
         if name == "down":
             command.add_argument(
                 "--keep", action="store_true", help="keep the folder and its accounting for the next up"
@@ -131,10 +130,10 @@ def start(options: argparse.Namespace, state: Path) -> None:
 
 
 def check_same(options: argparse.Namespace, settings: Settings) -> None:
-    """A cluster that is there keeps its shape.
+    """Check that the options agree with the running cluster, whose shape cannot change.
 
     Raises:
-        SandboxError: another one is asked for.
+        SandboxError: an option differs from the cluster.
     """
     for name in ("nodes", "gpus", "cpus", "proctrack"):
         wanted, has = getattr(options, name), getattr(settings, name)
@@ -143,7 +142,7 @@ def check_same(options: argparse.Namespace, settings: Settings) -> None:
 
 
 def change(options: argparse.Namespace, settings: Settings) -> None:
-    """Everything but up, on a cluster that is there."""
+    """Run a command other than `up` on an existing cluster."""
     match options.command:
         case "down":
             cluster.down(settings, options.keep)

@@ -1,4 +1,4 @@
-"""A whole cluster up, down, and looked at."""
+"""Start, stop and describe the whole cluster."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from settings import SandboxError, Settings, is_free, with_free_ports
 
 @contextmanager
 def locked(state: Path) -> Iterator[None]:
-    """One command at a time for one folder. The lock file lies beside the folder and goes with the last command."""
+    """Let one command at a time work on a folder. The lock file lies beside it; the last command removes it."""
     path = state.with_name(f".{state.name}.lock")
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
@@ -29,7 +29,7 @@ def locked(state: Path) -> Iterator[None]:
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), path.stat()):
                 break
-        os.close(descriptor)  # its last holder removed it while we waited
+        os.close(descriptor)  # the command before us removed it while we waited
     try:
         yield
     finally:
@@ -38,14 +38,14 @@ def locked(state: Path) -> Iterator[None]:
 
 
 def up(settings: Settings) -> None:
-    """Start whatever of the cluster does not run; where all of it does, nothing changes.
+    """Start those parts of the cluster that do not run.
 
     Raises:
-        SandboxError: a daemon does not start; with the tail of its log.
+        SandboxError: a daemon does not start; the message has the tail of its log.
     """
     if is_healthy(settings):
         return
-    if not marked(settings) and not all(map(is_free, settings.ports)):  # taken since it died
+    if not marked(settings) and not all(map(is_free, settings.ports)):  # taken since the cluster died
         settings = with_free_ports(settings)
     settings.save()
     configuration.write_all(settings)
@@ -62,19 +62,19 @@ def up(settings: Settings) -> None:
 
 
 def is_healthy(settings: Settings) -> bool:
-    """Every daemon lives and answers, every node is there."""
+    """Whether every daemon runs and answers, and every node is ready."""
     if not all(pid_of(settings, name) for name in (*DAEMONS, *settings.names)):
         return False
     return ctld_answers(settings) and nodes.are_ready(settings, settings.names)
 
 
 def down(settings: Settings, keep: bool) -> None:
-    """End everything, and leave no trace; with `keep`, the folder stays, with its accounting, for the next `up`."""
+    """Stop everything and remove the folder; `keep` keeps the folder and its accounting for the next `up`."""
     if keep:
         ask(settings, "scancel", "--user=root", timeout_s=10.0)
     for name in settings.names:
         nodes.power_off(settings, name)
-    if keep:  # in an order that lets each write down what it knows
+    if keep:  # each daemon before those that it writes to
         for daemon in reversed(DAEMONS):
             pid = pid_of(settings, daemon)
             end([pid] if pid else [], signal.SIGTERM, 20.0)
@@ -85,10 +85,10 @@ def down(settings: Settings, keep: bool) -> None:
 
 
 def describe(settings: Settings) -> str:
-    """What runs, and what Slurm thinks of it."""
+    """Return a text with daemons, nodes and their states in Slurm, and jobs."""
     lines = [f"{'daemon':<12} {'pid':>8}"]
     lines += [f"{name:<12} {pid_of(settings, name) or 'dead':>8}" for name in DAEMONS]
-    asked = pid_of(settings, "slurmctld") is not None  # Slurm's commands try a dead one for long
+    asked = pid_of(settings, "slurmctld") is not None  # without slurmctld, Slurm's commands retry for a long time
     seen = nodes.states(settings) if asked else {}
     lines += ["", f"{'node':<12} {'pid':>8} {'slurmd':>8}  state"]
     for name in settings.names:
@@ -102,7 +102,7 @@ def describe(settings: Settings) -> str:
 
 
 def kill_daemon(settings: Settings, name: str) -> None:
-    """End one of the four daemons as a crash would; `up` starts it again.
+    """Kill one of the four daemons, as in a crash; `up` starts it again.
 
     Raises:
         SandboxError: there is no such daemon.

@@ -1,4 +1,4 @@
-"""The files that Slurm's daemons read. Pure text but for the keys and devices, which are made once."""
+"""Write the files that Slurm's daemons read: text, which is rendered each time, and keys and devices, made once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DATABASE, DATABASE_USER = "slurm_acct_db", "slurm"
 
 
 def write_all(settings: Settings) -> None:
-    """Everything under the state folder that the daemons need before they start."""
+    """Write everything in the state folder that the daemons need before they start."""
     state, etc = settings.state, settings.state / "etc"
     for folder in FOLDERS:
         (state / folder).mkdir(exist_ok=True)
@@ -34,27 +34,27 @@ def write_all(settings: Settings) -> None:
 
 
 def make_secret(path: Path, content: bytes) -> None:
-    """Keep what is there: the daemons that run know it."""
+    """Write a secret if there is none; running daemons use the existing one."""
     if not path.exists():
         path.touch(mode=0o600)
         path.write_bytes(content)
 
 
 def write_private(path: Path, text: str) -> None:
-    """Slurmdbd refuses a configuration that others can read."""
+    """Write a file that only its owner can read; slurmdbd refuses any other configuration."""
     path.touch(mode=0o600)
     path.chmod(0o600)
     path.write_text(text)
 
 
 def make_devices(folder: Path, gpus: int) -> None:
-    """Twins of /dev/null: Slurm hands out GPUs by their device files."""
+    """Make copies of /dev/null as GPUs, because Slurm assigns GPUs by their device files."""
     for number in range(gpus):
         path = folder / f"nvidia{number}"
         if not path.exists():
             try:
                 os.mknod(path, 0o600 | stat.S_IFCHR, os.makedev(1, 3))
-            except PermissionError:  # a container without CAP_MKNOD: nothing opens them
+            except PermissionError:  # a container without CAP_MKNOD; nothing opens the files
                 path.touch(mode=0o600)
 
 
@@ -63,7 +63,7 @@ def short_hostname() -> str:
 
 
 def slurm_conf(settings: Settings) -> str:
-    """A production cluster's plugins with a test's patience: what differs from Slurm's defaults says why."""
+    """Return slurm.conf: a production cluster's plugins with short timeouts; comments explain or name the defaults."""
     state, all_nodes = settings.state, ",".join(settings.names)
     nodes = "\n".join(
         f"NodeName={name} NodeHostname={name} NodeAddr={settings.address(name)} Port={settings.node_port(name)} "
@@ -78,7 +78,7 @@ SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 CredType=cred/munge
-# cred_expire: a job that was requeued waits as long (120 s by default) before it starts again
+# cred_expire: a requeued job waits this long (120 s by default) before it starts again
 AuthInfo=socket={settings.munge_socket},cred_expire=10
 StateSaveLocation={state}/ctld
 SlurmdSpoolDir={state}/spool/%n
@@ -97,7 +97,7 @@ JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=task=10
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
-# Nodes have what this file says, whatever the machine has.
+# Nodes have the resources in this file, whatever the machine has.
 SlurmdParameters=config_overrides
 GresTypes=gpu
 ReturnToService=2
@@ -132,7 +132,7 @@ AccountingStoragePass={settings.munge_socket}
 AccountingStorageTRES=gres/gpu
 
 {nodes}
-# main: what most jobs use, and what urgent jobs push aside, with 15 s to save. nograce: pushed aside at once.
+# main: for most jobs; jobs in urgent preempt them, with 15 s to save. nograce: preempted at once.
 PartitionName=DEFAULT Nodes={all_nodes} State=UP MaxTime=240 DefaultTime=10 DefMemPerCPU=500
 PartitionName=main Default=YES PriorityTier=10 PreemptMode=REQUEUE GraceTime=15
 PartitionName=nograce PriorityTier=10 PreemptMode=REQUEUE GraceTime=0
@@ -150,7 +150,7 @@ ConstrainRAMSpace=no
 
 
 def gres_conf(settings: Settings) -> str:
-    """Which device files the GPUs of each node are; without a File, nodes were INVAL."""
+    """Return gres.conf: the device files of each node's GPUs; without a File, nodes were INVAL."""
     if not settings.gpus:
         return ""
     last = settings.gpus - 1
@@ -158,7 +158,7 @@ def gres_conf(settings: Settings) -> str:
 
 
 def hosts(settings: Settings) -> str:
-    """What each node sees as /etc/hosts: itself and the others under addresses of this machine."""
+    """Return each node's /etc/hosts, in which all nodes have addresses of this machine."""
     lines = ["127.0.0.1 localhost", "::1 localhost", f"127.0.0.1 {short_hostname()}"]
     lines += [f"{settings.address(name)} {name}" for name in settings.names]
     return "\n".join(lines) + "\n"
@@ -186,7 +186,7 @@ CommitDelay=1
 
 
 def database_sql(password: str) -> str:
-    """What MariaDB runs at each start: the database, and the one user that may use it. The password is hexadecimal."""
+    """Return the SQL that MariaDB runs at each start: the database and its only user. The password is hexadecimal."""
     text = f"CREATE DATABASE IF NOT EXISTS {DATABASE};\n"
     for host in ("localhost", "127.0.0.1"):
         user = f"'{DATABASE_USER}'@'{host}'"

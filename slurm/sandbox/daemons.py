@@ -1,6 +1,6 @@
-"""The four daemons that are not a node's: munged, MariaDB, slurmdbd, slurmctld, in the order of their needs.
+"""Start the four daemons of the cluster (not of a node), in the order in which they need each other.
 
-Each `start_*` does nothing where its daemon runs, so that `up` also mends a cluster that lost one.
+Each `start_*` does nothing if its daemon runs, so `up` also repairs a cluster that lost one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def start_munged(settings: Settings) -> None:
     settings.munge_socket.unlink(missing_ok=True)
     files = [f"--socket={settings.munge_socket}", f"--key-file={folder}/key", f"--seed-file={folder}/seed"]
     files += [f"--log-file={settings.log('munged')}", f"--pid-file={settings.state}/run/munged.own-pid"]
-    # --force: a private (0700) parent folder, which it refuses else
+    # --force: otherwise munged refuses a private (0700) parent folder
     process = spawn(settings, "munged", ["munged", "--foreground", "--force", "--num-threads=4", *files])
     wait_for_daemon(process, settings.munge_socket.exists, "munged", settings)
 
@@ -32,7 +32,7 @@ def start_mariadbd(settings: Settings) -> None:
         return
     data = settings.state / "database"
     small = ["--innodb-log-file-size=8M", "--skip-name-resolve"]
-    if not (data / "complete").exists():  # absent, or cut off half-way
+    if not (data / "complete").exists():  # absent, or interrupted
         shutil.rmtree(data, ignore_errors=True)
         command = ["mariadb-install-db", "--no-defaults", f"--datadir={data}", "--user=root", "--skip-test-db"]
         made = subprocess.run([*command, *small], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
@@ -43,7 +43,7 @@ def start_mariadbd(settings: Settings) -> None:
     private += [f"--socket={settings.state}/run/mariadbd.socket", f"--pid-file={settings.state}/run/mariadbd.own-pid"]
     private += ["--bind-address=127.0.0.1", f"--port={settings.db_port}"]
     private += [f"--init-file={settings.state}/etc/database.sql"]
-    # nothing here outlives the machine, so nothing is flushed for it
+    # the data need not survive a crash of the machine, so flushing is off
     fast = ["--innodb-buffer-pool-size=64M", "--innodb-flush-log-at-trx-commit=0", "--innodb-lock-wait-timeout=900"]
     fast += ["--skip-log-bin", "--performance-schema=OFF"]
     process = spawn(settings, "mariadbd", ["mariadbd", *private, *small, *fast])
@@ -57,7 +57,7 @@ def start_slurmdbd(settings: Settings) -> None:
 
 
 def is_registered(settings: Settings) -> bool:
-    """Whether slurmdbd knows the cluster, after telling it."""
+    """Whether slurmdbd knows the cluster; if not, add it."""
     listed = ask(settings, "sacctmgr", "-nP", "list", "cluster", "format=cluster").stdout.split()
     if "sandbox" not in listed:
         ask(settings, "sacctmgr", "-i", "add", "cluster", "sandbox")
@@ -65,7 +65,7 @@ def is_registered(settings: Settings) -> bool:
 
 
 def start_slurmctld(settings: Settings) -> None:
-    # -i: state that an unclean death left half-written is no reason not to start
+    # -i: start even if a crash left incomplete state files
     process = None if pid_of(settings, "slurmctld") else spawn(settings, "slurmctld", ["slurmctld", "-D", "-i"])
     wait_for_daemon(process, lambda: ctld_answers(settings), "slurmctld", settings)
 

@@ -1,4 +1,4 @@
-"""What this machine must offer, said before anything is started; and the cgroups that it would keep."""
+"""Check the machine's requirements before anything starts; and remove cgroups that nodes leave behind."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ FREEZER = CGROUPS / "freezer"
 
 
 def check() -> None:
-    """Whether a cluster can be started here.
+    """Check that a cluster can start on this machine.
 
     Raises:
-        SandboxError: not root, packages missing, or no namespaces; with what to do.
+        SandboxError: not root, packages missing, or no namespaces; the message says what to do.
     """
     if os.geteuid():
         raise SandboxError("needs root, for the nodes' namespaces and a slurmd that starts jobs: run it with sudo")
@@ -41,22 +41,24 @@ def check() -> None:
 
 
 def choose_proctrack(wanted: str) -> str:
-    """`auto`: cgroup, which clusters use and under which signals reach a job's first process alone; else linuxproc.
+    """Resolve `auto`: cgroup if possible, otherwise linuxproc.
+
+    Clusters use cgroup, and with it signals reach only a job's first process.
 
     Raises:
-        SandboxError: cgroup was asked for, and there is no hierarchy of version 1 that can be written.
+        SandboxError: cgroup was requested, and no hierarchy of version 1 is writable.
     """
     has_freezer = os.access(FREEZER / "cgroup.procs", os.W_OK)
     if wanted == "cgroup" and not has_freezer:
         raise SandboxError(
-            f"--proctrack cgroup: {FREEZER} (cgroup version 1) is not there to be written to, and version 2 needs "
-            "a systemd that knows the nodes; leave it out or say linuxproc"
+            f"--proctrack cgroup: {FREEZER} (cgroup version 1) is not writable, and version 2 needs a systemd that "
+            "knows the nodes; omit the option or use linuxproc"
         )
     return ("cgroup" if has_freezer else "linuxproc") if wanted == "auto" else wanted
 
 
 def remove_cgroups(names: Sequence[str]) -> None:
-    """What proctrack/cgroup leaves of nodes that were killed."""
+    """Remove the cgroups that proctrack/cgroup leaves of killed nodes."""
     tops = [top for name in names for top in CGROUPS.glob(f"*/slurm_{name}") if top.is_dir()]
     until = time.monotonic() + 5.0
     while tops:
@@ -69,10 +71,10 @@ def remove_cgroups(names: Sequence[str]) -> None:
 
 
 def _remove_tree(top: Path) -> None:
-    """A cgroup folder and those in it, the innermost first; one that still has processes stays."""
+    """Remove a cgroup and those inside it, innermost first; cgroups with processes stay."""
     folders = [top, *(path for path in top.rglob("*") if path.is_dir())]
     for folder in sorted(folders, reverse=True):
-        with suppress(OSError):  # a frozen process does not even die of SIGKILL
+        with suppress(OSError):  # not even SIGKILL ends a frozen process
             if (folder / "freezer.state").exists():
                 (folder / "freezer.state").write_text("THAWED")
         with suppress(OSError):

@@ -1,7 +1,7 @@
-"""Nodes: a slurmd each, in pid, hostname and mount namespaces of its own, on the files of this machine.
+"""Nodes: each has its own slurmd in its own pid, hostname and mount namespaces, and shares this machine's files.
 
-The namespaces give what a machine of its own would: a name, an /etc/hosts in which all nodes resolve, and an end that
-takes everything along. The first process of a pid namespace is the node; killing it is a power loss.
+The namespaces give a node its own name, an /etc/hosts with all nodes, and an end that takes all its processes along.
+The first process of a pid namespace is the node; killing it is a power loss.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from processes import arguments_of, ask, children, end, marked, pid_of, spawn, w
 from settings import SandboxError, Settings
 
 GOOD = {"idle", "mixed", "allocated", "completing"}
-# $1 name, $2 hosts, $3 slurm.conf. The shell stays as the namespace's init: it reaps, and lives when slurmd dies.
+# $1 name, $2 hosts, $3 slurm.conf. The shell stays as the namespace's init: it reaps, and survives its slurmd.
 INIT = """
 hostname "$1" && mount --bind "$2" /etc/hosts || exit 1
 slurmd -D -N "$1" -f "$3" &
@@ -20,11 +20,11 @@ while :; do wait -n || sleep 0.5; done
 
 
 def power_on(settings: Settings, name: str) -> None:
-    """Start a node, where it is off."""
+    """Start a node that is off."""
     settings.number(name)
     if pid_of(settings, name) is not None:
         return
-    remove_cgroups([name])  # of an earlier life: slurmd would look for its jobs in them
+    remove_cgroups([name])  # left from an earlier start: slurmd would look for its jobs in them
     spaces = ["unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child=SIGKILL", "--mount-proc"]
     init = ["bash", "-c", INIT, "bash", name, str(settings.state / "etc" / "hosts"), str(settings.conf)]
     spawn(settings, name, [*spaces, *init])
@@ -41,13 +41,13 @@ def power_off(settings: Settings, name: str) -> None:
 
 
 def slurmd_pids(settings: Settings, name: str) -> list[int]:
-    """Of a node's slurmd, as seen from outside (its own pid file holds a number of the node's namespace)."""
+    """Return the pids of a node's slurmd outside its namespace; its own pid file has the number inside."""
     found = [(pid, arguments_of(pid)) for pid in marked(settings)]
     return [pid for pid, words in found if words[:1] and words[0].endswith("slurmd") and name in words]
 
 
 def kill_slurmd(settings: Settings, name: str) -> None:
-    """End a node's slurmd alone; the jobs on it live on, unwatched.
+    """Kill only a node's slurmd; its jobs keep running without it.
 
     Raises:
         SandboxError: no such node, or its slurmd does not run.
@@ -60,7 +60,7 @@ def kill_slurmd(settings: Settings, name: str) -> None:
 
 
 def restart_slurmd(settings: Settings, name: str) -> None:
-    """Start the slurmd of a node that lives and lost it.
+    """Start the slurmd of a running node that lost it.
 
     Raises:
         SandboxError: no such node, or it is off.
@@ -77,19 +77,19 @@ def restart_slurmd(settings: Settings, name: str) -> None:
 
 
 def states(settings: Settings) -> dict[str, str]:
-    """Each node's state as slurmctld sees it; a "*" means that it does not answer."""
+    """Return each node's state in slurmctld; "*" marks a node that does not answer."""
     listed = ask(settings, "sinfo", "-hN", "-o", "%N %T").stdout.splitlines()
     return {words[0]: words[1] for words in map(str.split, listed) if len(words) == 2}
 
 
 def are_ready(settings: Settings, names: list[str]) -> bool:
-    """Whether Slurm would start jobs on them."""
+    """Whether Slurm would start jobs on all these nodes."""
     seen = states(settings)
     return all(seen.get(name, "") in GOOD for name in names) and all(slurmd_pids(settings, name) for name in names)
 
 
 def wait_for_nodes(settings: Settings, names: list[str]) -> None:
-    """Until Slurm would start jobs on them; one that it gave up in an earlier life is taken back."""
+    """Wait until Slurm would start jobs on these nodes; resume those that it marked as down earlier."""
 
     def ready() -> bool:
         seen = states(settings)

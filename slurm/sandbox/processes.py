@@ -1,7 +1,7 @@
-"""Processes of one sandbox: started with a mark in their environment, found by it again, waited for with a limit.
+"""Start the processes of a sandbox with a mark in their environment, find them by it, and wait for them.
 
-The mark is the state folder. Daemons carry it and jobs do not (theirs is the environment of sbatch), nor does a shell
-that was pointed at the cluster with `env`: so what `down` ends is never more than the cluster.
+The mark is the state folder. Only daemons carry it: jobs have the environment of sbatch, and a shell that uses the
+cluster through `env` has no mark. So `down` never ends more than the cluster.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ TAIL_LINES = 15
 
 
 def client_environment(settings: Settings) -> dict[str, str]:
-    """For scontrol and its like: this cluster, and nothing of a job that the caller may itself be part of."""
+    """Return the environment of Slurm's commands: this cluster, and no variables of a job that the caller runs in."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH_", "SRUN_"))}
     return kept | {"SLURM_CONF": str(settings.conf), "PATH": f"{PATH}:{os.environ.get('PATH', '')}"}
 
 
 def spawn(settings: Settings, daemon: str, command: list[str]) -> subprocess.Popen[bytes]:
-    """Start a daemon that stays in the foreground of its own session, and note its pid."""
+    """Start a daemon in the foreground of a new session and record its pid."""
     environment = {"PATH": PATH, "HOME": "/root", "LANG": "C.UTF-8", "SLURM_CONF": str(settings.conf)}
     with settings.log(daemon).open("ab") as log:
         process = subprocess.Popen(
@@ -45,7 +45,7 @@ def spawn(settings: Settings, daemon: str, command: list[str]) -> subprocess.Pop
 
 
 def pid_of(settings: Settings, daemon: str) -> int | None:
-    """Of a daemon that lives; a number that now belongs to another process is none."""
+    """Return the pid of a running daemon; None if there is none, or if its pid now belongs to another process."""
     with suppress(OSError, ValueError):
         pid = int(settings.pid_file(daemon).read_text())
         if is_alive(pid) and is_marked(pid, settings):
@@ -69,7 +69,7 @@ def is_marked(pid: int, settings: Settings) -> bool:
 
 
 def marked(settings: Settings) -> list[int]:
-    """Every living process of the sandbox."""
+    """Return the pids of all running processes of the sandbox."""
     pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
     return [pid for pid in pids if is_marked(pid, settings) and is_alive(pid)]
 
@@ -89,10 +89,10 @@ def children(pid: int) -> list[int]:
 
 
 def end(pids: list[int], number: signal.Signals = signal.SIGKILL, timeout_s: float = 10.0) -> None:
-    """Send a signal and wait until they are gone; whatever outlives its time is killed.
+    """Send a signal, wait for the processes to end, and kill those that exceed the time limit.
 
     Raises:
-        SandboxError: a process that not even SIGKILL ends.
+        SandboxError: a process survives SIGKILL.
     """
     for sent, limit in ((number, timeout_s), (signal.SIGKILL, 10.0)):
         for pid in pids:
@@ -103,29 +103,29 @@ def end(pids: list[int], number: signal.Signals = signal.SIGKILL, timeout_s: flo
             if not any(map(is_alive, pids)):
                 return
             time.sleep(0.02)
-    raise SandboxError(f"processes {[pid for pid in pids if is_alive(pid)]} do not end, even by SIGKILL")
+    raise SandboxError(f"processes {[pid for pid in pids if is_alive(pid)]} survive SIGKILL")
 
 
 def wait_until(ready: Callable[[], bool], what: str, log: Path, timeout_s: float = 30.0, every_s: float = 0.05) -> None:
-    """Poll until it is so.
+    """Poll until `ready` returns true.
 
     Raises:
-        SandboxError: it is not within the time; with the tail of the log.
+        SandboxError: the time limit is over; the message has the tail of the log.
     """
     until = time.monotonic() + timeout_s
     while not ready():
         if time.monotonic() > until:
-            raise SandboxError(f"{what}: not within {timeout_s:.0f} s.\n{tail(log)}")
+            raise SandboxError(f"{what} after {timeout_s:.0f} s.\n{tail(log)}")
         time.sleep(every_s)
 
 
 def wait_for_daemon(
     process: subprocess.Popen[bytes] | None, ready: Callable[[], bool], daemon: str, settings: Settings
 ) -> None:
-    """Wait until a daemon answers; one that ended says why at once.
+    """Wait until a daemon answers; fail at once if it ended.
 
     Raises:
-        SandboxError: it ended, or does not answer; with the tail of its log.
+        SandboxError: the daemon ended or does not answer; the message has the tail of its log.
     """
 
     def check() -> bool:
@@ -139,7 +139,7 @@ def wait_for_daemon(
 
 
 def tail(log: Path) -> str:
-    """The last lines of a log, under its name."""
+    """Return the last lines of a log, below its name."""
     try:
         lines = log.read_text(errors="replace").splitlines()[-TAIL_LINES:]
     except OSError:
@@ -148,7 +148,7 @@ def tail(log: Path) -> str:
 
 
 def ask(settings: Settings, *command: str, timeout_s: float = 30.0) -> subprocess.CompletedProcess[str]:
-    """Run one of Slurm's commands on this cluster, whatever it answers."""
+    """Run one of Slurm's commands on this cluster; a failure is returned, not raised."""
     environment = client_environment(settings)
     try:
         return subprocess.run(

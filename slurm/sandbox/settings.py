@@ -1,4 +1,4 @@
-"""What one sandbox is: its folder, its nodes, its ports. Written to `sandbox.json`, so that every command agrees."""
+"""Settings of one sandbox: folder, nodes and ports. They are written to `sandbox.json`, which every command reads."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import Path
 
 FILE = "sandbox.json"
 PORTS_FROM, PORTS_TO, BLOCK = 20000, 32000, 32
-"""Below 32768, where the kernel hands out ports of its own; a cluster takes a block of 32."""
+"""Ports below 32768, from where the kernel assigns its own; a cluster takes a block of 32."""
 MAX_NODES = 16
 LONGEST_STATE = 80
-"""Characters: a Unix socket's path may have 107, and two lie in the folder."""
+"""Longest path of a state folder: a Unix socket's path may have 107 characters, and the folder has two sockets."""
 
 
 class SandboxError(Exception):
-    """What the user is told, in a line or with the tail of a log."""
+    """Error for the user: one line, or with the tail of a log."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,13 @@ class Settings:
 
     state: Path
     prefix: str = "node"
-    """Of the nodes' names: cgroups are named by it, so no two clusters of a machine share it."""
+    """Prefix of the nodes' names, and so of cgroups: no two clusters on a machine may share it."""
     base_port: int = PORTS_FROM
     nodes: int = 4
     gpus: int = 2
-    """Of each node; null devices that no program computes on."""
+    """GPUs per node: null devices on which no program computes."""
     cpus: int = 1
-    """That each node says it has."""
+    """CPUs that each node reports."""
     mem_mb: int = 4000
     proctrack: str = "linuxproc"
 
@@ -48,7 +48,7 @@ class Settings:
         return self.base_port + 3 + self.number(name)
 
     def number(self, name: str) -> int:
-        """1 for the first node.
+        """Return a node's number, from 1.
 
         Raises:
             SandboxError: there is no such node.
@@ -94,18 +94,18 @@ class Settings:
 
 
 def default_state() -> Path:
-    """`$XDG_RUNTIME_DIR/hpc-ewc-sandbox`, else `/tmp/hpc-ewc-sandbox-UID`."""
+    """Return `$XDG_RUNTIME_DIR/hpc-ewc-sandbox`, or `/tmp/hpc-ewc-sandbox-UID` without that variable."""
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     if runtime and Path(runtime).is_dir():
         return Path(runtime) / "hpc-ewc-sandbox"
-    return Path(f"/tmp/hpc-ewc-sandbox-{os.geteuid()}")  # noqa: S108 - made 0700, and refused where it is not ours
+    return Path(f"/tmp/hpc-ewc-sandbox-{os.geteuid()}")  # noqa: S108 - made 0700, and refused if another user owns it
 
 
 def load(state: Path) -> Settings | None:
-    """The sandbox in a folder; None where there is none.
+    """Load the sandbox in a folder; None if there is none.
 
     Raises:
-        SandboxError: the folder holds something else, which `down` would remove.
+        SandboxError: the folder has other files, which `down` would remove.
     """
     try:
         facts = json.loads((state / FILE).read_text())
@@ -119,13 +119,13 @@ def load(state: Path) -> Settings | None:
 
 
 def make_state(state: Path) -> None:
-    """The folder, for this user alone.
+    """Make the folder, with access for this user only.
 
     Raises:
-        SandboxError: somebody else's folder stands there, or its path is too long for the sockets in it.
+        SandboxError: the folder belongs to another user, or its path is too long for the sockets in it.
     """
     if len(str(state)) > LONGEST_STATE:
-        raise SandboxError(f"--state {state}: at most {LONGEST_STATE} characters, for the sockets in it; take another")
+        raise SandboxError(f"--state {state}: at most {LONGEST_STATE} characters, for the sockets in it; shorten it")
     state.parent.mkdir(parents=True, exist_ok=True)
     state.mkdir(mode=0o700, exist_ok=True)
     found = state.lstat()
@@ -135,7 +135,7 @@ def make_state(state: Path) -> None:
 
 
 def choose(state: Path, default: bool, nodes: int, gpus: int, cpus: int | None, proctrack: str) -> Settings:
-    """Settings of a new sandbox: names that no other has, ports that are free.
+    """Return the settings of a new sandbox, with unique node names and free ports.
 
     Raises:
         SandboxError: the number of nodes is out of range; no ports are free.
@@ -160,7 +160,7 @@ def choose(state: Path, default: bool, nodes: int, gpus: int, cpus: int | None, 
 
 
 def with_free_ports(settings: Settings) -> Settings:
-    """The same sandbox on a block of ports that nobody listens on; its own block where that is free."""
+    """Return the settings with a block of free ports: the folder's own block if it is free."""
     count = (PORTS_TO - PORTS_FROM) // BLOCK
     first = int.from_bytes(hashlib.sha256(str(settings.state).encode()).digest()[:4], "big") % count
     for number in range(count):
@@ -171,7 +171,7 @@ def with_free_ports(settings: Settings) -> Settings:
 
 
 def is_free(port: int) -> bool:
-    """Whether a daemon could listen on it; a connection that is just being closed does not count."""
+    """Whether a daemon could listen on a port; connections that are being closed do not count."""
     with socket.socket() as trial:
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
