@@ -1,4 +1,4 @@
-"""What tests of the data room share: a tiny tokenizer, corpora in every format, a tokens folder as `submit` makes."""
+"""Shared by the data tests: a tiny tokenizer, corpora in every format, a tokens folder as `submit` makes it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WORDS = SENTENCE.split()
 
 
 def tiny_tokenizer() -> Tokenizer:
-    """A byte-fallback BPE of the Gemma kind, with line feeds as tokens of their own."""
+    """Return a byte-fallback BPE tokenizer like Gemma's, with separate tokens for line feeds."""
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     split = pre_tokenizers.Split("\n", "isolated")
     metaspace = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="never", split=True)
@@ -30,14 +30,14 @@ def tiny_tokenizer() -> Tokenizer:
     special = ["<pad>", "<eos>", "<bos>", "<unk>", "\n", "A", "B", "C", "D", *(f"<0x{i:02X}>" for i in range(256))]
     trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, show_progress=False)
     tokenizer.train_from_iterator([SENTENCE, "Question: Answer:"], trainer)
-    # Of these, only the first four are control signs.
+    # Only the first four of these are control tokens.
     facts = json.loads(tokenizer.to_str())
     facts["added_tokens"] = facts["added_tokens"][:4]
     return Tokenizer.from_str(json.dumps(facts))
 
 
 def write_model(folder: Path, **changes: Any) -> Path:
-    """The files of a model that its tokenizer is loaded from."""
+    """Write the model files from which a tokenizer is loaded."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = tiny_tokenizer()
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -48,7 +48,7 @@ def write_model(folder: Path, **changes: Any) -> Path:
 
 
 def make_texts(count: int, seed: int = 0) -> list[str]:
-    """Different documents of some words; a few hold what splits or forges in careless hands."""
+    """Return short, distinct documents; a few contain text that naive code would split or read as control tokens."""
     dice = random.Random(seed)
     texts = [f"{i} " + " ".join(dice.choices(WORDS, k=dice.randint(3, 40))) for i in range(count)]
     for i, odd in enumerate(["ą\u2028b", "a <bos> b <eos>", "two\nlines", "\u0085next", "🜚 ẞ"]):
@@ -66,7 +66,7 @@ def write_compressed(path: Path, content: bytes) -> Path:
     if path.suffix == ".gz":
         content = gzip.compress(content)
     elif path.suffix == ".zst":
-        # several frames, as parallel compressors write them
+        # several frames, as written by parallel compressors
         half = len(content) // 2
         content = b"".join(zstandard.ZstdCompressor().compress(part) for part in (content[:half], content[half:]))
     path.write_bytes(content)
@@ -87,7 +87,7 @@ def make_data(**changes: Any) -> DataConfig:
 
 
 def write_stage(folder: Path, model: Path, files: Sequence[Path], data: DataConfig) -> Path:
-    """A tokens folder as `submit` makes it."""
+    """Make a tokens folder as `submit` does."""
     experiment = Experiment(ModelConfig(path=str(model)), data)
     write_text(folder / "config.toml", render_toml(experiment))
     inputs = {"model": str(model), "files": [str(path) for path in files]}

@@ -1,4 +1,4 @@
-"""The pages that people read, taken apart: fenced blocks, commands in them and in running text, links."""
+"""Parsing of the documentation: fenced blocks, commands in blocks and in running text, links."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.M | re.S)
 SYNOPSIS = re.compile(r"\[([^\s\]$][^\]$]*)\](?=\s|$)")
 """`[--watch]`, `[PATH …]`: optional words are checked as if they were given."""
 SHELL_WORDS = {"until", "while", "do", "sudo", "then", "if"}
-"""Words that a command follows."""
+"""Words that precede a command."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Command:
     place: str
     words: tuple[str, ...]
     shown: str
-    """Its whole line."""
+    """The whole line of the command."""
 
 
 def blocks(page: Path) -> Iterator[Block]:

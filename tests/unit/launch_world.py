@@ -124,7 +124,7 @@ def obey(stage: Stage, what: str) -> int:
         raise ValueError("as it was told")
     if what == "lose":
         raise StageError("another rank of this job ended (Connection closed by peer)")
-    if what == "leave":  # exit 0 says nothing
+    if what == "leave":  # exit status 0 without done.json
         return 0
     if what == "die":
         import os

@@ -1,4 +1,4 @@
-"""Runs made of records alone, with which a report is tested without a model."""
+"""Runs that consist only of records, to test reports without a model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TASKS = ("arc_easy", "belebele", "gsm8k", "hellaswag", "mmlu", "truthfulqa_mc2",
 
 
 def write_text(path: Path, text: str) -> None:
-    """As records does, without waiting for the disk: hundreds of files are written for one test."""
+    """Write like records.write_*, without fsync: a test writes hundreds of files."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
 
@@ -43,7 +43,7 @@ def digest(*parts: Any) -> str:
 
 
 def ability(strength: float | None, language: str) -> float:
-    """Chance of a right answer: English falls at small λ, Lithuanian rises there."""
+    """Return the probability of a correct answer: at small λ English falls and Lithuanian rises."""
     if strength is None:
         return 0.85 if language == "en" else 0.35
     kept = min(1.0, math.log10(strength + 1) / 4)
@@ -83,11 +83,11 @@ class RunBuilder:
         self.tasks, self.n, self.samples = tasks, n, samples
         self.parameters, self.others = parameters, others or {}
         self.point: dict[str, Any] = {}
-        """Values of the other leaves for the run that is being written."""
+        """Values of the other coordinates of the run being written."""
         self.run_folders: dict[str, StageDir] = {}
 
     def build(self, *, base: bool = True) -> RunDir:
-        """Everything: experiment.toml, train folders, records."""
+        """Write everything: experiment.toml, train folders, records."""
         self.dir.root.mkdir(parents=True)
         experiment = self.experiment()
         write_text(self.dir.experiment_toml, render_toml(experiment))
@@ -131,7 +131,7 @@ class RunBuilder:
         write_json(folder.stage_json, facts | fields)
 
     def fisher(self) -> StageDir:
-        """The Fisher's folder: its manifest alone."""
+        """Write a Fisher folder with only its manifest."""
         folder = self.dir.fisher("0123456789ab")
         layers = {"model.embed_tokens.weight": 0.4, "0": 0.1, "1": 0.2, "2": 0.3}
         kinds = {"model.embed_tokens.weight": 0.4, "self_attn.q_proj.weight": 0.2, "mlp.up_proj.weight": 0.4}
@@ -143,7 +143,7 @@ class RunBuilder:
         return folder
 
     def train(self, name: str, strength: float, seed: int) -> None:
-        """A finished training: configuration, manifest, metrics, done.json."""
+        """Write a finished training: configuration, manifest, metrics, done.json."""
         folder = self.dir.train(name)
         inputs = {} if strength == 0 else {"fisher": str(self.fisher().path)}
         self.stage_json(folder, stage="train", run=name, coordinates=self.coordinates(strength, seed), inputs=inputs)
@@ -190,7 +190,7 @@ class RunBuilder:
     # ------------------------------------------------------------------------------------------ records
 
     def rows(self, cell: suites.Cell, strength: float | None, seed: int) -> list[dict[str, Any]]:
-        """Samples: a document is hard for every run alike, so pairing helps, as with real ones."""
+        """Return samples; a document is equally hard for every run, so pairing helps, as with real data."""
         documents = np.random.default_rng(int(digest(cell.name)[:8], 16))
         mine = np.random.default_rng(int(digest(cell.name, strength, seed, *self.point.values())[:8], 16))
         hard = documents.random(self.n)
@@ -260,7 +260,7 @@ class RunBuilder:
         rows: list[dict[str, Any]],
         **changes: Any,
     ) -> Path:
-        """One record and its samples; `changes` replace fields of the record."""
+        """Write one record and its samples; `changes` replace fields of the record."""
         model_hash = BASE_HASH if run == "base" else digest(self.model, run, step)
         record = {
             "schema": records.SCHEMA,

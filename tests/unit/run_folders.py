@@ -80,7 +80,7 @@ class Slurm:
         self.asked: list[set[str]] = []
 
     def __call__(self, main_ids: set[str], since: float | None = None, user: str | None = None) -> Answer:
-        assert user == str(os.getuid()), "whose run folder it is"
+        assert user == str(os.getuid()), "jobs of the owner of the run folder are queried"
         self.asked.append(set(main_ids))
         if len(self.unanswered) == 2:
             raise self.unanswered[0]

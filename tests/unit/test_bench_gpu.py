@@ -81,7 +81,7 @@ def test_configurations_that_run_out_of_memory_become_rows_and_the_others_are_me
     found = json.loads(out.read_text())
     rows = found["training, best first"]
     assert [row["outcome"] for row in rows] == ["ok", "ok", "out of memory"]
-    assert {row["settings"]["microbatches"] for row in rows[:2]} == {1, 2}, "the best once more, in a large step"
+    assert {row["settings"]["microbatches"] for row in rows[:2]} == {1, 2}, "the best is repeated with a large step"
     assert rows[2]["settings"]["rows"] == 100000
     assert "can't allocate memory" in rows[2]["error"]
     assert found["left out for want of time"] == 0
@@ -147,7 +147,7 @@ def test_search_climbs_to_the_best_first_then_tries_every_configuration_once(gpu
 
     order, left = climb(gpu, speed_of)
     assert len(order) == len(set(order))
-    # of the 2 · 3 · 3 that differ in neither, rows 16 without recomputation, which 8 had not enough memory for
+    # 16 rows without recomputation in 2 · 3 · 3 variants of the other axes, since 8 rows ran out of memory
     assert left == {"left out for want of time": 0, "left out, larger than what had too little memory": 18}
     assert len(order) == 18 * 15 - 18
     best = max(order, key=speed_of)

@@ -79,7 +79,7 @@ def test_a_result_names_the_commit_that_was_measured(monkeypatch: pytest.MonkeyP
         clean = environment.commit()
         assert re.fullmatch(r"[0-9a-f]{12}", clean)
         (tmp_path / "benchmarks" / "results" / "x.json").write_text(json.dumps({}))
-        assert environment.commit() == clean, "a result is no code"
+        assert environment.commit() == clean, "a result is not code"
         code.write_text("2\n")
         assert environment.commit() == f"{clean}+"
     finally:

@@ -58,7 +58,7 @@ def test_help_lists_commands_in_workflow_order(capsys: pytest.CaptureFixture[str
     lines = re.findall(r"^  (\w+) +([A-Z].*)\.$", capsys.readouterr().out, re.MULTILINE)
     order = ["prefetch", "doctor", "submit", "status", "logs", "cancel", "evaluate", "report", "compare"]
     assert [name for name, _ in lines] == order
-    assert not [sentence for _, sentence in lines if ". " in sentence], "a sentence each"
+    assert not [sentence for _, sentence in lines if ". " in sentence], "one sentence each"
     with pytest.raises(SystemExit, match="2"):
         main([])
     assert "usage: hpc-ewc COMMAND" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The strict reading of experiments: one clear error for each mistake, and a round trip without loss."""
+"""Strict reading of experiments: one clear error per mistake, and a lossless round trip."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def write(folder: Path, text: str) -> Path:
     return path
 
 
-def test_everything_but_model_and_data_has_a_default(tmp_path: Path) -> None:
+def test_all_keys_except_model_and_data_have_defaults(tmp_path: Path) -> None:
     experiment = load_experiment(write(tmp_path, SMALLEST))
     assert experiment.ewc.strength == 0.0
     assert experiment.evaluate.shots == {"gsm8k": 5, "mmlu": 5}
@@ -83,7 +83,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("text", "message"), MISTAKES, ids=[message[:40] for _, message in MISTAKES])
-def test_a_mistake_is_named_with_file_key_value_and_fix(tmp_path: Path, text: str, message: str) -> None:
+def test_errors_name_the_file_key_value_and_fix(tmp_path: Path, text: str, message: str) -> None:
     path = write(tmp_path, text)
     with pytest.raises(ConfigError, match=message) as caught:
         load_experiment(path)
@@ -91,7 +91,7 @@ def test_a_mistake_is_named_with_file_key_value_and_fix(tmp_path: Path, text: st
     assert "\n" not in str(caught.value)
 
 
-def test_keys_must_agree_at_each_point_of_the_grid_not_before(tmp_path: Path) -> None:
+def test_keys_are_checked_together_at_each_grid_point(tmp_path: Path) -> None:
     files = SMALLEST.replace('source = "a/corpus"', 'source = "files"')
     grid = '[grid]\ndata.files = [["a.jsonl"], ["b.jsonl"]]\nfisher.labels = ["sampled"]\n'
     experiment = load_experiment(write(tmp_path, files + "[fisher]\nsamples = 4\n" + grid))
@@ -154,14 +154,14 @@ JSON_LIKE = st.recursive(
 
 
 @given(st.dictionaries(st.sampled_from([*SECTIONS, "grid", "resources", "z"]), JSON_LIKE))
-def test_no_table_ends_in_anything_but_an_experiment_or_a_config_error(table: dict[str, object]) -> None:
+def test_any_table_gives_an_experiment_or_a_config_error(table: dict[str, object]) -> None:
     try:
         assert isinstance(build_experiment(table, "x.toml"), Experiment)
     except ConfigError as error:
         assert str(error).startswith("x.toml: ")
 
 
-def test_every_key_has_a_sentence() -> None:
+def test_every_key_has_a_description() -> None:
     import dataclasses
 
     for cls in SECTIONS.values():

@@ -22,7 +22,7 @@ TEXTS = make_texts(40)
 
 
 def read_all(*files: Path, part_records: int = 7, **changes: object) -> tuple[list[Document], Counter[str]]:
-    """The documents of a corpus, read part by part."""
+    """Return the documents of a corpus, read part by part."""
     data, names = make_data(**changes), [str(path) for path in files]
     plan = build_plan(names, data, part_records=part_records)
     skipped: Counter[str] = Counter()
@@ -33,7 +33,7 @@ def read_all(*files: Path, part_records: int = 7, **changes: object) -> tuple[li
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
 @pytest.mark.parametrize("part_records", [1, 7, 1000])
 def test_every_format_gives_the_same_documents(tmp_path: Path, name: str, part_records: int) -> None:
-    """Of the column that is asked for, beside another."""
+    """Only the configured text column is read, not the one beside it."""
     if name.endswith(".parquet"):
         path = write_parquet(tmp_path / name, {"text": ["title"] * 40, "body": TEXTS})
     else:
@@ -47,7 +47,7 @@ def test_every_format_gives_the_same_documents(tmp_path: Path, name: str, part_r
 
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.txt.zst"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_a_text_file_is_cut_at_blank_lines(tmp_path: Path, name: str, end: str) -> None:
+def test_a_text_file_is_split_at_blank_lines(tmp_path: Path, name: str, end: str) -> None:
     content = "\ufeff\n\nfirst\nof two\n\n \t\nsecond\u2028still\n\n\n\nthird".replace("\n", end)
     found, _ = read_all(write_compressed(tmp_path / name, content.encode()), part_records=2)
     assert [(document.line, document.text) for document in found] == [
@@ -62,12 +62,12 @@ def test_a_text_file_without_blank_lines_is_one_document(tmp_path: Path) -> None
     assert [document.text for document in read_all(path)[0]] == ["one\ntwo\nthree"]
 
 
-def test_blank_lines_of_jsonl_are_no_documents_but_count_as_lines(tmp_path: Path) -> None:
+def test_blank_jsonl_lines_are_skipped_but_counted_as_lines(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", ["", '{"text": "a"}', "  ", "", '{"text": "b"}'])
     assert [(d.line, d.text) for d in read_all(path, part_records=1)[0]] == [(2, "a"), (5, "b")]
 
 
-def test_files_are_read_in_the_order_given(tmp_path: Path) -> None:
+def test_files_are_read_in_the_given_order(tmp_path: Path) -> None:
     first = write_jsonl(tmp_path / "z.jsonl", [{"text": text} for text in TEXTS[:5]])
     second = write_parquet(tmp_path / "a.parquet", {"text": TEXTS[5:]})
     assert [document.text for document in read_all(first, second)[0]] == TEXTS
@@ -78,7 +78,7 @@ def test_files_are_read_in_the_order_given(tmp_path: Path) -> None:
     part_records=st.integers(1, 5),
 )
 @settings(max_examples=50, deadline=None)
-def test_any_text_comes_back_whole(
+def test_any_text_is_read_back_unchanged(
     tmp_path_factory: pytest.TempPathFactory, texts: list[str], part_records: int
 ) -> None:
     path = write_jsonl(tmp_path_factory.mktemp("any") / "a.jsonl", [{"text": text} for text in texts])
@@ -104,7 +104,7 @@ CASES = [(reason, *case) for table in (BAD_LINES, OTHER_BAD_LINES) for reason, c
 
 
 @pytest.mark.parametrize(("reason", "line", "message"), CASES)
-def test_a_bad_line_is_refused_with_its_place_or_counted(
+def test_a_bad_line_is_refused_with_its_location_or_counted(
     tmp_path: Path, reason: str, line: bytes, message: str
 ) -> None:
     path = write_compressed(tmp_path / "a.jsonl", b"\n".join([GOOD.encode(), GOOD.encode(), line, GOOD.encode()]))
@@ -142,7 +142,7 @@ def test_a_missing_parquet_column_is_never_skipped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst"])
-def test_a_compressed_file_that_is_cut_off_is_never_skipped(tmp_path: Path, name: str) -> None:
+def test_a_truncated_compressed_file_is_never_skipped(tmp_path: Path, name: str) -> None:
     rows = [{"text": os.urandom(3000).hex()} for _ in range(20)]
     path = write_jsonl(tmp_path / name, rows)
     path.write_bytes(path.read_bytes()[:-2000])
@@ -151,7 +151,7 @@ def test_a_compressed_file_that_is_cut_off_is_never_skipped(tmp_path: Path, name
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst"])
-def test_a_file_that_is_not_compressed_as_named_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_file_whose_compression_contradicts_its_name_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b'{"text": "plain"}\n')
     with pytest.raises(InputError, match="damaged or truncated"):
         read_all(tmp_path / name)
@@ -192,7 +192,7 @@ def test_an_empty_corpus_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_url_is_read_like_a_file(tmp_path: Path) -> None:
-    """What streaming from the hub does: fsspec opens the URL, and a part in the middle is found by its offset."""
+    """As in streaming from the hub, fsspec opens the URL, and an offset locates a part in the middle."""
     import fsspec
 
     names = {}
@@ -214,8 +214,8 @@ def test_a_url_is_read_like_a_file(tmp_path: Path) -> None:
         build_plan(["memory://corpus/none.jsonl"], make_data())
 
 
-def test_real_lithuanian_text_comes_back_whole(shared_data: Path) -> None:
-    """Statutes and news hold U+2028, soft hyphens and whatever else the web has."""
+def test_real_lithuanian_text_is_read_back_unchanged(shared_data: Path) -> None:
+    """Statutes and news contain U+2028, soft hyphens and other characters common on the web."""
     files = [shared_data / "lt_text" / name for name in ("ntrex_news_lt.jsonl", "ud_alksnis_lt.jsonl")]
     expected = [json.loads(line)["text"] for path in files for line in path.read_bytes().split(b"\n") if line]
     found, _ = read_all(*files, part_records=10)

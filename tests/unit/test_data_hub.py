@@ -1,4 +1,4 @@
-"""Data sets laid out as on the hub: which files a configuration and split are made of. No network is used."""
+"""Files of a configuration and split in data sets with the hub's layout. No network is used."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ configs:
 
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder as the hub's cache holds a data set, with a card that names its configurations."""
+    """Make a data set folder in the layout of the hub's cache, with a card that names its configurations."""
     monkeypatch.setattr("datasets.config.HF_CACHE_HOME", str(tmp_path / "cache"))
     folder = tmp_path / "corpus"
     for name in ("lt", "questions"):
@@ -47,13 +47,13 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_the_card_says_which_files_a_split_has(repository: Path) -> None:
+def test_the_dataset_card_lists_the_files_of_a_split(repository: Path) -> None:
     files = hub.resolve(str(repository), "lt", "train")
     assert [Path(name).name for name in files] == ["lt_part_00000.parquet", "lt_part_00001.parquet"]
     assert all(Path(name).is_file() for name in files)
 
 
-def test_questions_come_from_the_hub_where_submit_gave_no_files(repository: Path, tmp_path: Path) -> None:
+def test_questions_come_from_the_hub_if_submit_gave_no_files(repository: Path, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(write_model(tmp_path / "model"))
     config = FisherConfig(source=str(repository), subset="questions", split="validation", prompt="text")
     (batch,) = question_batches(config, None, tokenizer, rank=0, world_size=1)
@@ -61,7 +61,7 @@ def test_questions_come_from_the_hub_where_submit_gave_no_files(repository: Path
     assert decoded == "Question: validation?\nAnswer: b"
 
 
-def test_what_is_not_there_is_named(repository: Path) -> None:
+def test_missing_splits_subsets_and_unreadable_files_are_named(repository: Path) -> None:
     with pytest.raises(InputError, match=r"\(questions\): no split 'tests'; did you mean 'test'\?"):
         hub.resolve(str(repository), "questions", "tests")
     with pytest.raises(InputError, match=r"data set .*\(et\): .*BuilderConfig 'et' not found"):
@@ -85,7 +85,7 @@ class GatedRepoError(Exception):
         (ValueError("odd  card"), r"data set 'uonlp/CulturaX' \(lt\): ValueError: odd card"),
     ],
 )
-def test_a_refusal_of_the_hub_says_what_to_do(monkeypatch: pytest.MonkeyPatch, error: Exception, message: str) -> None:
+def test_hub_errors_say_what_to_do(monkeypatch: pytest.MonkeyPatch, error: Exception, message: str) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise error
 
@@ -94,7 +94,7 @@ def test_a_refusal_of_the_hub_says_what_to_do(monkeypatch: pytest.MonkeyPatch, e
         hub.resolve("uonlp/CulturaX", "lt", "train")
 
 
-def test_the_token_of_the_environment_is_used_and_the_urls_are_those_of_the_commit(
+def test_hub_urls_use_the_commit_and_the_token_from_the_environment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     urls = [f"hf://datasets/uonlp/CulturaX@abc123/lt/lt_part_0000{i}.parquet" for i in range(2)]

@@ -1,4 +1,4 @@
-"""Every rank gets its share of each step, of one shape, read before it is asked for."""
+"""Every rank gets its share of each step, in one shape, read ahead."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_any_number_of_ranks_scores_the_same_tokens_of_the_same_samples(
         for rank in range(world)
     ]
     shapes = {tuple(m["input_ids"].shape for m in rank.microbatches) for rank in ranks}
-    assert len(shapes) == 1  # under FSDP a forward more, or of another shape, on one rank hangs or recompiles
+    assert len(shapes) == 1  # under FSDP an extra forward or another shape on one rank hangs or recompiles
     assert all(shape[0] <= local for shape in next(iter(shapes)))
     assert len({rank.scored_tokens for rank in ranks}) == 1
     labels = torch.cat([m["labels"] for rank in ranks for m in rank.microbatches])
@@ -91,7 +91,7 @@ def test_padding_is_not_scored(datasets: dict[str, TokenDataset]) -> None:
     assert batch.scored_tokens == sum(dataset.length(int(i)) - 1 for i in batch.samples)
 
 
-def test_a_run_that_goes_on_reads_what_an_unbroken_one_does(datasets: dict[str, TokenDataset]) -> None:
+def test_a_resumed_run_reads_the_same_samples_as_an_uninterrupted_one(datasets: dict[str, TokenDataset]) -> None:
     dataset = datasets["concatenate"]
     with build(dataset, steps=9) as whole, build(dataset, start_step=5, steps=9) as rest:
         expected, found = list(whole)[5:], list(rest)
@@ -110,9 +110,7 @@ def test_reading_ahead_changes_nothing(datasets: dict[str, TokenDataset], ahead:
     assert loader.waited_s > 0
 
 
-def test_steps_are_read_before_they_are_asked_for(
-    datasets: dict[str, TokenDataset], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_steps_are_read_ahead(datasets: dict[str, TokenDataset], monkeypatch: pytest.MonkeyPatch) -> None:
     loader = build(datasets["concatenate"], steps=50, ahead=4)
     read, enough = [], threading.Event()
     original = loader.read
@@ -129,7 +127,7 @@ def test_steps_are_read_before_they_are_asked_for(
         assert next(batches).step == 0
         assert enough.wait(30)
         time.sleep(0.05)
-        assert read == [0, 1, 2, 3, 4]  # and no further: memory is bounded
+        assert read == [0, 1, 2, 3, 4]  # no further: memory is bounded
 
 
 def test_closing_ends_the_thread(datasets: dict[str, TokenDataset]) -> None:
@@ -143,7 +141,7 @@ def test_closing_ends_the_thread(datasets: dict[str, TokenDataset]) -> None:
     unused.close()
 
 
-def test_an_error_of_the_thread_is_raised_where_the_step_is_asked_for(
+def test_an_error_in_the_thread_is_raised_when_its_step_is_requested(
     datasets: dict[str, TokenDataset], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = datasets["concatenate"]
@@ -159,12 +157,12 @@ def test_an_error_of_the_thread_is_raised_where_the_step_is_asked_for(
 # ---------------------------------------------------------------------------------------------- across documents
 
 
-def test_positions_begin_anew_at_each_document() -> None:
+def test_positions_restart_at_each_document() -> None:
     ids = np.array([[9, 9, BOS, 5, 6, BOS, BOS, 7], [BOS, 1, 1, 1, 1, 1, 1, 1]])
     assert positions_in_document(ids, BOS).tolist() == [[0, 1, 0, 1, 2, 0, 0, 1], [0, 1, 2, 3, 4, 5, 6, 7]]
 
 
-def test_positions_are_given_only_where_attention_must_not_cross(datasets: dict[str, TokenDataset]) -> None:
+def test_positions_are_given_only_if_attention_must_not_cross_documents(datasets: dict[str, TokenDataset]) -> None:
     dataset = datasets["concatenate"]
     (across, *_) = build(dataset).read(0).microbatches
     (apart, *_) = build(dataset, attend_across_documents=False).read(0).microbatches
@@ -174,10 +172,10 @@ def test_positions_are_given_only_where_attention_must_not_cross(datasets: dict[
     assert torch.equal(across["input_ids"], apart["input_ids"])
 
 
-def test_with_these_positions_gemma_reads_each_document_alone(
+def test_gemma_reads_each_document_separately_with_these_positions(
     datasets: dict[str, TokenDataset], tmp_path: Path
 ) -> None:
-    """The oracle: each document of a packed row by itself gives the same logits, sliding window and all."""
+    """Oracle: each document of a packed row gives the same logits as alone, including the sliding window."""
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
     dataset = datasets["concatenate"]

@@ -1,4 +1,4 @@
-"""Which records are used, how they are cut into parts, and which documents are held out."""
+"""The plan selects records, splits them into parts and holds out documents."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TEXTS = make_texts(97)
 
 
 def write_corpus(folder: Path) -> list[str]:
-    """Three files of 30, 30 and 37 documents."""
+    """Write three files of 30, 30 and 37 documents."""
     files = [
         write_jsonl(folder / "a.jsonl.gz", [{"text": text} for text in TEXTS[:30]]),
         write_parquet(folder / "b.parquet", {"text": TEXTS[30:60]}),
@@ -43,7 +43,7 @@ def texts_of(plan: Plan) -> list[str]:
     part_bytes=st.integers(1, 20_000),
 )
 @settings(max_examples=25, deadline=None)
-def test_the_first_fraction_in_document_order_however_it_is_cut(
+def test_the_first_fraction_is_used_however_files_are_split(
     tmp_path_factory: pytest.TempPathFactory, fraction: float, part_records: int, part_bytes: int
 ) -> None:
     files = write_corpus(tmp_path_factory.mktemp("plan"))
@@ -54,7 +54,7 @@ def test_the_first_fraction_in_document_order_however_it_is_cut(
     assert all(sum(span.count for span in part) <= part_records for part in plan.parts)
 
 
-def test_a_fraction_is_the_decimal_number_it_was_written_as(tmp_path: Path) -> None:
+def test_a_fraction_is_read_as_a_decimal_number(tmp_path: Path) -> None:
     """0.1 · 30 is 3 records; in binary it is a little more, and rounding up would take a fourth."""
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in TEXTS[:30]])
     assert build_plan([str(path)], make_data(fraction=0.1)).used_records == 3
@@ -85,7 +85,7 @@ def test_the_smallest_hashes_are_held_out(tmp_path: Path) -> None:
     assert plan.heldout == set(hashes[:10])
 
 
-def test_the_draw_does_not_depend_on_order_copies_or_parts(tmp_path: Path) -> None:
+def test_held_out_documents_do_not_depend_on_order_copies_or_parts(tmp_path: Path) -> None:
     data = make_data(heldout_documents=7)
     draws = set()
     for name, texts in {"a": TEXTS, "b": TEXTS[::-1], "c": TEXTS * 3}.items():
@@ -94,27 +94,27 @@ def test_the_draw_does_not_depend_on_order_copies_or_parts(tmp_path: Path) -> No
     assert len(draws) == 1
 
 
-def test_only_what_is_used_is_held_out(tmp_path: Path) -> None:
+def test_held_out_documents_come_from_the_used_fraction(tmp_path: Path) -> None:
     plan = build_plan(write_corpus(tmp_path), make_data(heldout_documents=5, fraction=0.2))
     assert plan.heldout < {text_hash(text) for text in TEXTS[:20]}
 
 
 @pytest.mark.parametrize("count", [97, 500])
-def test_something_must_be_left_to_train_on(tmp_path: Path, count: int) -> None:
+def test_holding_out_all_documents_is_refused(tmp_path: Path, count: int) -> None:
     with pytest.raises(
         InputError, match=rf"data\.heldout_documents = {count}, but .* has 97 different documents \(0 rec"
     ):
         build_plan(write_corpus(tmp_path), make_data(heldout_documents=count))
 
 
-def test_a_corpus_of_bad_documents_says_what_was_skipped(tmp_path: Path) -> None:
+def test_a_corpus_of_bad_documents_reports_skipped_counts(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"txt": "a"}, {"text": ""}, {"txt": "c"}])
     data = make_data(heldout_documents=1, on_bad_document="skip")
     with pytest.raises(InputError, match=r"\(3 records skipped: \{'missing column': 2, 'empty': 1\}\)"):
         build_plan([str(path)], data)
 
 
-def test_processes_draw_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_number_of_processes_gives_the_same_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files, data = write_corpus(tmp_path), make_data(heldout_documents=10)
     alone = build_plan(files, data, part_records=30)
     monkeypatch.setattr(plan_module, "PARALLEL_FROM_BYTES", 0)
@@ -122,7 +122,7 @@ def test_processes_draw_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert build_plan(files, data, part_records=30) == alone
 
 
-def test_counting_and_hashing_stop_when_asked(tmp_path: Path) -> None:
+def test_counting_and_hashing_stop_on_request(tmp_path: Path) -> None:
     files = write_corpus(tmp_path)
     with pytest.raises(Stopped):
         build_plan(files, make_data(), part_records=5, stop=lambda: True)
@@ -134,7 +134,7 @@ def test_counting_and_hashing_stop_when_asked(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------- plan.json
 
 
-def test_a_plan_is_read_as_it_was_written(tmp_path: Path) -> None:
+def test_a_plan_is_read_back_unchanged(tmp_path: Path) -> None:
     files = write_corpus(tmp_path)
     plan = build_plan(files, make_data(heldout_documents=4), part_records=9)
     save_plan(tmp_path / "plan.json", plan)
@@ -144,7 +144,7 @@ def test_a_plan_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert (tmp_path / "plan.json").read_bytes() == first
 
 
-def test_a_corpus_edited_under_the_plan_is_noticed(tmp_path: Path) -> None:
+def test_a_corpus_edited_after_planning_is_detected(tmp_path: Path) -> None:
     files = write_corpus(tmp_path)
     save_plan(tmp_path / "plan.json", build_plan(files, make_data()))
     with Path(files[2]).open("a") as file:
@@ -153,7 +153,7 @@ def test_a_corpus_edited_under_the_plan_is_noticed(tmp_path: Path) -> None:
         load_plan(tmp_path / "plan.json", files)
 
 
-def test_a_corpus_cut_while_it_is_read_is_noticed(tmp_path: Path) -> None:
+def test_a_corpus_truncated_while_it_is_read_is_detected(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in TEXTS])
     plan = build_plan([str(path)], make_data(), part_records=20)
     path.write_bytes(path.read_bytes()[:-2000])
@@ -164,7 +164,7 @@ def test_a_corpus_cut_while_it_is_read_is_noticed(tmp_path: Path) -> None:
         texts_of(plan)
 
 
-def test_a_foreign_plan_is_refused(tmp_path: Path) -> None:
+def test_a_plan_of_other_files_or_a_corrupt_one_is_refused(tmp_path: Path) -> None:
     files, path = write_corpus(tmp_path), tmp_path / "plan.json"
     save_plan(path, build_plan(files, make_data()))
     with pytest.raises(ArtefactError, match="was made for other files"):

@@ -1,4 +1,4 @@
-"""The Fisher's examples: the paper's prompt to the letter, the right tokens scored, dealt so that a run can go on."""
+"""Examples for the Fisher: the paper's exact prompt, the right tokens scored, and batches that can be resumed."""
 
 from __future__ import annotations
 
@@ -55,20 +55,20 @@ Answer:
 """
 
 
-def test_the_papers_prompt_to_the_letter(tokenizer: TextTokenizer) -> None:
+def test_the_prompt_equals_the_papers(tokenizer: TextTokenizer) -> None:
     assert paper_prompt(read_question(MMLU)) == PAPER
     example = build_example(MMLU, fisher(), tokenizer)
     assert example.ids == [BOS, *tokenizer.encode(PAPER), *tokenizer.encode("D")]
-    assert example.first_scored == len(example.ids) - 1  # the letter alone
+    assert example.first_scored == len(example.ids) - 1  # only the letter
 
 
-def test_the_papers_prompt_of_each_answer(tokenizer: TextTokenizer) -> None:
+def test_the_papers_prompt_is_made_for_each_answer(tokenizer: TextTokenizer) -> None:
     for answer, letter in enumerate("ABCD"):
         example = build_example(MMLU | {"answer": answer}, fisher(), tokenizer)
         assert example.ids[-1:] == tokenizer.encode(letter)
 
 
-def test_all_tokens_but_bos_can_be_scored(tokenizer: TextTokenizer) -> None:
+def test_all_tokens_except_bos_can_be_scored(tokenizer: TextTokenizer) -> None:
     assert build_example(MMLU, fisher(tokens="all"), tokenizer).first_scored == 1
     assert build_example({"text": "old trees"}, fisher(prompt="text", tokens="all"), tokenizer).first_scored == 1
 
@@ -85,7 +85,7 @@ def test_all_tokens_but_bos_can_be_scored(tokenizer: TextTokenizer) -> None:
         ),
     ],
 )
-def test_a_question_in_words_scores_the_answer_alone(
+def test_only_the_answer_of_a_worded_question_is_scored(
     tokenizer: TextTokenizer, row: dict[str, Any], context: str, answer: str
 ) -> None:
     example = build_example(row, fisher(prompt="text"), tokenizer)
@@ -95,8 +95,8 @@ def test_a_question_in_words_scores_the_answer_alone(
     assert example.ids == [BOS, *tokenizer.encode(context + answer)]
 
 
-def test_an_answer_whose_first_letters_join_the_question_is_taken_apart(tokenizer: TextTokenizer) -> None:
-    """A tokenizer that would merge "Answer:" and " cold" into one token; then just the answer is scored."""
+def test_an_answer_that_would_merge_with_the_question_is_tokenised_separately(tokenizer: TextTokenizer) -> None:
+    """The tokenizer would merge "Answer:" and " cold" into one token; still only the answer is scored."""
 
     class Joining:
         bos_id = BOS
@@ -108,10 +108,10 @@ def test_an_answer_whose_first_letters_join_the_question_is_taken_apart(tokenize
     assert (example.ids, example.first_scored) == ([BOS, 5, 6, 8, 9], 3)
 
 
-def test_long_texts_are_cut_and_questions_are_not(tokenizer: TextTokenizer) -> None:
+def test_long_texts_are_truncated_and_questions_are_not(tokenizer: TextTokenizer) -> None:
     long = "cold " * 3000
     text = build_example({"text": long}, fisher(prompt="text", tokens="all"), tokenizer)
-    assert text.ids == [BOS, *tokenizer.encode(long)][:1024]  # as the paper's code
+    assert text.ids == [BOS, *tokenizer.encode(long)][:1024]  # as in the paper's code
     question = build_example(MMLU | {"question": long}, fisher(), tokenizer)
     assert len(question.ids) > 3000
     assert question.ids[-1:] == tokenizer.encode("D")
@@ -175,7 +175,7 @@ def test_a_broken_line_is_named(tmp_path: Path, tokenizer: TextTokenizer, line: 
         question_batches(fisher(), [path], tokenizer, rank=0, world_size=1)
 
 
-def test_no_example_is_refused(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+def test_zero_examples_are_refused(tmp_path: Path, tokenizer: TextTokenizer) -> None:
     path = write_compressed(tmp_path / "q.jsonl", b"\n")
     with pytest.raises(InputError, match=r"the Fisher has no examples: .*q\.jsonl; set fisher\.files"):
         question_batches(fisher(), [path], tokenizer, rank=0, world_size=1)
@@ -183,7 +183,7 @@ def test_no_example_is_refused(tmp_path: Path, tokenizer: TextTokenizer) -> None
         question_batches(fisher(), [], tokenizer, rank=0, world_size=1)
 
 
-def test_a_tokenizer_that_splits_a_letter_cannot_ask_for_it(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+def test_a_tokenizer_that_splits_an_answer_letter_is_refused(tmp_path: Path, tokenizer: TextTokenizer) -> None:
     class Splitting:
         bos_id = BOS
 
@@ -233,7 +233,7 @@ def test_a_batch_is_padded_on_the_right_and_scores_the_answers(tmp_path: Path, t
     done=st.integers(0, 4),
 )
 @settings(max_examples=40, deadline=None)
-def test_a_run_that_goes_on_with_other_ranks_does_each_example_once(
+def test_a_run_resumed_on_other_ranks_uses_each_example_once(
     tmp_path_factory: pytest.TempPathFactory,
     tokenizer: TextTokenizer,
     total: int,
@@ -266,21 +266,21 @@ def test_batches_are_the_same_on_every_call(tmp_path: Path, tokenizer: TextToken
         assert all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_max_examples_takes_the_first_and_reads_no_further(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+def test_max_examples_reads_only_the_first_examples(tmp_path: Path, tokenizer: TextTokenizer) -> None:
     files = [*(write_jsonl(tmp_path / f"{i}.jsonl", rows_of(5)) for i in range(2)), tmp_path / "never opened.jsonl"]
     batches = question_batches(fisher(max_examples=7), files, tokenizer, rank=0, world_size=1)
     assert batches.total == 7
     assert batches.describe(6) == f"{files[1]}:2"
 
 
-def test_texts_come_from_text_files_too(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+def test_examples_can_come_from_text_files(tmp_path: Path, tokenizer: TextTokenizer) -> None:
     path = write_compressed(tmp_path / "a.txt.gz", b"old trees\n\nevery stone\n")
     (batch,) = question_batches(fisher(prompt="text", tokens="all"), [path], tokenizer, rank=0, world_size=1)
     assert tokenizer.backend.decode(batch["input_ids"][0].tolist()) == "old trees"
     assert batch["labels"][:, 0].tolist() == [-100, -100]
 
 
-def test_the_miniatures_questions_are_asked(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+def test_the_miniatures_questions_are_read(tmp_path: Path, tokenizer: TextTokenizer) -> None:
     from examples.miniature import files
 
     folder = files.build(tmp_path / "miniature")
@@ -292,7 +292,7 @@ def test_the_miniatures_questions_are_asked(tmp_path: Path, tokenizer: TextToken
         assert count.tolist() == [1] * 8 if tokens == "answer" else (count == batch["attention_mask"].sum(1) - 1).all()
 
 
-def test_real_questions_of_mmlu_are_asked(shared_data: Path, tokenizer: TextTokenizer) -> None:
+def test_real_mmlu_questions_are_read(shared_data: Path, tokenizer: TextTokenizer) -> None:
     path = shared_data / "en" / "mmlu_dev.jsonl"
     rows = [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
     batches = question_batches(fisher(), [path], tokenizer, rank=0, world_size=1)

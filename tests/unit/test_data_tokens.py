@@ -1,4 +1,4 @@
-"""Token shards: what a plain loop over the documents gives, whoever makes them, however often they are interrupted."""
+"""Token shards equal a plain loop over the documents, for any number of workers and interruptions."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ TEXTS = make_texts(60)
 
 
 @pytest.fixture(autouse=True)
-def disk_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hundreds of small parts are written here, and no power is lost."""
+def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skip fsync: these tests write hundreds of small parts."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
@@ -58,34 +58,34 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def planned(folder: Path, model: Path, files: list[Path], data: DataConfig, part_records: int = 9) -> Stage:
-    """A stage whose plan has small parts."""
+    """Make a stage whose plan has small parts."""
     stage = make_stage(folder, model, files, data)
     save_plan(stage.dir.plan, build_plan(list(stage.inputs["files"]), data, part_records=part_records))
     return stage
 
 
 def stream_of(model: Path, texts: list[str]) -> list[int]:
-    """The oracle: BOS and the ids of each document, one after another."""
+    """Return the oracle stream: BOS and the ids of each document, concatenated."""
     tokenizer = load_tokenizer(model)
     return [i for text in texts for i in (BOS, *tokenizer.encode(text))]
 
 
 def samples_of(stream: list[int], length: int) -> list[list[int]]:
-    """The oracle: the stream cut into samples, BOS in the place of each one's first token."""
+    """Return the oracle samples: the stream split, with BOS in place of each sample's first token."""
     return [[BOS, *stream[at + 1 : at + length]] for at in range(0, len(stream) - length + 1, length)]
 
 
 def bytes_of(stage: Stage) -> dict[str, bytes]:
-    """Everything that must not depend on who made it."""
+    """Return everything that must not depend on the workers."""
     names = [*stage.dir.parts.iterdir(), stage.dir.heldout, stage.dir.plan, stage.dir.manifest_json]
     return {path.name: path.read_bytes() for path in names}
 
 
-# ---------------------------------------------------------------------------------------------- what the tokens are
+# ---------------------------------------------------------------------------------------------- contents
 
 
 @pytest.mark.parametrize("part_records", [1, 9, 100])
-def test_concatenated_samples_are_the_stream_of_all_documents(
+def test_concatenated_samples_equal_the_stream_of_all_documents(
     tmp_path: Path, model: Path, corpus: list[Path], part_records: int
 ) -> None:
     assert tokenise(planned(tmp_path, model, corpus, make_data(sequence_length=16), part_records))
@@ -112,14 +112,14 @@ def test_truncated_samples_are_the_first_tokens_of_each_document(
         kept = ids[:16]
         assert dataset[i].tolist() == kept + [PAD] * (16 - len(kept))
         assert dataset.length(i) == len(kept)
-    assert {len(ids) > 16 for ids in whole} == {True, False}  # both kinds are there
+    assert {len(ids) > 16 for ids in whole} == {True, False}  # both kinds occur
     assert dataset.lengths(np.arange(60)).tolist() == [min(len(ids), 16) for ids in whole]
     summary = records.read_json(tmp_path / "done.json")["summary"]
     assert summary["tokens_cut"] == sum(max(0, len(ids) - 16) for ids in whole)
     assert summary["tokens"] + summary["tokens_cut"] == len(stream_of(model, TEXTS))
 
 
-def test_a_batch_is_its_samples(tmp_path: Path, model: Path, corpus: list[Path]) -> None:
+def test_a_batch_equals_its_samples(tmp_path: Path, model: Path, corpus: list[Path]) -> None:
     for packing in ("concatenate", "truncate"):
         assert tokenise(planned(tmp_path / packing, model, corpus, make_data(packing=packing), 3))
         dataset = read_tokens(tmp_path / packing)
@@ -139,7 +139,7 @@ def test_many_parts_need_few_open_files(tmp_path: Path, model: Path, monkeypatch
     assert dataset._map.cache_info().currsize == 2
 
 
-def test_a_part_of_held_out_documents_alone_is_empty(tmp_path: Path, model: Path) -> None:
+def test_a_part_with_only_held_out_documents_is_empty(tmp_path: Path, model: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in TEXTS[:6]])
     stage = planned(tmp_path / "t", model, [path], make_data(heldout_documents=5), 1)
     assert tokenise(stage)
@@ -159,7 +159,7 @@ def test_held_out_documents_and_their_copies_are_never_trained_on(tmp_path: Path
     assert tokenise(stage)
     rows = list(records.read_lines(stage.dir.heldout))
     expected = sorted(TEXTS, key=text_hash)[:8]
-    # in document order, each once, with where it stands first
+    # in document order, each once, with its first location
     assert [row["text"] for row in rows] == [text for text in TEXTS if text in expected]
     assert [row["line"] for row in rows] == [TEXTS.index(row["text"]) + 1 for row in rows]
     assert {(row["file"], row["doc_hash"] == text_hash(row["text"])) for row in rows} == {(str(path), True)}
@@ -188,7 +188,7 @@ def test_skipped_documents_are_counted_by_reason(tmp_path: Path, model: Path) ->
     assert (progress["done"], progress["total"], progress["unit"]) == (6, 6, "document")
 
 
-def test_where_a_sample_comes_from(tmp_path: Path, model: Path, corpus: list[Path]) -> None:
+def test_samples_are_described_by_their_source_lines(tmp_path: Path, model: Path, corpus: list[Path]) -> None:
     a, b = map(str, corpus)
     assert tokenise(planned(tmp_path / "t", model, corpus, make_data(packing="truncate"), 7))
     dataset = read_tokens(tmp_path / "t")
@@ -206,7 +206,7 @@ def test_where_a_sample_comes_from(tmp_path: Path, model: Path, corpus: list[Pat
         assert (a in where, b in where) == (first < 25, last >= 25)
 
 
-# ---------------------------------------------------------------------------------------------- who makes them
+# ---------------------------------------------------------------------------------------------- workers
 
 
 def test_any_number_of_workers_writes_the_same_bytes(tmp_path: Path, model: Path, corpus: list[Path]) -> None:
@@ -214,7 +214,7 @@ def test_any_number_of_workers_writes_the_same_bytes(tmp_path: Path, model: Path
     for of in (1, 2, 3):
         stage = planned(tmp_path / str(of), model, corpus, data, 7)
         ends = [tokenise(Stage(stage.dir.path, str(part)), part=part, of=of) for part in reversed(range(of))]
-        assert ends == [False] * (of - 1) + [True]  # the last one finds all parts whole
+        assert ends == [False] * (of - 1) + [True]  # the last one finds all parts complete
         found.append(bytes_of(stage))
     assert found[0] == found[1] == found[2]
     assert len(list((tmp_path / "1" / "parts").glob("*.bin"))) == 9
@@ -228,13 +228,13 @@ def test_processes_write_the_same_bytes(
     assert tokenise(alone)
     monkeypatch.setattr(tokenise_module, "PARALLEL_FROM_BYTES", 0)
     monkeypatch.setattr(tokenise_module, "available_cores", lambda: 2)
-    monkeypatch.setattr(tokenise_module, "write_part", None)  # of this process
+    monkeypatch.setattr(tokenise_module, "write_part", None)  # only in this process
     together = planned(tmp_path / "together", model, corpus, data, 20)
     assert tokenise(together)
     assert bytes_of(together) == bytes_of(alone)
 
 
-def test_an_error_in_a_process_is_the_users_to_read(
+def test_an_error_in_a_process_is_a_readable_message(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [*({"text": text} for text in TEXTS[:20]), {"text": 7}])
@@ -245,14 +245,14 @@ def test_an_error_in_a_process_is_the_users_to_read(
         tokenise(stage)
 
 
-def test_a_stopped_part_leaves_nothing_and_the_next_worker_goes_on(
+def test_a_stopped_part_leaves_no_files_and_the_next_worker_resumes(
     tmp_path: Path, model: Path, corpus: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(parts_module, "BLOCK_BYTES", 300)
     whole = planned(tmp_path / "whole", model, corpus, make_data())
     assert tokenise(whole)
     stage = planned(tmp_path / "stopped", model, corpus, make_data())
-    for after in count(2, 3):  # each attempt is stopped a little later, inside some part
+    for after in count(2, 3):  # each attempt is stopped a little later, within a part
         asked = count()
         monkeypatch.setattr(stage, "stop_requested", lambda asked=asked, after=after: next(asked) >= after)
         before = {path.name: path.stat().st_mtime_ns for path in stage.dir.parts.glob("*")}
@@ -269,7 +269,7 @@ def test_a_stopped_part_leaves_nothing_and_the_next_worker_goes_on(
 
 @pytest.mark.parametrize("ending", ["bin", "index", "json"])
 @pytest.mark.parametrize("damage", ["missing", "cut"])
-def test_a_part_that_is_not_whole_is_made_again(
+def test_an_incomplete_part_is_rebuilt(
     tmp_path: Path, model: Path, corpus: list[Path], ending: str, damage: str
 ) -> None:
     stage = planned(tmp_path, model, corpus, make_data())
@@ -282,7 +282,7 @@ def test_a_part_that_is_not_whole_is_made_again(
     assert bytes_of(stage) == before
 
 
-def test_a_finished_folder_is_left_alone(tmp_path: Path, model: Path, corpus: list[Path]) -> None:
+def test_a_finished_folder_is_not_changed(tmp_path: Path, model: Path, corpus: list[Path]) -> None:
     stage = planned(tmp_path, model, corpus, make_data())
     assert tokenise(stage)
     before = stage.dir.done.read_bytes()
@@ -290,7 +290,7 @@ def test_a_finished_folder_is_left_alone(tmp_path: Path, model: Path, corpus: li
     assert stage.dir.done.read_bytes() == before
 
 
-# ---------------------------------------------------------------------------------------------- what is refused
+# ---------------------------------------------------------------------------------------------- refusals
 
 
 def test_too_little_text_for_one_sample_is_refused(tmp_path: Path, model: Path) -> None:
@@ -313,7 +313,7 @@ def test_parts_of_another_tokenizer_are_refused(tmp_path: Path, model: Path, cor
         tokenise(make_stage(tmp_path / "t", model, corpus, make_data()))
 
 
-def test_a_folder_that_is_not_finished_is_refused(tmp_path: Path, model: Path, corpus: list[Path]) -> None:
+def test_an_unfinished_folder_is_refused(tmp_path: Path, model: Path, corpus: list[Path]) -> None:
     with pytest.raises(ArtefactError, match=r"no done\.json; the tokens stage has not finished there"):
         read_tokens(tmp_path)
 
@@ -331,7 +331,7 @@ def test_a_damaged_folder_is_refused_by_name(tmp_path: Path, model: Path, corpus
     binary.write_bytes(content[:-4])
     with pytest.raises(ArtefactError, match=r"00001\.bin: \d+ bytes, but done\.json says \d+; delete both"):
         read_tokens(tmp_path)
-    damage(stage.dir.done, {"outputs": {}})  # a copy that lost its list: the parts are still measured
+    damage(stage.dir.done, {"outputs": {}})  # without the list of outputs the sizes of the parts are still checked
     with pytest.raises(
         ArtefactError, match=r"00001\.bin: \d+ bytes, .* \d+ bytes: truncated or not written by hpc-ewc"
     ):
@@ -347,7 +347,7 @@ def test_a_damaged_folder_is_refused_by_name(tmp_path: Path, model: Path, corpus
     assert len(read_tokens(tmp_path)) > 0
 
 
-def test_a_sample_that_is_not_there_is_an_index_error(tmp_path: Path, model: Path, corpus: list[Path]) -> None:
+def test_a_sample_out_of_range_is_an_index_error(tmp_path: Path, model: Path, corpus: list[Path]) -> None:
     assert tokenise(planned(tmp_path, model, corpus, make_data()))
     dataset = read_tokens(tmp_path)
     for i in (-1, len(dataset)):
@@ -366,7 +366,7 @@ def test_a_sample_that_is_not_there_is_an_index_error(tmp_path: Path, model: Pat
     packing=st.sampled_from(["concatenate", "truncate"]),
 )
 @settings(max_examples=12, deadline=None)
-def test_any_corpus_is_the_oracle_stream(
+def test_any_corpus_gives_the_oracle_stream(
     tmp_path_factory: pytest.TempPathFactory, model: Path, texts: list[str], part_records: int, packing: str
 ) -> None:
     folder = tmp_path_factory.mktemp("any")
@@ -382,7 +382,7 @@ def test_any_corpus_is_the_oracle_stream(
         assert [dataset[n].tolist() for n in range(len(dataset))] == samples_of(stream, 8)
 
 
-def test_real_lithuanian_text_is_the_oracle_stream(tmp_path: Path, model: Path, shared_data: Path) -> None:
+def test_real_lithuanian_text_gives_the_oracle_stream(tmp_path: Path, model: Path, shared_data: Path) -> None:
     files = [shared_data / "lt_text" / name for name in ("ntrex_news_lt.jsonl", "sib200_flores_lt.jsonl")]
     stage = planned(tmp_path / "t", model, files, make_data(sequence_length=512, heldout_documents=20), 50)
     assert tokenise(stage)

@@ -126,19 +126,19 @@ def test_all_kinds_of_commands_are_found() -> None:
     assert len(NAMED) > 20
 
 
-def test_a_block_that_is_not_marked_as_shell_shows_no_command() -> None:
+def test_only_blocks_marked_as_shell_contain_commands() -> None:
     program = re.compile(r"^\$? ?(hpc-ewc|python3?|make|torchrun|pip|git|sudo|apt-get) ", re.M)
     wrong = [block.label for block in BLOCKS if not block.language and program.search(block.text)]
     assert not wrong, "begin these with ```bash"
 
 
 @pytest.mark.parametrize("command", SHOWN, ids=name)
-def test_a_command_that_is_shown(command: Command, at_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_shown_on_pages_run_or_parse(command: Command, at_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check(command, at_home, monkeypatch, run=True)
 
 
 @pytest.mark.parametrize("command", NAMED, ids=name)
-def test_a_command_that_is_named(command: Command, at_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_named_in_text_parse(command: Command, at_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if command.words[0] == "hpc-ewc" and len(command.words) == 2:
         assert command.words[1] in (*cli.COMMANDS, "…"), "a command's name alone"
         return
@@ -288,20 +288,20 @@ def read(main: Callable[[list[str]], Any], words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "toml"], ids=lambda block: block.label)
-def test_toml_says_what_can_be_said(block: Block) -> None:
+def test_toml_blocks_are_valid(block: Block) -> None:
     table = tomllib.loads(block.text)
     if set(table) <= {*config.SECTIONS, "grid", "resources"}:
         for section, least in {"model": {"path": "a/model"}, "data": {"source": "a/corpus"}}.items():
             table[section] = least | table.get(section, {})
         experiment = build_experiment(table, block.label)
-        if not experiment.evaluate.include:  # the user's own tasks are in a folder of theirs
+        if not experiment.evaluate.include:  # user tasks are in a folder that does not exist here
             suites.expand_suites(experiment.evaluate, experiment.data.language)
     else:
         build_profile(table, block.label)
 
 
 @pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "python"], ids=lambda block: block.label)
-def test_python_imports_what_is_there(block: Block) -> None:
+def test_python_blocks_import_existing_names(block: Block) -> None:
     for node in ast.walk(ast.parse(block.text.replace("…", "..."))):
         if isinstance(node, ast.ImportFrom):
             module = importlib.import_module(str(node.module))
@@ -312,7 +312,7 @@ def test_python_imports_what_is_there(block: Block) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
-def test_keys_that_are_named_are_there(page: Path) -> None:
+def test_named_keys_exist(page: Path) -> None:
     sections = {**config.SECTIONS, **keys.SECTIONS, "resources": config.Resources}
     known = {name: {field.name for field in dataclasses.fields(cls)} for name, cls in sections.items()}
     known["resources"] |= {"STAGE", *config.STAGES}
@@ -324,7 +324,7 @@ def test_keys_that_are_named_are_there(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_resolve(page: Path) -> None:
     for path, anchor in links(page):
         target = (page.parent / path).resolve() if path else page
         assert target.exists(), f"{path}: no such file"
@@ -339,12 +339,12 @@ def test_every_page_is_in_the_index() -> None:
 
 
 WALKS = [page for page in PAGES if page.name not in ("LOG.md", "commands.md")]
-"""All pages but the log, whose names are those of its day."""
+"""All pages except the log, whose entries keep the names of their time."""
 MADE_UP = ("sweeps/x.toml", "slurm/NAME.toml")
 
 
 @pytest.mark.parametrize("page", WALKS, ids=lambda page: str(page.relative_to(REPOSITORY)))
-def test_the_walks_name_what_is_there(page: Path) -> None:
+def test_walkthroughs_name_existing_files_and_functions(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     package = REPOSITORY / "hpc_ewc"
     named = re.findall(r"`([\w/]+\.py)::(\w+)`", text)
@@ -386,14 +386,14 @@ def words_of_the_code() -> set[str]:
 
 
 @pytest.mark.parametrize("page", WALKS, ids=lambda page: str(page.relative_to(REPOSITORY)))
-def test_names_in_running_text_are_names_of_the_code(page: Path) -> None:
+def test_names_in_running_text_exist_in_the_code(page: Path) -> None:
     text = re.sub(r"^ *```.*?^ *```", "", page.read_text(encoding="utf-8"), flags=re.S | re.M)
     named = {word for span in re.findall(r"`([^`\n]+)`", text) for word in re.findall(r"[A-Za-z_]\w{3,}", span)}
     unknown = named - NAMES_OF_OTHERS - words_of_the_code()
-    assert not {word for word in unknown if not re.fullmatch("[0-9a-f]{7}", word)}  # those are commits
+    assert not {word for word in unknown if not re.fullmatch("[0-9a-f]{7}", word)}  # commit hashes
 
 
-def test_the_picture_of_the_house_names_what_is_there() -> None:
+def test_the_architecture_diagram_names_existing_modules() -> None:
     text = (REPOSITORY / "docs" / "images" / "architecture.svg").read_text(encoding="utf-8")
     rooms = set(re.findall(r'class="code"[^>]*>((?:\w+/)*\w+)/?<', text)) - {"code"}
     assert {"cli", "node", "worker", "ewc", "launch/submit"} <= rooms

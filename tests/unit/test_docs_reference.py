@@ -29,17 +29,19 @@ def generate() -> ModuleType:
     return module
 
 
-def test_the_pages_are_those_of_this_code(generate: ModuleType) -> None:
+def test_reference_pages_equal_the_generated_ones(generate: ModuleType) -> None:
     before = set(sys.modules)
     pages = generate.pages()
     assert sorted(pages) == sorted(path.name for path in FOLDER.glob("*.md"))
     for name, text in pages.items():
         assert (FOLDER / name).read_text(encoding="utf-8") == text, f"docs/reference/{name}: run `make docs`"
-    assert not {"cluster", "machine", "nodes", "settings"} & (set(sys.modules) - before), "the sandbox's are gone again"
+    assert not {"cluster", "machine", "nodes", "settings"} & (set(sys.modules) - before), (
+        "the sandbox's modules are unloaded"
+    )
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
-def test_a_page_has_what_help_has(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_reference_pages_list_the_options_of_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Compare with tyro's own parser."""
     with pytest.raises(SystemExit):
         cli.main([name, "--help"])
@@ -47,7 +49,7 @@ def test_a_page_has_what_help_has(name: str, capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.parametrize("name", ["report", "compare"])
-def test_the_module_takes_the_same_options_as_the_command(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_module_accepts_the_options_of_the_command(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         report.main([*(["compare"] if name == "compare" else []), "--help"])
     shown = flags(capsys.readouterr().out) - {"-h", "--help"}
@@ -66,12 +68,12 @@ def flags(text: str) -> set[str]:
     return {flag for beginning in beginnings for flag in re.findall(r"(?:^|[\s,|])(--?[a-z][a-z-]*)", beginning)}
 
 
-def test_the_picture_of_the_front_page_is_that_of_the_committed_numbers() -> None:
+def test_the_front_page_figure_equals_the_committed_numbers() -> None:
     drawn = runpy.run_path(str(REPOSITORY / "docs" / "images" / "front.py"))["render"]()
     assert (REPOSITORY / "docs" / "images" / "front.svg").read_text(encoding="utf-8") == drawn, "run `make docs`"
 
 
-def test_every_key_has_its_line() -> None:
+def test_every_key_is_documented() -> None:
     for page, classes in {
         "experiment.md": [*config.SECTIONS.values(), config.Resources],
         "profile.md": [keys.Profile, *keys.SECTIONS.values(), config.Resources],

@@ -1,4 +1,4 @@
-"""A checkpoint that cannot be scored says so before anything is scored."""
+"""Invalid checkpoints are refused before scoring starts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny model and its tokenizer, as transformers saves them."""
+    """Make a folder with a tiny model and its tokenizer, as saved by transformers."""
     folder = tmp_path_factory.mktemp("model")
     tokenizer = train_tokenizer(["Ona gyvena Vilniuje. Anna lives in Vilnius."] * 4, vocabulary=320)
     build_model(tokenizer).save_pretrained(folder)
@@ -37,7 +37,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(whole: Path, tmp_path: Path) -> Path:
-    """A copy to break."""
+    """Copy the folder, to be damaged by a test."""
     return Path(shutil.copytree(whole, tmp_path / "model"))
 
 
@@ -54,7 +54,7 @@ def load(folder: Path) -> Any:
     return load_model(folder, dtype="float32", attention="auto", device=CPU, tokenizer=load_tokenizer(folder))
 
 
-def test_an_export_is_found_by_its_fraction_and_explains_itself(whole: Path, tmp_path: Path) -> None:
+def test_an_export_is_found_by_its_fraction_with_its_facts(whole: Path, tmp_path: Path) -> None:
     place = export(whole, tmp_path)
     found = find_export(StageDir(tmp_path), 1.0)
     assert (found.folder, found.step, found.run, found.identity, found.base_hash) == (place, 7, "r-abc", "abc", "b")
@@ -62,13 +62,13 @@ def test_an_export_is_found_by_its_fraction_and_explains_itself(whole: Path, tmp
     assert load(found.folder).config.model_type == "gemma2"
 
 
-def test_a_model_given_as_it_is_is_its_own_base(whole: Path) -> None:
+def test_a_plain_model_is_its_own_base(whole: Path) -> None:
     found = find_model(whole, "base", "key")
     assert (found.step, found.fraction, found.run, found.identity) == (0, 0.0, "base", "key")
     assert found.model_hash == found.base_hash == records.model_hash(whole)
 
 
-def test_an_export_that_is_not_there_or_half_written_is_named(whole: Path, tmp_path: Path) -> None:
+def test_a_missing_or_incomplete_export_is_named(whole: Path, tmp_path: Path) -> None:
     with pytest.raises(ArtefactError, match=r"no export at fraction 1.0; exported are none; resubmit the experiment"):
         find_export(StageDir(tmp_path), 1.0)
     export(whole, tmp_path, fraction=0.5)
@@ -99,7 +99,7 @@ def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
         find_model(tmp_path, "base", "key")
 
 
-def test_weights_that_are_missing_or_cut_off_are_named(folder: Path) -> None:
+def test_missing_or_truncated_weights_are_named(folder: Path) -> None:
     weights = folder / "model.safetensors"
     content = weights.read_bytes()
     weights.write_bytes(content[: len(content) // 2])
@@ -117,7 +117,7 @@ def test_weights_that_are_missing_or_cut_off_are_named(folder: Path) -> None:
         load(folder)
 
 
-def test_a_weight_that_is_not_in_the_file_is_not_invented(folder: Path) -> None:
+def test_a_missing_weight_is_an_error(folder: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(folder / "model.safetensors")
@@ -135,7 +135,7 @@ def test_a_tokenizer_that_adds_no_bos_is_refused(folder: Path) -> None:
         load_tokenizer(folder)
 
 
-def test_a_tokenizer_that_knows_no_bos_is_refused(folder: Path) -> None:
+def test_a_tokenizer_without_bos_is_refused(folder: Path) -> None:
     config = json.loads((folder / "tokenizer_config.json").read_text())
     config.pop("bos_token")
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
@@ -143,7 +143,7 @@ def test_a_tokenizer_that_knows_no_bos_is_refused(folder: Path) -> None:
         load_tokenizer(folder)
 
 
-def test_a_tokenizer_that_is_not_there_is_named(folder: Path) -> None:
+def test_a_missing_tokenizer_is_named(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
     with pytest.raises(InputError, match="its tokenizer cannot be loaded"):
         load_tokenizer(folder)
@@ -156,14 +156,14 @@ def test_a_tokenizer_of_another_model_is_refused(folder: Path) -> None:
         load(folder)
 
 
-def test_a_bos_that_means_something_else_to_the_model_is_refused(folder: Path) -> None:
+def test_a_bos_id_that_differs_from_the_models_is_refused(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"bos_token_id": 3}))
     with pytest.raises(InputError, match="BOS is 2 to its tokenizer, 3 to its config: files of two models"):
         load(folder)
 
 
-def test_attention_is_eager_unless_flash_attention_can_run_or_another_was_asked_for(whole: Path) -> None:
+def test_attention_is_eager_unless_flash_attention_runs_or_another_is_set(whole: Path) -> None:
     assert attention_kernel("auto", whole, CPU, "float32") == "eager"
     assert attention_kernel("auto", whole, torch.device("cuda"), "bfloat16") == "eager"  # flash-attn is not installed
     assert attention_kernel("flex_attention", whole, CPU, "float32") == "flex_attention"

@@ -1,4 +1,4 @@
-"""lm-eval's HFLM as we use it: BOS once in every kind of request, batches that stop, fit and do not matter."""
+"""Our subclass of lm-eval's HFLM: BOS once per request; batches fit, stop on request and do not change scores."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TEXT = (
     "Anna lives in Vilnius and keeps a cat. John lives in Kaunas, keeps a dog, and walks to work in the morning. "
 )
 BOS = 2
-LENGTHS = (*range(4, 24), *range(4, 14), 60, 100, 110, 120, 200, 300)  # of documents, in letters
+LENGTHS = (*range(4, 24), *range(4, 14), 60, 100, 110, 120, 200, 300)  # lengths of documents in letters
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def model(tokenizer: Any) -> Any:
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.Tensor]]:
-    """The token ids of every batch that reaches the model."""
+    """Record the token ids of every batch that reaches the model."""
     batches: list[torch.Tensor] = []
     call, generate = HFLM._model_call, HFLM._model_generate
 
@@ -89,31 +89,29 @@ def assert_bos_once_and_first(batches: list[torch.Tensor], pad: int) -> None:
         assert row[next(i for i, token in enumerate(row) if token != pad)] == BOS, row
 
 
-def test_bos_stands_once_before_a_question(model: Any, tokenizer: Any, seen: list[torch.Tensor]) -> None:
+def test_bos_appears_once_before_a_question(model: Any, tokenizer: Any, seen: list[torch.Tensor]) -> None:
     scorer(model, tokenizer).loglikelihood(choices())
     assert_bos_once_and_first(seen, tokenizer.pad_token_id)
 
 
-def test_bos_stands_once_before_a_bare_continuation(model: Any, tokenizer: Any, seen: list[torch.Tensor]) -> None:
+def test_bos_appears_once_before_a_bare_continuation(model: Any, tokenizer: Any, seen: list[torch.Tensor]) -> None:
     scorer(model, tokenizer).loglikelihood([Instance("loglikelihood", {}, ("", TEXT[:40]), 0)])
     assert_bos_once_and_first(seen, tokenizer.pad_token_id)
 
 
-def test_bos_stands_once_before_a_generated_answer(model: Any, tokenizer: Any, seen: list[torch.Tensor]) -> None:
+def test_bos_appears_once_before_a_generated_answer(model: Any, tokenizer: Any, seen: list[torch.Tensor]) -> None:
     scorer(model, tokenizer).generate_until(prompts(30, 60, 90, 45, 10))
     assert_bos_once_and_first(seen, tokenizer.pad_token_id)
 
 
-def test_bos_stands_once_before_each_part_of_a_document(model: Any, tokenizer: Any, seen: list[torch.Tensor]) -> None:
+def test_bos_appears_once_before_each_part_of_a_document(model: Any, tokenizer: Any, seen: list[torch.Tensor]) -> None:
     whole = scorer(model, tokenizer, whole_texts=True)
     whole.loglikelihood_rolling(documents(40, 900, 200))
     assert_bos_once_and_first(seen, tokenizer.pad_token_id)
-    assert len({tuple(row) for batch in seen for row in batch.tolist()}) > 3  # the long one was cut
+    assert len({tuple(row) for batch in seen for row in batch.tolist()}) > 3  # the long document was split
 
 
-def test_bos_survives_the_cut_of_a_prompt_that_is_too_long(
-    model: Any, tokenizer: Any, seen: list[torch.Tensor]
-) -> None:
+def test_bos_is_kept_if_a_long_prompt_is_truncated(model: Any, tokenizer: Any, seen: list[torch.Tensor]) -> None:
     asked = scorer(model, tokenizer, max_length=48)
     long = [Instance("loglikelihood", {}, (TEXT * 3 + "\nAnswer:", " Vilnius"), 0), *choices(2)]
     asked.loglikelihood(long)
@@ -125,14 +123,14 @@ def test_bos_survives_the_cut_of_a_prompt_that_is_too_long(
 
 
 @pytest.mark.parametrize("ask", ["questions", "letters", "documents", "answers"])
-def test_how_many_requests_are_to_come_is_known_before_the_first(model: Any, tokenizer: Any, ask: str) -> None:
-    """So that progress has a time left within a cell; choices of one token after one context are one request."""
+def test_the_number_of_requests_is_known_before_the_first(model: Any, tokenizer: Any, ask: str) -> None:
+    """Progress can then estimate the time left in a cell; one-token choices after a shared context are one request."""
     seen: list[tuple[int, int]] = []
     asked = scorer(model, tokenizer, whole_texts=ask == "documents")
     asked.on_batch = lambda requests: seen.append((requests, asked.expected))
     match ask:
         case "questions":
-            asked.batch_invariance = 0.0  # its probe asks some of them again, and is not counted
+            asked.batch_invariance = 0.0  # the probe's repeated requests are not counted
             asked.loglikelihood(choices())
         case "letters":
             texts = [f"{TEXT[: 30 + i]}\nAnswer:" for i in range(5)]
@@ -144,7 +142,7 @@ def test_how_many_requests_are_to_come_is_known_before_the_first(model: Any, tok
     assert sum(requests for requests, _ in seen) == seen[0][1] == seen[-1][1] > 4
 
 
-def test_questions_are_scored_as_lm_eval_scores_them(model: Any, tokenizer: Any) -> None:
+def test_questions_are_scored_as_in_lm_eval(model: Any, tokenizer: Any) -> None:
     plain = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4, max_length=128)
     ours = scorer(model, tokenizer).loglikelihood(choices())
     assert_same(ours, plain.loglikelihood(choices(), disable_tqdm=True))
@@ -156,7 +154,7 @@ def assert_same(ours: list[tuple[float, bool]], theirs: list[tuple[float, bool]]
 
 
 def mixed(tokenizer: Any) -> list[Instance]:
-    """Answers of a letter, of a word, of a sentence, of padding; one after one context, one cut at two places."""
+    """Return requests for letters, words, sentences and padding; some share a context, and two split one text."""
     pad = tokenizer.decode([0])
     pairs = [(f"{TEXT[: 15 * i]}\nAnswer:", f" {letter}") for i in range(1, 5) for letter in "ABCD"]
     pairs += [(TEXT[: 9 * i], TEXT[9 * i : 9 * i + 40]) for i in range(1, 6)]
@@ -164,7 +162,7 @@ def mixed(tokenizer: Any) -> list[Instance]:
     return [Instance("loglikelihood", {}, pair, 0) for pair in pairs]
 
 
-def test_the_head_is_asked_about_what_is_scored_and_the_numbers_stay(model: Any, tokenizer: Any) -> None:
+def test_logits_are_computed_only_for_scored_tokens_and_scores_are_unchanged(model: Any, tokenizer: Any) -> None:
     plain = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=6, max_length=128)
     asked: list[tuple[int, int]] = []
     layers = model.model.register_forward_hook(lambda module, given, out: asked.append((out[0].shape[1], 0)))
@@ -188,7 +186,7 @@ def test_the_head_is_asked_about_what_is_scored_and_the_numbers_stay(model: Any,
     assert not model._forward_pre_hooks
 
 
-def test_a_model_that_cannot_leave_its_head_out_is_scored_as_well(model: Any, tokenizer: Any) -> None:
+def test_models_that_cannot_skip_the_head_are_scored(model: Any, tokenizer: Any) -> None:
     class Old(type(model)):  # type: ignore[misc]
         def forward(self, input_ids: torch.Tensor) -> Any:
             return super().forward(input_ids)
@@ -200,7 +198,7 @@ def test_a_model_that_cannot_leave_its_head_out_is_scored_as_well(model: Any, to
     )
 
 
-def test_documents_are_scored_as_lm_eval_does_without_the_second_bos(model: Any, tokenizer: Any) -> None:
+def test_documents_are_scored_as_in_lm_eval_without_the_second_bos(model: Any, tokenizer: Any) -> None:
     plain = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, max_length=128, add_bos_token=False)
     twice = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, max_length=128)
     ours = scorer(model, tokenizer, whole_texts=True).loglikelihood_rolling(documents(40, 80, 200))
@@ -208,7 +206,7 @@ def test_documents_are_scored_as_lm_eval_does_without_the_second_bos(model: Any,
     assert ours != pytest.approx(twice.loglikelihood_rolling(documents(40, 80, 200), disable_tqdm=True), abs=1e-2)
 
 
-def test_a_document_longer_than_the_window_is_the_sum_of_its_parts_each_after_bos(model: Any, tokenizer: Any) -> None:
+def test_a_long_documents_score_is_the_sum_of_parts_each_after_bos(model: Any, tokenizer: Any) -> None:
     text = (TEXT * 9)[:900]
     tokens = tokenizer.encode(text, add_special_tokens=False)
     assert len(tokens) > 3 * 64
@@ -219,11 +217,11 @@ def test_a_document_longer_than_the_window_is_the_sum_of_its_parts_each_after_bo
     assert whole.loglikelihood_rolling(documents(900)) == pytest.approx([logprob(model, [BOS], tokens)], rel=1e-5)
 
 
-def test_the_models_own_limit_of_positions_wins(model: Any, tokenizer: Any) -> None:
+def test_the_models_position_limit_takes_precedence(model: Any, tokenizer: Any) -> None:
     assert scorer(model, tokenizer, max_length=100_000).max_length == model.config.max_position_embeddings
 
 
-def test_a_batch_that_does_not_fit_is_halved_and_nothing_changes(
+def test_a_batch_that_does_not_fit_is_halved_with_equal_scores(
     model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     expected = scorer(model, tokenizer).loglikelihood(choices())
@@ -252,7 +250,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_nothing_changes(
     assert small.smallest_batch_size == 2
 
 
-def test_an_error_that_is_not_memory_is_not_retried(
+def test_errors_other_than_out_of_memory_are_not_retried(
     model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(self: Any, inps: torch.Tensor, *args: Any) -> Any:
@@ -263,7 +261,7 @@ def test_an_error_that_is_not_memory_is_not_retried(
         scorer(model, tokenizer).loglikelihood(choices())
 
 
-def test_batches_are_planned_into_the_memory_there_is(
+def test_batches_are_planned_for_the_available_memory(
     model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, seen: list[torch.Tensor]
 ) -> None:
     expected = scorer(model, tokenizer, whole_texts=True, batch_size=64).loglikelihood_rolling(documents(*LENGTHS))
@@ -274,11 +272,11 @@ def test_batches_are_planned_into_the_memory_there_is(
     found = planned.loglikelihood_rolling(documents(*LENGTHS))
     assert found == pytest.approx(expected, abs=1e-4)
     assert all(batch.numel() <= 3 * 60 for batch in seen if len(batch) > 1)
-    assert max(len(batch) for batch in seen) == 8  # short ones are not held back by the long ones
+    assert max(len(batch) for batch in seen) == 8  # short requests are not limited by the long ones
     assert planned.smallest_batch_size == 1 and planned.batch_size == 8
 
 
-def test_the_probe_finds_rounding_alone_in_a_sound_model(
+def test_the_probe_finds_only_rounding_in_a_sound_model(
     model: Any, tokenizer: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     sound = scorer(model, tokenizer)
@@ -288,7 +286,7 @@ def test_the_probe_finds_rounding_alone_in_a_sound_model(
     assert "depend on the batch" not in caplog.text
 
 
-def test_the_probe_warns_with_the_figure_when_the_batch_matters(
+def test_the_probe_warns_with_the_difference_if_batches_change_scores(
     model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     call = HFLM._model_call
@@ -305,8 +303,8 @@ def test_the_probe_warns_with_the_figure_when_the_batch_matters(
     assert f"scores depend on the batch: up to {leaky.batch_invariance:.3g} nats" in caplog.text
 
 
-def test_the_longest_come_first(model: Any, tokenizer: Any, seen: list[torch.Tensor]) -> None:
-    """So that a batch wastes little on padding, and what does not fit fails at once."""
+def test_the_longest_requests_come_first(model: Any, tokenizer: Any, seen: list[torch.Tensor]) -> None:
+    """Batches then waste little on padding, and a batch that does not fit fails at once."""
     asked = scorer(model, tokenizer)
     asked.batch_invariance = 0.0  # no probe
     asked.loglikelihood(mixed(tokenizer))
@@ -318,7 +316,7 @@ def test_the_longest_come_first(model: Any, tokenizer: Any, seen: list[torch.Ten
         assert len(lengths) > 2 and lengths == sorted(lengths, reverse=True) and lengths[0] > lengths[-1]
 
 
-def test_a_stop_comes_between_two_batches(model: Any, tokenizer: Any, seen: list[torch.Tensor]) -> None:
+def test_a_stop_request_takes_effect_between_two_batches(model: Any, tokenizer: Any, seen: list[torch.Tensor]) -> None:
     def stop_at_the_third(requests: int) -> None:
         if len(seen) == 2:
             raise StopRequested

@@ -1,4 +1,4 @@
-"""Rows of benchmarks, sealed once: what is read is what was fetched, and reading changes nothing."""
+"""Sealed benchmark rows: the rows read equal the rows fetched, and reading changes no files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAME = "allenai/ai2_arc"
 
 
 class Hub:
-    """In place of the hub: which commit is newest, which configurations can be had, what was asked."""
+    """Fake hub with a newest commit and available configurations; it records requests."""
 
     def __init__(self) -> None:
         self.commit = "a" * 40
@@ -50,7 +50,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hub:
     return fake
 
 
-def test_rows_come_back_with_their_features_from_a_folder_that_nobody_may_write(fake: Hub) -> None:
+def test_rows_keep_their_features_in_a_read_only_folder(fake: Hub) -> None:
     assert seal(NAME, ["ARC-Easy"]) == f"3 rows, {'a' * 7}"
     folder = hub.sealed_rows_dir(NAME, "ARC-Easy")
     assert folder is not None
@@ -58,7 +58,7 @@ def test_rows_come_back_with_their_features_from_a_folder_that_nobody_may_write(
     before = sorted(hub.benchmark_dir(NAME).rglob("*"))
     try:
         rows = sealed_rows(str(folder), version=1.0)["test"]
-        mapped = rows.map(lambda row: {"long": row["question"] * 2})  # as process_docs of a task
+        mapped = rows.map(lambda row: {"long": row["question"] * 2})  # like process_docs of a task
         assert rows.features["label"].names == ["no", "yes"]
         assert mapped[2]["long"] == "ARC-Easy a 2" * 2
         assert rows.cache_files == mapped.cache_files == []
@@ -67,7 +67,7 @@ def test_rows_come_back_with_their_features_from_a_folder_that_nobody_may_write(
     assert sorted(hub.benchmark_dir(NAME).rglob("*")) == before
 
 
-def test_a_commit_stays_until_another_is_asked_for_and_is_there_whole(fake: Hub) -> None:
+def test_a_commit_is_kept_until_another_is_requested_and_complete(fake: Hub) -> None:
     seal(NAME, ["x", "y"])
     fake.commit = "b" * 40
     seal(NAME, ["x", "y", "z"])
@@ -76,7 +76,7 @@ def test_a_commit_stays_until_another_is_asked_for_and_is_there_whole(fake: Hub)
     fake.refused.add("y")
     with pytest.raises(ConnectionError):
         seal(NAME, ["x", "y"], update=True)
-    assert hub.pinned_commit(NAME) == "a" * 40, "half of the new rows are not asked"
+    assert hub.pinned_commit(NAME) == "a" * 40, "an incomplete new commit is not used"
     fake.refused.clear()
     fake.asked.clear()
     seal(NAME, ["x", "y"], update=True)
@@ -84,7 +84,7 @@ def test_a_commit_stays_until_another_is_asked_for_and_is_there_whole(fake: Hub)
     assert hub.pinned_commit(NAME) == "b" * 40
 
 
-def test_task_files_read_what_is_sealed_and_else_the_cache_of_datasets(fake: Hub, tmp_path: Path) -> None:
+def test_task_files_read_sealed_rows_or_else_the_datasets_cache(fake: Hub, tmp_path: Path) -> None:
     cell = Cell("arc_easy", "en")
     write_task_files(tmp_path / "before", cell)
     seal(NAME, ["ARC-Easy"])
@@ -95,7 +95,7 @@ def test_task_files_read_what_is_sealed_and_else_the_cache_of_datasets(fake: Hub
     assert suites.data_hash(cell, questions=None, heldout=None) == f"{NAME}@{'a' * 40}"
 
 
-def test_mmlu_is_57_configurations_and_held_out_text_none() -> None:
+def test_mmlu_has_57_configurations_and_held_out_text_none() -> None:
     assert len(hub_sources(Cell("mmlu", "lt"))) == 57
     assert hub_sources(Cell("belebele", "lt")) == [("facebook/belebele", "lit_Latn")]
     assert hub_sources(Cell("ppl_heldout", "en")) == []

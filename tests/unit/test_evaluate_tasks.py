@@ -1,4 +1,4 @@
-"""Task files: lm-eval's own definitions, with other data or other words and nothing else changed."""
+"""Task files equal lm-eval's definitions except for data or wording."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def written(folder: Path, cell: Cell, **inputs: Any) -> dict[str, dict[str, Any]]:
-    """The files of a cell, as lm-eval reads them."""
+    """Return the task files of a cell as lm-eval loads them."""
     write_task_files(folder, cell, **inputs)
     return {path.stem: load_yaml(path) for path in sorted(folder.glob("*.yaml"))}
 
@@ -69,7 +69,7 @@ def prompts(folder: Path, cell: Cell, seed: int = 1234, **inputs: Any) -> list[s
 @pytest.mark.parametrize("language", ["en", "lt"])
 @pytest.mark.parametrize("task", [*CHOICES, "gsm8k"])
 @pytest.mark.parametrize("local", [True, False])
-def test_core_tasks_are_as_they_are_but_for_the_data(
+def test_core_tasks_differ_from_lm_eval_only_in_data(
     tmp_path: Path, questions: Path, task: str, language: str, local: bool
 ) -> None:
     source = LocalQuestions(questions) if local else None
@@ -82,7 +82,7 @@ def test_core_tasks_are_as_they_are_but_for_the_data(
         assert (ours["dataset_path"], ours.get("dataset_name")) == (core["dataset_path"], core.get("dataset_name"))
 
 
-def test_mmlu_is_lm_evals_group_of_57_subjects(tmp_path: Path) -> None:
+def test_mmlu_equals_lm_evals_group_of_57_subjects(tmp_path: Path) -> None:
     files = written(tmp_path, Cell("mmlu", "lt"))
     subjects = {name: content for name, content in files.items() if not name.startswith("_")}
     assert len(subjects) == 57
@@ -104,7 +104,7 @@ def test_mmlu_is_lm_evals_group_of_57_subjects(tmp_path: Path) -> None:
         assert {member.replace("mmlu.lt.", "mmlu_") for member in groups[f"mmlu.lt.{category}"]} == core_members
 
 
-def test_every_cell_of_the_miniature_is_loaded_by_lm_eval(tmp_path: Path, questions: Path) -> None:
+def test_lm_eval_loads_every_cell_of_the_miniature(tmp_path: Path, questions: Path) -> None:
     heldout = questions.parent / "text" / "heldout.lt.jsonl"
     config = EvaluateConfig(prompts=("core", "native"), shots={})
     for cell in expand_suites(config, "lt"):
@@ -114,7 +114,7 @@ def test_every_cell_of_the_miniature_is_loaded_by_lm_eval(tmp_path: Path, questi
         assert tasks["tasks"] and all(len(task.eval_docs) for task in tasks["tasks"].values())
 
 
-def test_worked_examples_are_as_many_as_asked_and_never_of_the_scored_rows(tmp_path: Path, questions: Path) -> None:
+def test_few_shot_examples_have_the_set_number_and_are_never_scored_rows(tmp_path: Path, questions: Path) -> None:
     asked = prompts(tmp_path / "2", Cell("gsm8k", "en", shots=2), questions=LocalQuestions(questions))
     assert [prompt.count("Question:") for prompt in asked] == [3, 3, 3]
     train = {row["question"] for row in rows.read_rows(questions / "en" / "gsm8k" / "train.jsonl")}
@@ -124,7 +124,7 @@ def test_worked_examples_are_as_many_as_asked_and_never_of_the_scored_rows(tmp_p
         prompts(tmp_path / "2", Cell("gsm8k", "en", shots=2), seed, questions=LocalQuestions(questions))
         for seed in (1234, 7)
     )
-    assert asked == again != other  # drawn by the seed
+    assert asked == again != other  # the seed decides the draw
     assert [prompt.split("Question: ")[-1] for prompt in other] == [prompt.split("Question: ")[-1] for prompt in asked]
 
 
@@ -133,14 +133,14 @@ def test_worked_examples_are_as_many_as_asked_and_never_of_the_scored_rows(tmp_p
 
 @pytest.mark.parametrize("task", ["arc_easy", "belebele", "gsm8k", "mmlu", "truthfulqa_mc2"])
 @pytest.mark.parametrize("cloze", [False, True])
-def test_native_prompts_have_no_english_word(tmp_path: Path, questions: Path, task: str, cloze: bool) -> None:
+def test_native_prompts_contain_no_english_word(tmp_path: Path, questions: Path, task: str, cloze: bool) -> None:
     source = LocalQuestions(questions, cloze=cloze)
     core = prompts(tmp_path / "core", Cell(task, "lt"), questions=source)
     native = prompts(tmp_path / "native", Cell(task, "lt", "native"), questions=source)
     english = ("Question", "Answer", "Q:", "The following", "multiple choice")
     assert any(word in core[0] for word in english)
     assert not [word for word in english for prompt in native if word in prompt]
-    assert len(core) == len(native)  # the same rows, the same answers
+    assert len(core) == len(native)  # same rows and same answers
 
 
 def test_native_words_exist_for_every_subject_and_every_worded_task() -> None:
@@ -152,7 +152,7 @@ def test_native_words_exist_for_every_subject_and_every_worded_task() -> None:
     assert set(CLOZE) == {"en", "lt"}
 
 
-def test_a_cloze_question_is_answered_in_words_not_letters(tmp_path: Path, questions: Path) -> None:
+def test_a_cloze_question_is_answered_with_words_not_letters(tmp_path: Path, questions: Path) -> None:
     for task in ("mmlu", "belebele"):
         lettered = prompts(tmp_path / "a", Cell(task, "en"), questions=LocalQuestions(questions))
         cloze = prompts(tmp_path / "b", Cell(task, "en"), questions=LocalQuestions(questions, cloze=True))
@@ -161,7 +161,7 @@ def test_a_cloze_question_is_answered_in_words_not_letters(tmp_path: Path, quest
 
 
 @pytest.mark.parametrize("local", [True, False])
-def test_a_generated_answer_has_lm_evals_length_unless_it_is_set(tmp_path: Path, questions: Path, local: bool) -> None:
+def test_generated_answers_have_lm_evals_length_limit_by_default(tmp_path: Path, questions: Path, local: bool) -> None:
     source, cell = LocalQuestions(questions) if local else None, Cell("gsm8k", "en")
     long = written(tmp_path / "long", cell, questions=source)["gsm8k.en"]
     short = written(tmp_path / "short", cell, questions=source, max_gen_toks=32)["gsm8k.en"]
@@ -172,7 +172,7 @@ def test_a_generated_answer_has_lm_evals_length_unless_it_is_set(tmp_path: Path,
 # ---------------------------------------------------------------------------------------------- rows
 
 
-def test_a_line_separator_inside_a_text_ends_no_row(tmp_path: Path) -> None:
+def test_a_line_separator_in_a_text_does_not_end_the_row(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "one\u2028two"}\n\n{"text": "three"}\n', encoding="utf-8")
     assert [row["text"] for row in rows.read_rows(tmp_path / "a.jsonl")] == ["one\u2028two", "three"]
 
@@ -186,14 +186,14 @@ def test_a_line_separator_inside_a_text_ends_no_row(tmp_path: Path) -> None:
         ("[1]\n", r"a.jsonl:1: not an object"),
     ],
 )
-def test_rows_that_cannot_be_read_are_named(tmp_path: Path, content: str | None, message: str) -> None:
+def test_unreadable_rows_are_named(tmp_path: Path, content: str | None, message: str) -> None:
     if content is not None:
         (tmp_path / "a.jsonl").write_text(content)
     with pytest.raises(InputError, match=message):
         rows.read_rows(tmp_path / "a.jsonl")
 
 
-def test_held_out_text_without_text_is_refused(tmp_path: Path) -> None:
+def test_empty_held_out_text_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"body": "a"}\n')
     with pytest.raises(InputError, match=r"needs the column 'text' in every row; found \['body'\]"):
@@ -205,7 +205,7 @@ def test_held_out_text_without_text_is_refused(tmp_path: Path) -> None:
         write_task_files(tmp_path, Cell("ppl_heldout", "lt"), heldout=tmp_path / "none.jsonl")
 
 
-def test_questions_that_are_missing_are_named(tmp_path: Path) -> None:
+def test_missing_questions_are_named(tmp_path: Path) -> None:
     source = LocalQuestions(tmp_path)
     with pytest.raises(InputError, match=r"arc_easy/test.jsonl: no such file; arc_easy.lt has no questions"):
         write_task_files(tmp_path / "t", Cell("arc_easy", "lt"), questions=source)
@@ -221,7 +221,7 @@ def test_questions_that_are_missing_are_named(tmp_path: Path) -> None:
         write_task_files(tmp_path / "t", Cell("belebele", "lt", shots=2), questions=source)
 
 
-def test_a_data_set_that_is_not_in_the_cache_says_which_command_fetches_it(
+def test_a_data_set_missing_from_the_cache_gives_the_prefetch_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import datasets
@@ -237,7 +237,7 @@ def test_a_data_set_that_is_not_in_the_cache_says_which_command_fetches_it(
     assert "https://huggingface.co/datasets/neurotechnology/lt_arc and log in with `hf auth login`" in str(caught.value)
 
 
-def test_a_task_of_the_users_own_is_loaded_from_include(tmp_path: Path) -> None:
+def test_user_tasks_are_loaded_from_include(tmp_path: Path) -> None:
     (tmp_path / "quiz.jsonl").write_text('{"q": "2 + 2 =", "a": "4"}\n{"q": "1 + 1 =", "a": "2"}\n')
     task = {
         "task": "my_quiz",
@@ -258,7 +258,7 @@ def test_a_task_of_the_users_own_is_loaded_from_include(tmp_path: Path) -> None:
         load_tasks(Cell("not_there", "lt", shots=None), tmp_path / "none", (str(tmp_path),), seed=0)
 
 
-def test_a_task_of_lm_eval_is_found_without_reading_its_fourteen_thousand_files(
+def test_lm_eval_tasks_are_found_without_reading_all_task_files(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     read: list[Path] = []
@@ -273,7 +273,7 @@ def test_a_task_of_lm_eval_is_found_without_reading_its_fourteen_thousand_files(
 # ---------------------------------------------------------------------------------------------- scores
 
 
-def test_mc2_is_lm_evals_where_that_is_a_number_and_a_number_where_it_is_not() -> None:
+def test_mc2_equals_lm_evals_and_stays_finite_where_that_is_not() -> None:
     core = load_yaml(core_tasks() / "truthfulqa" / "truthfulqa_mc2.yaml")["process_results"]
     doc = {"mc2_targets": {"choices": list("abcd"), "labels": [1, 1, 0, 0]}}
     rng = np.random.default_rng(0)
@@ -288,7 +288,7 @@ def test_mc2_is_lm_evals_where_that_is_a_number_and_a_number_where_it_is_not() -
     )
 
 
-def test_perplexity_of_documents_is_what_its_definition_says() -> None:
+def test_document_perplexity_equals_its_definition() -> None:
     documents = [Document(10.0, 5, 4, 20), Document(30.0, 10, 8, 50), Document(2.0, 4, 3, 12)]
     metrics = {result["metric"]: result for result in summarise(documents)}
     assert metrics["perplexity"]["value"] == pytest.approx(math.exp(42 / 19))
@@ -301,7 +301,7 @@ def test_perplexity_of_documents_is_what_its_definition_says() -> None:
     assert all(result["n"] == 3 and not result["higher_is_better"] for result in metrics.values())
 
 
-def test_standard_errors_of_fluency_are_those_of_a_bootstrap_over_documents() -> None:
+def test_standard_errors_of_fluency_equal_a_bootstrap_over_documents() -> None:
     rng = np.random.default_rng(0)
     tokens = rng.integers(20, 400, size=300)
     documents = [Document(float(n * rng.normal(2.0, 0.3)), int(n), int(n), int(4 * n)) for n in tokens]
@@ -319,7 +319,7 @@ def test_one_document_has_no_standard_error() -> None:
     assert {result["stderr"] for result in summarise([Document(10.0, 5, 4, 20)])} == {None}
 
 
-def test_fluency_of_a_truthfulqa_pair_is_of_question_newline_best_answer() -> None:
+def test_truthfulqa_fluency_scores_the_question_a_newline_and_the_best_answer() -> None:
     doc = {"question": "Who?", "mc1_targets": {"choices": ["Nobody.", "Me."], "labels": [0, 1]}}
     assert rows.question_and_answer(doc) == "Who?\nMe."
     scores = rows.score_text(doc, [-3.0])
@@ -327,7 +327,7 @@ def test_fluency_of_a_truthfulqa_pair_is_of_question_newline_best_answer() -> No
     assert rows.score_text({"text": "ąč ę"}, [-1.0])["byte_perplexity"] == (-1.0, 7)
 
 
-def test_task_manager_knows_only_what_is_needed(tmp_path: Path, questions: Path) -> None:
+def test_the_task_manager_indexes_only_needed_tasks(tmp_path: Path, questions: Path) -> None:
     write_task_files(tmp_path, Cell("mmlu", "en"), questions=LocalQuestions(questions))
     known = TaskManager(include_path=[str(tmp_path)], include_defaults=False).all_tasks
     assert len(known) == 6 + 4 + 1

@@ -1,4 +1,4 @@
-"""The Fisher in one process: any batch, any padding, other people's implementations, and what is refused."""
+"""The Fisher in one process: any batch and padding, independent implementations, and refusals."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.distributed.tiny_gemma import VOCABULARY, Float64, build_gemma
 
 @st.composite
 def batched_examples(draw: st.DrawFn) -> tuple[list[Example], list[dict[str, Tensor]]]:
-    """Examples (tokens repeat within and across rows), and the same dealt to batches with padding on either side."""
+    """Draw examples with repeated tokens, and the same examples in batches padded on either side."""
     examples = []
     for _ in range(draw(st.integers(1, 6))):
         ids = torch.tensor(draw(st.lists(st.integers(1, 9), min_size=2, max_size=10)))
@@ -48,14 +48,14 @@ def batched_examples(draw: st.DrawFn) -> tuple[list[Example], list[dict[str, Ten
 
 @settings(max_examples=20)
 @given(data=batched_examples(), kind=st.sampled_from(["gemma2", "gemma3"]), accumulate=st.integers(1, 3))
-def test_any_batches_and_padding_give_the_definition(data: Any, kind: str, accumulate: int) -> None:
+def test_any_batches_and_padding_give_the_defined_fisher(data: Any, kind: str, accumulate: int) -> None:
     examples, batches = data
     if not any(bool((labels != -100).any()) for _, labels in examples):
         with pytest.raises(InputError, match="no row of any batch has a scored token"):
             estimate_fisher(build_gemma(kind), batches)
         return
     want = fisher_by_definition(build_gemma(kind), examples)
-    with Float64():  # the property is of the formula, not of fp32's rounding, which the fixed examples bound
+    with Float64():  # this tests the formula; the fixed examples bound fp32 rounding
         got = estimate_fisher(build_gemma(kind).double(), batches, accumulate=accumulate)
     assert worst_error(got, want, negligible=1e-8) < 1e-7
 
@@ -63,7 +63,7 @@ def test_any_batches_and_padding_give_the_definition(data: Any, kind: str, accum
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the tiles of a GPU, and its GEMMs")
 @pytest.mark.parametrize("kind", ["gemma2", "gemma3"])
-def test_on_a_gpu_it_is_the_definition_too(kind: str) -> None:
+def test_the_fisher_on_a_gpu_equals_the_definition(kind: str) -> None:
     examples = make_examples(9, "some")
     want = fisher_by_definition(build_gemma(kind), examples)
     batches = [{name: tensor.cuda() for name, tensor in collate(examples).items()}]
@@ -72,14 +72,14 @@ def test_on_a_gpu_it_is_the_definition_too(kind: str) -> None:
 
 
 @pytest.mark.parametrize("overrides", [{"attention_bias": True}, {"tie_word_embeddings": False}])
-def test_biases_and_a_head_of_its_own_are_covered(overrides: dict[str, Any]) -> None:
+def test_biases_and_an_untied_head_are_covered(overrides: dict[str, Any]) -> None:
     examples = make_examples(5, "some")
     want = fisher_by_definition(build_gemma(**overrides), examples)
     assert ("model.layers.0.self_attn.q_proj.bias" in want) or ("lm_head.weight" in want)
     assert worst_error(estimate_fisher(build_gemma(**overrides), [collate(examples)]), want) < 1e-5
 
 
-def test_frozen_parameters_have_no_fisher_and_change_none() -> None:
+def test_frozen_parameters_have_no_fisher_and_do_not_change_others() -> None:
     examples = make_examples(4, "answer")
     want = fisher_by_definition(build_gemma(), examples)
     model = build_gemma()
@@ -90,7 +90,7 @@ def test_frozen_parameters_have_no_fisher_and_change_none() -> None:
     assert worst_error(fisher, {name: want[name] for name in fisher}) < 1e-5
 
 
-def test_squares_of_long_rows_go_tile_by_tile(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_squares_of_long_rows_are_computed_in_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hpc_ewc.ewc.fisher.squares.CPU_TILE", 40)
     generator = torch.Generator().manual_seed(0)
     g, a = (torch.randn(3, 5, width, generator=generator, dtype=torch.float64) for width in (11, 7))
@@ -102,7 +102,7 @@ def test_squares_of_long_rows_go_tile_by_tile(monkeypatch: pytest.MonkeyPatch) -
     torch.testing.assert_close(squared_products(g, a, [(0, 5), (2, 4), (0, 5)]), want)
 
 
-def test_the_squared_batch_mean_is_another_quantity() -> None:
+def test_the_squared_batch_mean_differs_from_the_fisher() -> None:
     examples = make_examples(8, "all")
     want = fisher_by_definition(build_gemma(), examples)
     model = build_gemma()
@@ -117,7 +117,7 @@ def test_the_squared_batch_mean_is_another_quantity() -> None:
 
 
 def test_sampled_labels_estimate_the_true_fisher() -> None:
-    """Against Σ_y p(y) (∂ log p(y))², every label of the vocabulary, for one example."""
+    """Compare with Σ_y p(y) (∂ log p(y))² over all labels of the vocabulary, for one example."""
     sizes = {"vocab_size": 12, "num_hidden_layers": 1}
     ids = torch.tensor([3, 9, 1, 4])
     labels = torch.tensor([-100, -100, -100, 4])
@@ -134,7 +134,7 @@ def test_sampled_labels_estimate_the_true_fisher() -> None:
     assert worst_error(gold, want) > 0.5
 
 
-def test_draws_follow_the_model_and_the_seed_alone() -> None:
+def test_sampled_labels_depend_only_on_the_model_and_the_seed() -> None:
     examples = make_examples(3, "all")
     rows = read_batch(collate(examples, "right"), torch.device("cpu"))
     padded = read_batch(collate(examples[::-1], "left", extra=4), torch.device("cpu"))
@@ -149,11 +149,11 @@ def test_draws_follow_the_model_and_the_seed_alone() -> None:
     assert torch.equal(drawn[0] == -100, rows.targets == -100)
 
 
-# ---------------------------------------------------------------------------------------------- other people's
+# ---------------------------------------------------------------------------------------------- other libraries
 
 
 class Classifier(nn.Module):
-    """A model in the shape of a language model, of layers that BackPACK knows: frozen features, then linear layers."""
+    """A model with a language model's interface and layers BackPACK supports: frozen features, then linear layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -185,7 +185,7 @@ def test_backpack_agrees_on_linear_layers() -> None:
 
 
 def test_vmap_of_grad_agrees_on_the_whole_model() -> None:
-    """torch.func's per-example gradients, which know nothing of our rules."""
+    """Compare with torch.func's per-example gradients, which are independent of our rules."""
     model = build_gemma().eval()
     examples = [(ids[:5], labels[:5]) for ids, labels in make_examples(40, "all") if len(ids) >= 5][:6]
     batch = collate(examples)
@@ -207,10 +207,10 @@ def test_vmap_of_grad_agrees_on_the_whole_model() -> None:
     assert worst_error(estimate_fisher(model, [batch]), want) < 1e-5
 
 
-# ---------------------------------------------------------------------------------------------- left as it was
+# ---------------------------------------------------------------------------------------------- unchanged model
 
 
-def test_the_model_is_left_as_it_was_found_even_after_an_error() -> None:
+def test_the_model_is_restored_even_after_an_error() -> None:
     model = build_gemma().train()
     model.model.norm.eval()
     batch = collate(make_examples(3, "all"))
@@ -232,7 +232,7 @@ def refused(message: str, model: Any, batch: dict[str, Tensor] | None = None, **
 
 
 class Odd(Classifier):
-    """A Classifier with one thing the rules do not know."""
+    """A Classifier with one feature that the rules do not support."""
 
     def __init__(self, odd: str) -> None:
         super().__init__()
@@ -281,11 +281,11 @@ class Odd(Classifier):
         ("all logits", r"gives logits \[3, \d+, 101\] for positions \[3, 1\]: its forward does not take"),
     ],
 )
-def test_what_no_rule_covers_is_named_and_reduce_scatter_needs_no_rule(odd: str, message: str) -> None:
+def test_unsupported_models_are_named_and_reduce_scatter_handles_them(odd: str, message: str) -> None:
     refused(message, Odd(odd))
     if odd == "all logits":
         return
-    # the method without rules handles every one of them, exactly
+    # reduce_scatter needs no rules and is exact for each of them
     model, examples = Odd(odd), make_examples(3, "answer")
     want = {name: torch.zeros_like(p) for name, p in model.named_parameters() if p.requires_grad}
     for ids, _ in examples:
@@ -329,7 +329,7 @@ def test_a_square_that_overflows_is_named() -> None:
     refused("the gradient of 3 examples is not finite", model, method="reduce_scatter")
 
 
-def test_a_row_that_is_not_finite_is_named_without_numbers_of_its_own() -> None:
+def test_a_non_finite_example_is_named_by_position_by_default() -> None:
     model = Classifier()
     examples = make_examples(4, "answer")
     model.features.weight.data[int(examples[2][0][-2])] = float("inf")

@@ -1,4 +1,4 @@
-"""Clipping, penalty and AdamW in one pass against the three one after another, and what it refuses."""
+"""The fused step equals clipping, penalty and AdamW applied in turn; unsupported input is refused."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STEPS, STRENGTH, MAX_NORM = 4, 7.0, 3.0
 
 
 class Two(nn.Module):
-    """A matrix above the size from which kernels are compiled, and a vector."""
+    """Build a matrix large enough for compiled kernels, and a vector."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ def set_gradients(model: nn.Module, step: int) -> None:
 
 
 def apart(clip: str, dtype: torch.dtype, device: str) -> list[Tensor]:
-    """The oracle: the penalty, torch's clipping and torch's AdamW."""
+    """Run the oracle: the penalty, torch's clipping and torch's AdamW."""
     model, penalty, optimizer = build(dtype, device)
     norms = []
     for step in range(STEPS):
@@ -81,7 +81,7 @@ def compare(clip: str, dtype: torch.dtype, device: str = "cpu") -> None:
 
 
 @pytest.mark.parametrize("clip", ["total", "task"])
-def test_the_formula_is_clipping_penalty_and_adamw(clip: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fused_step_equals_clipping_penalty_and_adamw(clip: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda formula, **options: formula)
     for dtype in (torch.float32, torch.bfloat16):
         compare(clip, dtype)
@@ -89,7 +89,7 @@ def test_the_formula_is_clipping_penalty_and_adamw(clip: str, monkeypatch: pytes
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")  # inductor's own import
-def test_compiled_it_is_the_same() -> None:
+def test_compiled_fused_step_equals_eager() -> None:
     for clip in ("total", "task"):
         compare(clip, torch.bfloat16)
 
@@ -97,12 +97,12 @@ def test_compiled_it_is_the_same() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="compiled for a GPU")
 @pytest.mark.parametrize("clip", ["total", "task"])
-def test_on_a_gpu_it_is_the_same(clip: str) -> None:
+def test_fused_step_on_a_gpu_equals_the_reference(clip: str) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         compare(clip, dtype, "cuda")
 
 
-def test_without_a_compiler_it_says_so_and_does_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_compiler_the_fused_step_warns_and_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: Any, **kwargs: Any) -> Any:
         raise RuntimeError("no C compiler")
 
@@ -112,7 +112,7 @@ def test_without_a_compiler_it_says_so_and_does_not_work(monkeypatch: pytest.Mon
         assert not FusedAdamW(penalty, optimizer).works
 
 
-def test_what_it_is_not_made_for_is_refused() -> None:
+def test_unsupported_optimizers_and_penalties_are_refused() -> None:
     model, penalty, optimizer = build(torch.float32)
     parameters = list(model.parameters())
     tensors = {name: torch.ones_like(p) for name, p in model.named_parameters()}

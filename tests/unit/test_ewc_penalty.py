@@ -1,4 +1,4 @@
-"""The penalty in one process: its formulas, its limits, its refusals, and what it leaves alone."""
+"""The penalty in one process: formulas, limits, refusals, and parameters it must not change."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def autograd(model: nn.Module, anchor: Any, fisher: Any, strength: float) -> tup
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_gradient_and_value_are_autograds(dtype: torch.dtype) -> None:
+def test_gradient_and_value_equal_autograd(dtype: torch.dtype) -> None:
     model = Two()
     anchor, fisher = build(model, dtype)
     value, grads = autograd(model, anchor, fisher, 12.5)
@@ -61,7 +61,7 @@ def test_gradient_and_value_are_autograds(dtype: torch.dtype) -> None:
     assert model.frozen.grad is None
 
 
-def test_doubles_stay_doubles() -> None:
+def test_float64_parameters_are_computed_in_float64() -> None:
     model = Two().double()
     anchor, fisher = build(model, torch.float64)
     _, grads = autograd(model, anchor, fisher, 1e6)
@@ -70,8 +70,8 @@ def test_doubles_stay_doubles() -> None:
 
 
 @pytest.mark.parametrize("tile", [64, 1 << 18])
-def test_the_short_and_the_careful_kernel_are_one(monkeypatch: pytest.MonkeyPatch, tile: int) -> None:
-    """Where λ and F are moderate, one bound on θ − θ* does for the two bounds on its products."""
+def test_the_short_and_the_careful_kernel_agree(monkeypatch: pytest.MonkeyPatch, tile: int) -> None:
+    """For moderate λ and F, one bound on θ − θ* replaces the two bounds on its products."""
     monkeypatch.setattr(tiles, "CPU_TILE", tile)
     generator = torch.Generator().manual_seed(0)
     theta, grad, anchor = (torch.randn(1000, generator=generator) for _ in range(3))
@@ -91,7 +91,7 @@ def test_the_short_and_the_careful_kernel_are_one(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("tile", [64, 1 << 18])
-def test_the_sums_of_a_log_line_are_those_of_float64(monkeypatch: pytest.MonkeyPatch, tile: int) -> None:
+def test_logged_sums_equal_float64(monkeypatch: pytest.MonkeyPatch, tile: int) -> None:
     monkeypatch.setattr(tiles, "CPU_TILE", tile)
     generator = torch.Generator().manual_seed(0)
     theta, anchor, fisher = (torch.rand(1000, generator=generator) for _ in range(3))
@@ -107,7 +107,7 @@ def test_the_sums_of_a_log_line_are_those_of_float64(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")  # inductor's own import
-def test_the_compiled_kernels_are_the_eager_ones() -> None:
+def test_compiled_kernels_equal_eager_ones() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         models, measures = [Two(), Two()], []
         anchor, fisher = build(models[0], dtype)
@@ -156,8 +156,8 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, after: Any = None,
 
 
 @pytest.mark.parametrize("options", [{}, {"foreach": True}, {"fused": True}, {"amsgrad": True}])
-def test_the_proximal_step_solves_its_objective(options: dict[str, Any]) -> None:
-    """argmin over θ' of metric/(2 lr) (θ'−θ)² + λ/2 F (θ'−θ*)², in float64, from AdamW's own state."""
+def test_the_proximal_step_minimises_its_objective(options: dict[str, Any]) -> None:
+    """Return argmin over θ' of metric/(2 lr) (θ'−θ)² + λ/2 F (θ'−θ*)², in float64, from AdamW's state."""
     model = Two().double()
     anchor, fisher = build(model, torch.float64)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-2, **options)
@@ -170,7 +170,7 @@ def test_the_proximal_step_solves_its_objective(options: dict[str, Any]) -> None
     torch.testing.assert_close(model.matrix.detach(), want, rtol=1e-12, atol=1e-12)
 
 
-def test_the_proximal_step_under_sgd_is_the_textbook_one() -> None:
+def test_the_proximal_step_with_sgd_equals_the_textbook_formula() -> None:
     model = Two().double()
     anchor, fisher = build(model, torch.float64)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -181,7 +181,7 @@ def test_the_proximal_step_under_sgd_is_the_textbook_one() -> None:
     torch.testing.assert_close(model.vector.detach(), want, rtol=1e-13, atol=1e-13)
 
 
-def test_at_great_strength_theta_is_the_anchor_to_the_bit_and_free_parameters_move() -> None:
+def test_at_high_strength_parameters_equal_the_anchor_and_free_ones_move() -> None:
     model = Two()
     anchor, fisher = build(model)
     fisher = {n: f.clamp(min=1e-6) * (f > 0) for n, f in fisher.items()}
@@ -207,7 +207,7 @@ def test_at_great_strength_theta_is_the_anchor_to_the_bit_and_free_parameters_mo
     theta=st.floats(-(2.0**60), 2.0**60, width=32),
     anchor=st.floats(-(2.0**60), 2.0**60, width=32),
 )
-def test_no_number_makes_a_nan(
+def test_no_finite_input_gives_nan(
     strength: float, fisher: float, lr: float, second: float, eps: float, theta: float, anchor: float
 ) -> None:
     model = nn.ParameterDict({"p": nn.Parameter(torch.tensor([theta, 0.5]))})
@@ -216,7 +216,7 @@ def test_no_number_makes_a_nan(
     states = {"p": torch.tensor([anchor, 0.5])}, {"p": torch.tensor([fisher, 0.0])}
     EwcPenalty(model, *states, strength, "proximal").proximal_step_(optimizer)
     low, high = sorted((theta, anchor))
-    assert low <= model["p"][0].item() <= high  # between the two, whatever the numbers
+    assert low <= model["p"][0].item() <= high  # between the two for all inputs
     assert model["p"][1].item() == 0.5
     penalty = EwcPenalty(model, *states, strength)
     penalty.add_gradient_()
@@ -225,11 +225,11 @@ def test_no_number_makes_a_nan(
     assert not math.isnan(penalty.measure().value) and not math.isnan(penalty.largest_step(lr))
 
 
-# ---------------------------------------------------------------------------------------------- what it leaves alone
+# ---------------------------------------------------------------------------------------------- unchanged parameters
 
 
 @pytest.mark.parametrize("mode", ["gradient", "proximal"])
-def test_strength_zero_is_plain_training_to_the_bit(mode: Any) -> None:
+def test_strength_zero_equals_plain_training_bit_for_bit(mode: Any) -> None:
     plain, held = Two(), Two()
     train(plain, torch.optim.AdamW(plain.parameters(), lr=1e-2))
     optimizer = torch.optim.AdamW(held.parameters(), lr=1e-2)
@@ -244,7 +244,7 @@ def test_strength_zero_is_plain_training_to_the_bit(mode: Any) -> None:
 
 
 class LargestAllocation(torch.utils._python_dispatch.TorchDispatchMode):
-    """The most elements that one operation inside it made anew."""
+    """Records the largest number of elements that one operation allocates."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -259,7 +259,7 @@ class LargestAllocation(torch.utils._python_dispatch.TorchDispatchMode):
         return out
 
 
-def test_nothing_is_allocated_that_grows_with_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_temporary_memory_does_not_grow_with_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiles, "CPU_TILE", 1 << 14)
     model = Two(rows=10_000)
     anchor, fisher = build(model, torch.bfloat16)
@@ -276,7 +276,7 @@ def test_nothing_is_allocated_that_grows_with_the_model(monkeypatch: pytest.Monk
 # ---------------------------------------------------------------------------------------------- refusals
 
 
-def test_what_cannot_be_a_penalty_is_refused() -> None:
+def test_invalid_penalties_are_refused() -> None:
     model = Two(rows=3)
     anchor, fisher = build(model)
 
@@ -309,7 +309,7 @@ def test_what_cannot_be_a_penalty_is_refused() -> None:
         EwcPenalty(model.requires_grad_(False), {}, {}, 1.0)
 
 
-def test_a_mode_refuses_the_others_method_and_foreign_optimizers() -> None:
+def test_a_mode_refuses_the_other_modes_method_and_unknown_optimizers() -> None:
     model = Two(rows=3)
     states = build(model)
     with pytest.raises(InputError, match="add_gradient_ belongs to mode 'gradient'; .* with mode 'proximal'"):

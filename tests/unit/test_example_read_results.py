@@ -1,4 +1,4 @@
-"""The example that reads results into pandas, on a run folder: its differences are the report's."""
+"""The pandas example computes the same differences as the report."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hpc_ewc.report.study.study import build_study
 from tests.unit.report_fixture import RunBuilder
 
 
-def test_its_differences_are_those_of_the_report(
+def test_the_examples_differences_equal_the_reports(
     tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import matplotlib.pyplot as plt

@@ -1,4 +1,4 @@
-"""Whatever stands in a file, it ends in an object or in one of our errors: TOML, records, ledgers, lines of text."""
+"""Arbitrary TOML, records, ledgers and text give an object or one of our errors."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def nested(leaves: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 SCALARS = st.none() | st.booleans() | st.floats() | st.text(max_size=5)
 OF_TOML = nested(SCALARS | st.integers(-(2**63), 2**63 - 1))
-"""Longer whole numbers load_toml refuses, wherever they stand."""
+"""load_toml refuses longer integers anywhere in a file."""
 VALUES = nested(SCALARS | st.integers() | st.just(10**400))
 SPLICES = st.tuples(
     st.integers(0, 400), st.integers(0, 20), st.binary(max_size=20) | st.sampled_from([b"[" * 3000, b"9" * 5000])
@@ -56,7 +56,7 @@ SPLICES = st.tuples(
 
 
 def spliced(text: str, splice: tuple[int, int, bytes]) -> bytes:
-    """The text with some bytes taken out and others put there."""
+    """Return the text with some bytes replaced by others."""
     at, gone, new = splice
     data = text.encode()
     at %= len(data) + 1
@@ -65,7 +65,7 @@ def spliced(text: str, splice: tuple[int, int, bytes]) -> bytes:
 
 @FEW
 @given(SPLICES)
-def test_toml_that_was_edited_blindly(splice: tuple[int, int, bytes]) -> None:
+def test_randomly_edited_toml_loads_or_is_refused(splice: tuple[int, int, bytes]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "x.toml"
         for text, load, kind in ((GOOD, load_experiment, Experiment), (CLUSTER, load_profile, Profile)):
@@ -88,7 +88,7 @@ SMALL = [
 
 @FEW
 @given(st.sampled_from(SMALL), OF_TOML)
-def test_any_value_of_any_kind_in_an_experiment(key: tuple[str, str], value: Any) -> None:
+def test_any_experiment_value_loads_or_is_refused(key: tuple[str, str], value: Any) -> None:
     table = {name: {} for name in SECTIONS} | {"model": {"path": "a/model"}, "data": {"source": "a/corpus"}}
     table[key[0]] = table.get(key[0], {}) | {key[1]: value}
     with suppress(ConfigError):
@@ -97,17 +97,17 @@ def test_any_value_of_any_kind_in_an_experiment(key: tuple[str, str], value: Any
 
 @FEW
 @given(st.sampled_from(["executor", "env", "slurm", "container", "resources", "max_gpu_hours", "runs"]), OF_TOML)
-def test_any_value_of_any_kind_in_a_profile(key: str, value: Any) -> None:
+def test_any_profile_value_loads_or_is_refused(key: str, value: Any) -> None:
     with suppress(ConfigError):
         assert isinstance(build_profile({"executor": "slurm", key: value}, "p.toml"), Profile)
 
 
-# ---------------------------------------------------------------------------------------------- what jobs leave
+# ---------------------------------------------------------------------------------------------- job files
 
 
 @FEW
 @given(data=st.data())
-def test_a_record_with_one_field_of_anything(data: st.DataObject, repository: Path) -> None:
+def test_a_record_with_any_field_value_is_read_or_refused(data: st.DataObject, repository: Path) -> None:
     example = json.loads((repository / "docs" / "schemas" / "record.json").read_text())
     key = data.draw(st.sampled_from(sorted(example)))
     text = json.dumps(example | {key: data.draw(VALUES)})
@@ -124,7 +124,7 @@ def test_a_record_with_one_field_of_anything(data: st.DataObject, repository: Pa
 
 @FEW
 @given(data=st.data())
-def test_a_ledger_with_one_field_of_anything(data: st.DataObject, repository: Path) -> None:
+def test_a_ledger_with_any_field_value_is_read_or_refused(data: st.DataObject, repository: Path) -> None:
     name = data.draw(st.sampled_from(["jobs.jsonl", "jobs.slurm.jsonl"]))
     lines = [json.loads(line) for line in (repository / "docs" / "schemas" / name).read_text().splitlines()]
     number = data.draw(st.integers(0, len(lines) - 1))
@@ -138,7 +138,7 @@ def test_a_ledger_with_one_field_of_anything(data: st.DataObject, repository: Pa
 
 @FEW
 @given(data=st.data())
-def test_how_a_stage_stands_with_one_field_of_anything(data: st.DataObject, repository: Path) -> None:
+def test_a_stage_with_any_field_value_has_a_status_or_an_error(data: st.DataObject, repository: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = RunDir(Path(folder))
         Ledger(root).graph([{"stage": "train", "run": "r", "depends": []}])
@@ -151,12 +151,12 @@ def test_how_a_stage_stands_with_one_field_of_anything(data: st.DataObject, repo
         assert row.state in ("done", "failed", "missing")
 
 
-# ---------------------------------------------------------------------------------------------- what users give
+# ---------------------------------------------------------------------------------------------- user input
 
 
 @FEW
 @given(st.binary(max_size=80) | VALUES.map(lambda value: json.dumps(value).encode()))
-def test_any_line_of_a_corpus(line: bytes) -> None:
+def test_any_corpus_line_is_read_or_refused(line: bytes) -> None:
     with suppress(BadText):
         assert parse_text("x.jsonl", Record(1, line), "text").strip()
     with tempfile.TemporaryDirectory() as folder:
@@ -168,7 +168,7 @@ def test_any_line_of_a_corpus(line: bytes) -> None:
 
 @FEW
 @given(name=st.sampled_from(["config.json", "tokenizer.json", "model.safetensors"]), data=st.data())
-def test_a_model_s_folder_with_one_file_of_anything(name: str, data: st.DataObject) -> None:
+def test_a_model_folder_with_any_file_content_is_checked_or_refused(name: str, data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = write_model(Path(folder)) / name
         text = path.read_bytes().decode("latin-1")

@@ -1,4 +1,4 @@
-"""What the real experiment reads: its rows are apart, the same every time, and only where the real data are."""
+"""Data of the real experiment: disjoint, reproducible, and made only from the real files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def prepare() -> ModuleType:
     return module
 
 
-def test_the_fisher_sees_no_question_that_is_evaluated(prepare: ModuleType, shared_data: Path, tmp_path: Path) -> None:
+def test_the_fisher_uses_no_evaluated_question(prepare: ModuleType, shared_data: Path, tmp_path: Path) -> None:
     prepare.write_questions(shared_data, tmp_path)
     fisher = [row["question"] for row in read_rows(tmp_path / "fisher" / "mmlu.jsonl")]
     asked = [row for path in (tmp_path / "questions/en/mmlu/test").glob("*.jsonl") for row in read_rows(path)]
@@ -32,9 +32,7 @@ def test_the_fisher_sees_no_question_that_is_evaluated(prepare: ModuleType, shar
     assert {row["subject"] for row in asked} == {path.stem for path in (tmp_path / "questions/en/mmlu/test").iterdir()}
 
 
-def test_rows_and_texts_are_the_same_every_time_and_parallel(
-    prepare: ModuleType, shared_data: Path, tmp_path: Path
-) -> None:
+def test_rows_and_texts_are_reproducible_and_parallel(prepare: ModuleType, shared_data: Path, tmp_path: Path) -> None:
     for folder in ("a", "b"):
         prepare.write_questions(shared_data, tmp_path / folder)
         prepare.write_texts(shared_data, tmp_path / folder / "text")
@@ -53,7 +51,7 @@ def test_rows_and_texts_are_the_same_every_time_and_parallel(
     assert [flores["lt"][place] for place in places] == [row["text"] for row in sides["lt"]]
 
 
-def test_statutes_that_are_scored_are_not_trained_on(prepare: ModuleType, shared_data: Path, tmp_path: Path) -> None:
+def test_scored_statutes_are_not_in_the_training_text(prepare: ModuleType, shared_data: Path, tmp_path: Path) -> None:
     prepare.write_texts(shared_data, tmp_path)
     trained = [row["text"] for row in read_rows(tmp_path / "statutes_train.jsonl")]
     scored = [row["text"] for row in read_rows(tmp_path / "statutes.lt.jsonl")]
@@ -62,15 +60,13 @@ def test_statutes_that_are_scored_are_not_trained_on(prepare: ModuleType, shared
     assert not any(document.startswith(beginning) for beginning in scored for document in trained)
 
 
-def test_without_the_real_data_it_says_what_is_missing(
-    prepare: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_missing_real_data_is_named(prepare: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert prepare.main(["--shared", str(tmp_path / "none"), "--out", str(tmp_path / "out")]) == 2
     assert "--shared names the folder of real texts" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_a_choice_does_not_depend_on_the_order_of_a_file(prepare: ModuleType) -> None:
+def test_selection_does_not_depend_on_file_order(prepare: ModuleType) -> None:
     rows = [{"question": str(number)} for number in range(50)]
     assert prepare.chosen(rows, 7) == prepare.chosen(rows[::-1], 7)
     assert json.dumps(prepare.chosen(rows, 50)) != json.dumps(rows)

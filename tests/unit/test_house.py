@@ -1,4 +1,4 @@
-"""The shape of the house: three places where code runs, imports one way, no circle, rooms of a readable size.
+"""The package's structure: three places where code runs, one-way imports, no circles, folders of readable size.
 
 Packages and modules are found by walking the tree, so that no `__init__.py` hides what lies behind it.
 """
@@ -20,7 +20,7 @@ import hpc_ewc
 PACKAGE = Path(hpc_ewc.__file__).parent
 
 HEAVY = {"torch", "transformers", "datasets", "lm_eval", "accelerate", "tokenizers"}
-"""What takes seconds to import, and what a login node need not have. safetensors is not one: it reads headers there,
+"""Packages that take seconds to import or are optional on a login node. safetensors is not one: it reads headers,
 imports neither torch nor numpy by itself, and loads in milliseconds."""
 
 # Where code runs. What is in no place is read on all of them, and is as light as the login node needs it.
@@ -76,7 +76,7 @@ LINES_IN_A_FOLDER = 2500
 
 
 def module_files() -> dict[str, Path]:
-    """Every module of the package by its dotted name, found by walking."""
+    """Return every module of the package by dotted name."""
     found = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
@@ -88,7 +88,7 @@ MODULES = module_files()
 
 
 def imports_of(name: str) -> Iterator[tuple[str, bool]]:
-    """Modules that a module imports, wherever the statement stands, and whether it does so when it is loaded."""
+    """Return the modules that a module imports anywhere, and whether at load time."""
     tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
     late = {
         id(node)
@@ -112,7 +112,7 @@ def room(name: str) -> str:
 
 
 def circles(arrows: Mapping[str, set[str]]) -> list[set[str]]:
-    """Sets of things that reach each other: a thing is in a circle if it reaches itself."""
+    """Return the import circles: sets of names that reach each other."""
 
     def reached(start: str) -> set[str]:
         seen: set[str] = set()
@@ -174,9 +174,9 @@ def test_a_circle_is_found() -> None:
 
 
 def test_the_login_node_and_the_node_never_import_torch() -> None:
-    """Each module is loaded by itself in one process that refuses the heavy packages."""
+    """Each module is imported separately in one process that refuses heavy packages."""
     light = [name for name in MODULES if room(name) in LIGHT]
-    assert len(light) > 100, "the walk found fewer modules than there are"
+    assert len(light) > 100, "too few modules found"
     program = f"""
 import importlib, sys
 class Refuse:
@@ -225,7 +225,7 @@ def test_a_folder_can_be_read(folder: Path) -> None:
     assert lines <= LINES_IN_A_FOLDER, f"{folder}: {lines} lines; split it by purpose"
 
 
-def test_no_room_is_a_drawer() -> None:
+def test_no_module_is_a_miscellany() -> None:
     assert not {name.split(".")[-1] for name in MODULES} & {"utils", "util", "helpers", "helper", "common", "misc"}
 
 

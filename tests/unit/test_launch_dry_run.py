@@ -89,7 +89,7 @@ def test_dry_run_shows_the_papers_experiment_without_its_gated_model(
     assert (ranks, room) == (8, 80)
     assert [weights, moments, gradients, held] == [round(k * share, 1) for k in (4, 8, 4, 6)]
     assert total < room
-    assert row(out, "train, λ = 0")[4] == round(2 * share, 1), "without a Fisher, the anchor alone"
+    assert row(out, "train, λ = 0")[4] == round(2 * share, 1), "only the anchor, without a Fisher"
     disk = next(line for line in out.splitlines() if "by artefact" in line)
     assert "tokens 7.2; fisher 15.7 (26.1 while it runs); train, λ = 0 15.7 (99.3 while it runs)" in disk
     assert "by time limits" in out and "396 TFLOP/s in training (40% of the data sheet, H100)" in out
@@ -115,7 +115,7 @@ def test_eight_gpus_on_one_or_two_nodes_give_the_same_runs(capsys: pytest.Captur
         assert f"#SBATCH --gpus-per-node={gpus}\n" in script
         assert row(out, "train, λ > 0 × 5")[0] == 8
     forecasts = [out[out.index("forecast") : out.index("runs: ")] for out in (one, two)]
-    assert forecasts[0] == forecasts[1], "eight ranks are eight ranks"
+    assert forecasts[0] == forecasts[1], "only the number of ranks matters"
 
 
 @pytest.mark.parametrize("name", ["lumi", "leonardo", "juwels-booster"])
@@ -157,7 +157,7 @@ def test_a_model_of_unknown_shape_needs_its_configuration(capsys: pytest.Capture
     out = look(sweep, "", capsys, config)
     assert f"parameters, by {config}" in out
     assert "MB of a rank" in out
-    assert "GPU-hours" not in out, "nothing asks for a GPU"
+    assert "GPU-hours" not in out, "no stage requests a GPU"
 
 
 def test_a_partly_downloaded_model_has_its_configuration(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_a_grid_over_corpora_has_separate_tokens_and_bases(tmp_path: Path) -> No
     graph = graph_of(sweep)
     assert len(graph.of("tokens")) == 2
     bases = [node.run for node in graph.of("evaluate") if node.run.startswith("base")]
-    assert len(set(bases)) == 2, "each tokenisation holds out documents of its own"
+    assert len(set(bases)) == 2, "each tokenisation has its own held-out documents"
 
 
 def test_another_lambda_changes_no_other_name(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_stages_that_unblock_most_work_have_priority(tmp_path: Path) -> None:
     train = graph.of("train")[0].id
     assert weight[tokens] > weight[fisher] > weight[train] > weight["evaluate/base"] > weight["report"] == 0
     assert weight[train] == 2
-    assert priorities(graph, ["report"])[tokens] == 1, "what is done already does not count"
+    assert priorities(graph, ["report"])[tokens] == 1, "finished stages do not count"
 
 
 def test_gpu_hours_are_an_upper_bound(tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_a_benchmark_missing_from_the_users_folder_is_refused(tmp_path: Path) ->
     before, base = (graph_of(sweep).nodes["evaluate/base"] for _ in range(2))
     assert before.inputs["questions"] == f"{tmp_path}/rows" and before.settings == base.settings
     there.write_text("{ }\n")
-    assert graph_of(sweep).nodes["evaluate/base"].settings != before.settings, "other rows are asked again"
+    assert graph_of(sweep).nodes["evaluate/base"].settings != before.settings, "changed rows are evaluated again"
 
 
 def test_a_missing_folder_of_task_files_is_refused(tmp_path: Path) -> None:
@@ -276,7 +276,7 @@ def test_records_of_other_weights_count_as_missing(tmp_path: Path) -> None:
     graph = graph_of(write_experiment(tmp_path))
     node = next(node for node in graph.of("evaluate") if node.run != "base")
     finish_evaluation(node)
-    assert check_artefact(node).done, "an export that was removed to save space says nothing"
+    assert check_artefact(node).done, "an export removed to save space does not matter"
     facts = StageDir(Path(node.inputs["train"])).export(7) / "hpc_ewc.json"
     records.write_json(facts, {"fraction": 1.0, "model_hash": "x"})
     assert check_artefact(node).done

@@ -227,7 +227,9 @@ def test_subset_and_split_match_folders_or_file_name_prefixes(tmp_path: Path) ->
     names = ["lt/lt_part_00001.parquet", "lt/lt_part_00000.parquet", "en/en_part_00000.parquet"]
     snapshot = hub(tmp_path, "dataset", "uonlp/CulturaX", names)
     found = [path.name for path in files_of("uonlp/CulturaX", "lt", "train")]
-    assert found == ["lt_part_00000.parquet", "lt_part_00001.parquet"], "a corpus without splits is all to train on"
+    assert found == ["lt_part_00000.parquet", "lt_part_00001.parquet"], (
+        "without splits the whole corpus is training data"
+    )
     assert files_of("uonlp/CulturaX", "lt", "test") == []
     snapshot = hub(tmp_path, "dataset", "x/y", ["data/lt/train/0.jsonl.gz", "data/lt/test/0.jsonl.gz"])
     assert [path.parent.name for path in files_of("x/y", "lt", "train")] == ["train"]

@@ -38,7 +38,7 @@ def test_a_reused_pid_is_another_process() -> None:
     assert me.is_alive()
     assert not Process(me.host, me.pid, me.started + "0").is_alive()
     assert not ended_process().is_alive()
-    assert Process("elsewhere", 1, "").is_alive(), "of another host nothing is known: taken to live"
+    assert Process("elsewhere", 1, "").is_alive(), "a process on another host is assumed alive"
 
 
 def test_a_zombie_is_not_alive() -> None:
@@ -74,7 +74,7 @@ def test_ledger_records_a_job_from_intent_to_end(root: RunDir) -> None:
     ledger.intent("t1", "train", "a", "0")
     ledger.intent("t2", "report", "", "0")
     (first, second) = ledger.read().jobs.values()
-    assert (first.node, first.job_id, first.is_alive()) == ("train/a", "", False), "an intent is no job yet"
+    assert (first.node, first.job_id, first.is_alive()) == ("train/a", "", False), "an intent is not a job yet"
     assert second.node == "report"
     ledger.submitted("t1", "j1", this_process())
     assert [job.token for job in ledger.read().live()] == ["t1"]
@@ -127,7 +127,7 @@ def test_a_second_submit_is_refused_while_the_first_runs(root: RunDir) -> None:
         assert lock_holder(root) == this_process()
         with pytest.raises(SubmitError, match=f"another submit is running: pid {os.getpid()} on "), submit_lock(root):
             pass
-        assert root.lock.exists(), "who was refused does not take the lock along"
+        assert root.lock.exists(), "a refused submit does not remove the lock"
     assert not root.lock.exists()
 
 
@@ -177,7 +177,7 @@ def test_arrays_are_recorded_element_by_element(root: RunDir) -> None:
     assert [job.job_id for job in history.jobs.values()] == ["12_0", "12_1", "13"]
     assert [job.main_id for job in history.submission("t")] == ["12", "12"]
     assert history.submission("t")[0].covers == ("1.0:x",) and history.submission("u")[0].link == 2
-    assert not history.live(), "no process of this machine"
+    assert not history.live(), "not a process on this machine"
     ledger.elements_ended([(history.submission("t")[1], "finished"), (history.submission("u")[0], "stopped")])
     assert [job.outcome for job in ledger.read().jobs.values()] == ["", "finished", "stopped"]
     assert [job.job_id for job in ledger.read().open()] == ["12_0"]

@@ -123,7 +123,7 @@ def test_jobs_get_no_access_tokens_and_import_the_copied_code(world: Path) -> No
     files = [path for path in root.jobs.rglob("*") if path.is_file()]
     assert files
     assert not any(b"hf_secret" in path.read_bytes() for path in files)
-    assert os.environ["HF_TOKEN"] == "hf_secret", "only jobs go without"
+    assert os.environ["HF_TOKEN"] == "hf_secret", "only jobs have no token"
     environment = worker_environment(package.parent, {"A": "b"}, 2)
     assert environment["PYTHONPATH"].split(":")[0] == str(package.parent)
     assert (environment["PYTHONSAFEPATH"], environment["OMP_NUM_THREADS"], environment["A"]) == ("1", "2", "b")
@@ -252,7 +252,7 @@ def test_ctrl_c_stops_the_jobs_and_the_same_command_resumes(world: Path, reposit
     assert "resumes" in err
     assert not root.lock.exists()
     assert Ledger(root).read().live() == []
-    assert not list(root.root.glob("train/*/failed.json")), "what was asked to stop did not fail"
+    assert not list(root.root.glob("train/*/failed.json")), "stopped runs have not failed"
     before = len(begun(world))
     order(world, "finish", "train")
     assert run(sweep) == 0

@@ -231,7 +231,7 @@ def test_an_array_shows_the_failed_or_the_selected_element(
     assert "element 1" in out
     slurm.says("12_2", "RUNNING")
     show(queued, "strength", "evaluate")
-    assert "element 2" in capsys.readouterr().out, "what runs is more telling than what another attempt may mend"
+    assert "element 2" in capsys.readouterr().out, "a running element takes precedence over one that may be retried"
     for name in ("0", "12_0"):
         show(queued, "strength", "evaluate", element=name)
         assert "element 0" in capsys.readouterr().out
@@ -295,14 +295,14 @@ def test_cancel_on_slurm_asks_to_save_first(
 ) -> None:
     def saved(seconds: float) -> None:
         stop = rundir.stop_file(queued.job("11"), 1)
-        assert stop.exists(), "of the attempt that runs"
-        assert stop.read_text() == "", "no signal's name: nothing is to be requeued"
+        assert stop.exists(), "for the running attempt"
+        assert stop.read_text() == "", "no signal name: the job is not requeued"
         assert Ledger(queued).read().cancelled == {f"train/{TRAIN}", f"evaluate/{EVALUATE}", "report"}
         records.write_json(rundir.exit_file(queued.job("11"), 1), {"status": 0, "outcome": "stopped"})
 
     monkeypatch.setattr(cancel_module.time, "sleep", saved)
     assert cancel(queued.root, None, None, yes=True) == 0
-    assert cancelled == [["12_[0-2]", "13"]], "what waits is taken back; what has saved needs no scancel"
+    assert cancelled == [["12_[0-2]", "13"]], "pending jobs are cancelled; jobs that have saved need no scancel"
     assert "1 running jobs save and stop, 4 waiting jobs do not start" in capsys.readouterr().err
     slurm.says("11", "FAILED", restarts=1)
     for i in range(3):

@@ -33,7 +33,7 @@ def test_the_rank_that_was_killed_is_named(tmp_path: Path) -> None:
     for restart, text in enumerate(("", TORCHRUN_SAYS)):
         logs = rundir.rank_logs(tmp_path) / f"restart_{restart}" / "node_1"
         records.write_text(rundir.torchrun_log(logs), text)
-    assert killed_rank(tmp_path, 0) is None, "of another attempt"
+    assert killed_rank(tmp_path, 0) is None, "belongs to another attempt"
     assert killed_rank(tmp_path, 1) == RankError("rank 3: Signal 9 (SIGKILL) received by PID 512", rank=3)
 
 

@@ -292,12 +292,12 @@ def test_scontrol_replaces_an_unsupported_squeue(commands: Path) -> None:
 
 def test_accounting_finds_jobs_by_id_and_by_name(commands: Path) -> None:
     prints(commands, "sacct", recorded(SACCT))
-    assert len(accounted(job_ids=["2_3", "1", "1"])) == 14, "what sacct gives is what was asked for"
+    assert len(accounted(job_ids=["2_3", "1", "1"])) == 14, "sacct returns the requested jobs"
     assert [job.job_id for job in accounted(names=[NAME, "bad"], since=time.time())] == ["1", "6"]
     by_ids, by_names = calls(commands)
     assert "-a -j 1,2 -S 1970-01-01" in by_ids
     assert f"-u {os.getuid()} -S 20" in by_names
-    assert "--name" not in by_names, "sacct would cut our names at their commas"
+    assert "--name" not in by_names, "sacct splits names at commas"
 
 
 def test_long_id_lists_are_split_into_several_calls(commands: Path) -> None:

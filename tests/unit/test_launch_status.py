@@ -53,7 +53,7 @@ def test_a_running_job_shows_its_progress(root: RunDir, capsys: pytest.CaptureFi
     assert row.progress is not None
     assert (row.progress.done, row.progress.total) == (1, 2), "the cell that is not assigned to this job is done"
     assert describe(row.progress) == "1/2 cell, b.en, 1 min 40 s left"
-    assert exit_status(read_status(root).rows) == 3, "something runs: not failed yet"
+    assert exit_status(read_status(root).rows) == 3, "a job is running: not failed yet"
     status(root.root, watch=False, as_json=False)
     assert "nothing is running" not in capsys.readouterr().out
 

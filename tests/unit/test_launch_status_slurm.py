@@ -98,7 +98,7 @@ def test_progress_of_an_array_sums_its_elements(root: RunDir, slurm: Slurm) -> N
     row = rows(root)["evaluate"]
     assert (row.state, row.note, row.restarts, row.nodes) == ("running", "2 running, 1 waiting", 1, "n1,n2")
     assert row.progress is not None
-    assert (row.progress.done, row.progress.total) == (1, 6), "what still waits is not done"
+    assert (row.progress.done, row.progress.total) == (1, 6), "pending elements are not done"
 
 
 def test_successors_in_a_chain_do_not_count(root: RunDir, slurm: Slurm) -> None:
@@ -176,7 +176,7 @@ def test_the_jobs_own_error_comes_before_slurms_state(root: RunDir, slurm: Slurm
     facts = {"schema": 1, "error": "ValueError: a loss of NaN", "traceback": "", "job_id": "11", "restart": 0}
     records.write_json(root.train(TRAIN).failed, facts)
     slurm.says("11", "RUNNING")
-    assert rows(root)["train"].state == "running", "an error of an attempt before"
+    assert rows(root)["train"].state == "running", "the error is from an earlier attempt"
     slurm.says("11", "FAILED")
     assert rows(root)["train"].note == "ValueError: a loss of NaN"
     assert exit_status(read_status(root).rows) == 1
@@ -189,7 +189,7 @@ def test_a_done_stage_is_done_whatever_slurm_says(root: RunDir, slurm: Slurm) ->
     slurm.says("11", "FAILED", gpu_s=7200.0)
     assert rows(root)["train"].gpu_hours == 2.0
     slurm.jobs.clear()
-    assert rows(root)["train"].gpu_hours == 3.5, "what the job itself counted"
+    assert rows(root)["train"].gpu_hours == 3.5, "GPU-hours recorded by the job"
 
 
 def test_dependants_of_a_failure_are_blocked(root: RunDir, slurm: Slurm) -> None:
@@ -206,14 +206,14 @@ def test_stopped_and_cancelled_jobs_are_told_apart(root: RunDir, slurm: Slurm) -
     slurm.says("11", "FAILED", restarts=1, exit_code="1:0")
     root.job("11").mkdir(parents=True)
     records.write_json(rundir.exit_file(root.job("11"), 0), {"status": 0, "outcome": "stopped"})
-    assert rows(root)["train"].state == "failed", "that was of the attempt before"
+    assert rows(root)["train"].state == "failed", "the record is from an earlier attempt"
     records.write_json(rundir.exit_file(root.job("11"), 1), {"status": 0, "outcome": "stopped"})
     assert (rows(root)["train"].state, rows(root)["train"].note) == ("stopped", "resubmit to resume")
     Ledger(root).cancelled(f"train/{TRAIN}")
     assert rows(root)["train"].note == "cancelled; resubmit to resume"
     slurm.says("12_0", "OUT_OF_MEMORY")
     slurm.says("12_1", "CANCELLED")
-    assert rows(root)["evaluate"].state == "failed", "one of them at least"
+    assert rows(root)["evaluate"].state == "failed", "at least one element failed"
     Ledger(root).cancelled(f"evaluate/{EVALUATE}")
     assert rows(root)["evaluate"].state == "stopped"
 
@@ -253,10 +253,10 @@ def test_the_report_job_is_shown(root: RunDir, slurm: Slurm) -> None:
     assert rows(root)["report"].state == "missing"
     root.job("13").mkdir(parents=True)
     records.write_json(rundir.exit_file(root.job("13"), 0), {"status": 0})
-    assert rows(root)["report"].state == "done", "Slurm forgot it, its launcher did not"
+    assert rows(root)["report"].state == "done", "unknown to Slurm, recorded by its launcher"
     records.write_json(rundir.exit_file(root.job("13"), 0), {"status": 1})
     Ledger(root).ended("token-13", "failed")
-    assert rows(root)["report"].state == "failed", "a later submit wrote down how it ended"
+    assert rows(root)["report"].state == "failed", "a later submit recorded the outcome"
 
 
 # ---------------------------------------------------------------------------------------------- Slurm does not answer
@@ -274,9 +274,9 @@ def test_status_uses_files_alone_if_slurm_does_not_answer(
     assert (found["train"].state, found["train"].nodes) == ("running", "n9")
     assert found["evaluate"].note == "unknown: Slurm did not answer"
     os.utime(path, (0, 0))
-    assert rows(root)["train"].state == "waiting", "an old progress file says nothing"
+    assert rows(root)["train"].state == "waiting", "an old progress file is ignored"
     root.job("11").mkdir(parents=True)
-    assert rows(root)["train"].state == "running", "it has begun"
+    assert rows(root)["train"].state == "running", "it has started"
     records.write_json(rundir.exit_file(root.job("11"), 0), {"status": 0, "outcome": "stopped"})
     assert rows(root)["train"].state == "waiting"
     finish(root, "train", TRAIN)

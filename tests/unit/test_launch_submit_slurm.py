@@ -85,7 +85,7 @@ def test_an_evaluation_is_one_array_and_only_lost_elements_are_resubmitted(clust
     again = fake_slurm.load(cluster)["jobs"][8:]
     assert [job["name"] for job in again] == ["small/evaluate/base", "small/report"]
     reports = [job["state"] for job in fake_slurm.load(cluster)["jobs"] if job["name"] == "small/report"]
-    assert reports == ["CANCELLED", "PENDING"], "the old one waited for too few"
+    assert reports == ["CANCELLED", "PENDING"], "the old report job lacked dependencies"
 
 
 def test_long_arrays_are_split(cluster: Path, tmp_path: Path) -> None:

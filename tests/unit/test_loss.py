@@ -1,4 +1,4 @@
-"""The chunked loss against all logits at once, in float64 and in the dtypes of training."""
+"""The chunked loss equals the loss from full logits, in float64 and in the training dtypes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def inputs(n: int, hidden: int, vocabulary: int, seed: int = 0, dtype: torch.dty
 
 
 def oracle(h: torch.Tensor, w: torch.Tensor, y: torch.Tensor, softcap: float | None) -> tuple[torch.Tensor, ...]:
-    """Loss and gradients in float64 from all logits."""
+    """Return loss and gradients in float64 from full logits."""
     h, w = h.detach().double().requires_grad_(), w.detach().double().requires_grad_()
     logits = h @ w.t()
     if softcap is not None:
@@ -40,7 +40,7 @@ def error(got: torch.Tensor, want: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("softcap", [None, 30.0, 2.0])
 @pytest.mark.parametrize("chunk_size", [1, 7, 64, 1000])
-def test_loss_and_gradients_equal_float64_to_1e_6(softcap: float | None, chunk_size: int) -> None:
+def test_loss_and_gradients_equal_float64_within_1e_6(softcap: float | None, chunk_size: int) -> None:
     h, w, y = inputs(64, 32, 301)
     loss = chunked_loss(h, w, y, softcap, chunk_size)
     (loss * 0.37).backward()
@@ -70,7 +70,7 @@ def test_bf16_is_as_close_to_float64_as_full_logits_in_bf16_are() -> None:
     assert error(chunked[1], want_w) <= 1.05 * error(w.grad, want_w)
 
 
-def test_tokens_that_are_not_scored_have_no_gradient_and_no_scored_token_is_a_loss_of_zero() -> None:
+def test_unscored_tokens_have_no_gradient_and_no_scored_tokens_give_zero_loss() -> None:
     h, w, y = inputs(20, 8, 30)
     chunked_loss(h, w, y, 30.0, 6).backward()
     assert (h.grad[y == IGNORE] == 0).all()
@@ -103,7 +103,7 @@ def test_a_second_backward_is_refused() -> None:
 
 
 class Largest(TorchDispatchMode):
-    """The most elements any tensor made inside it has."""
+    """Records the largest number of elements of any tensor created."""
 
     elements = 0
 
@@ -125,13 +125,13 @@ def test_no_tensor_is_as_large_as_all_logits() -> None:
     assert chunked.elements == 32 * 1000
 
 
-def test_full_is_the_same_function() -> None:
+def test_full_logits_give_the_same_loss() -> None:
     h, w, y = inputs(20, 8, 30)
     torch.testing.assert_close(build_loss("full", 30.0)(h, w, y), build_loss("chunked", 30.0)(h, w, y))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this is about machines without a GPU")
-def test_liger_without_a_gpu_is_refused_with_a_way_out() -> None:
+def test_liger_without_a_gpu_is_refused_with_an_alternative() -> None:
     with pytest.raises(ConfigError, match=r'model.loss = "liger": .*take "chunked"'):
         build_loss("liger", 30.0)
 

@@ -1,4 +1,4 @@
-"""The criterion of the miniature is judged as it was fixed before its first run."""
+"""The miniature's criterion is applied as fixed before its first run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def verdicts_of(root: Path) -> list[bool | None]:
     return [verdict.holds for verdict in judge(build.analysis, build, ())]
 
 
-def test_the_criterion_holds_where_it_should(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_criterion_passes_for_expected_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = tmp_path / "runs" / "small"
     build_run(root, (0.0, 1e2, 1e4, 1e12))
     build = read_runs([root])
@@ -38,8 +38,8 @@ def test_the_criterion_holds_where_it_should(tmp_path: Path, capsys: pytest.Capt
     assert all(requirement in printed for requirement in REQUIREMENTS) and printed.count("yes") == 3
 
 
-def test_the_criterion_fails_where_it_should(tmp_path: Path) -> None:
-    """λ = 10 alone changes too much for "barely moves" and keeps too little; a λ = 0 that forgets nothing fails too."""
+def test_the_criterion_fails_for_unexpected_results(tmp_path: Path) -> None:
+    """λ = 10 alone changes too much for "barely moves" and keeps too little; λ = 0 without forgetting fails too."""
     root = tmp_path / "runs" / "x"
     build_run(root, (0.0, 10.0))
     assert verdicts_of(root) == [True, False, False]
@@ -50,7 +50,7 @@ def test_the_criterion_fails_where_it_should(tmp_path: Path) -> None:
     assert judge(analysis, build, ())[0].holds is False
 
 
-def test_the_criterion_says_nothing_where_a_cell_is_missing(tmp_path: Path) -> None:
+def test_the_criterion_is_undecided_if_a_cell_is_missing(tmp_path: Path) -> None:
     root = tmp_path / "runs" / "x"
     run = build_run(root, (0.0, 1e4), n=60)
     run.dir.evaluate(run.run_name(0.0, 0)).cell(40, "mmlu.en").unlink()
@@ -60,6 +60,6 @@ def test_the_criterion_says_nothing_where_a_cell_is_missing(tmp_path: Path) -> N
     assert set(verdicts_of(root)) == {None}
 
 
-def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_is_not_a_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "none")]) == 2
     assert "InputError" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The benchmarks' schemas, parallel rows, right answers, and files that appear whole or not at all."""
+"""The miniature's questions: benchmark schemas, parallel rows, correct answers and atomic files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.conftest import REPOSITORY
 
 Row = dict[str, Any]
 
-# file of ../shared/data/en: files of ours in the same schema
+# files in ../shared/data/en, and our files with the same schema
 REAL = {
     "arc_easy_validation": "arc_easy/*.jsonl",
     "belebele_test": "belebele/*.jsonl",
@@ -41,7 +41,7 @@ def rows_of(path: Path) -> list[Row]:
 
 
 def shape(value: Any) -> Any:
-    """Types all the way down; a list by the type of its elements."""
+    """Return the nested types; a list by the type of its elements."""
     if isinstance(value, dict):
         return {key: shape(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -59,7 +59,7 @@ def test_rows_have_the_schema_of_the_real_benchmark(shared_data: Path, built: Pa
             assert shape(row) == expected, path
 
 
-def test_every_split_that_core_tasks_read_is_there(built: Path) -> None:
+def test_every_split_read_by_core_tasks_exists(built: Path) -> None:
     for language in GRAMMARS:
         names = {
             str(path.relative_to(built / "questions" / language))
@@ -76,8 +76,8 @@ def test_every_split_that_core_tasks_read_is_there(built: Path) -> None:
         }
 
 
-def test_rows_are_parallel_and_right_in_both_languages() -> None:
-    """Row i of a file has its right answer at the same place, and the words differ."""
+def test_rows_are_parallel_and_correct_in_both_languages() -> None:
+    """Row i has its correct answer at the same position in both languages, in different words."""
     world = World(0)
     english, lithuanian = dict(questions.files(world, ENGLISH)), dict(questions.files(world, LITHUANIAN))
     assert english.keys() == lithuanian.keys()
@@ -93,7 +93,7 @@ def test_rows_are_parallel_and_right_in_both_languages() -> None:
                 assert row["answer"] == other["answer"]
 
 
-def test_right_answers_are_true_in_the_world_and_others_are_not() -> None:
+def test_only_correct_answers_are_true_in_the_world() -> None:
     world = World(1)
     for grammar in GRAMMARS.values():
         rows = dict(questions.files(world, grammar))
@@ -120,15 +120,15 @@ def test_right_answers_are_true_in_the_world_and_others_are_not() -> None:
             assert row["sentence"].count("_") == 1 and row["option1"] != row["option2"]
 
 
-def test_right_answers_stand_at_every_place() -> None:
-    """Always choosing one place gets about a quarter of the points, as chance does."""
+def test_correct_answers_occur_at_every_position() -> None:
+    """Always choosing one position scores about a quarter, like chance."""
     rows = dict(questions.files(World(0), ENGLISH))
     for path, key in (("arc_easy/test.jsonl", "answerKey"), ("hellaswag/validation.jsonl", "label")):
         counts = Counter(row[key] for row in rows[path])
         assert len(counts) == 4 and max(counts.values()) < 0.45 * len(rows[path])
 
 
-def test_no_question_is_asked_twice_in_the_same_words() -> None:
+def test_no_question_occurs_twice_in_the_same_words() -> None:
     for grammar in GRAMMARS.values():
         for path, rows in questions.files(World(0), grammar):
             said = [json.dumps({**row, "id": "", "ind": 0, "source_id": ""}, ensure_ascii=False) for row in rows]
@@ -154,7 +154,7 @@ def test_bytes_do_not_depend_on_the_process(built: Path, tmp_path: Path) -> None
         assert (built / path).read_bytes() == (tmp_path / path).read_bytes()
 
 
-def test_build_keeps_what_is_there_and_makes_what_is_missing(tmp_path: Path) -> None:
+def test_build_keeps_existing_files_and_makes_missing_ones(tmp_path: Path) -> None:
     folder = files.build(tmp_path / "new")
     mark = folder / "text" / "train.en.jsonl"
     mark.write_text("kept", encoding="utf-8")
@@ -167,13 +167,13 @@ def test_build_keeps_what_is_there_and_makes_what_is_missing(tmp_path: Path) -> 
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
 
-def test_another_recipe_or_world_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_recipe_or_world_is_rebuilt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = files.build(tmp_path)
     (folder / "model").mkdir()
     first = (folder / "text" / "train.en.jsonl").read_bytes()
     files.build(folder, world_seed=1)
     assert (folder / "text" / "train.en.jsonl").read_bytes() != first
-    assert not (folder / "model").exists(), "it learnt the other world"
+    assert not (folder / "model").exists(), "a model trained on the other world is removed"
     files.build(folder)
     assert (folder / "text" / "train.en.jsonl").read_bytes() == first
     mark = folder / "text" / "train.en.jsonl"
@@ -183,7 +183,7 @@ def test_another_recipe_or_world_is_made_anew(tmp_path: Path, monkeypatch: pytes
     assert mark.read_bytes() == first
 
 
-def test_default_folder_is_data_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_folder_is_data_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["--without-model"]) == 0
     folder = Path("data/miniature")
@@ -193,7 +193,7 @@ def test_default_folder_is_data_in_the_current_folder(tmp_path: Path, monkeypatc
     assert [path.stem for path in paper] == sorted(questions.SUBJECTS) and all(path.is_file() for path in paper)
 
 
-def test_version_names_the_recipe() -> None:
+def test_the_version_names_the_recipe() -> None:
     assert len(files.version()) == 12 and int(files.version(), 16) >= 0
     sources = {path.name for path in Path(files.__file__).parent.glob("*.py")}
     assert sources - set(files.RECIPE) == {"__init__.py", "__main__.py", "criterion.py"}

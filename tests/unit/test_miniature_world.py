@@ -1,4 +1,4 @@
-"""The made world: parallel in two languages, right in its forms, the same on every machine."""
+"""The generated world: parallel in two languages, grammatically correct, reproducible on every machine."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_every_value_of_a_fact_is_about_equally_often_true(seed: int) -> None:
         assert max(map(values.count, values)) - min(values.count(i) for i in range(len(VALUES[topic]))) <= 1
 
 
-def test_held_facts_are_told_and_never_asked_in_training_text() -> None:
+def test_held_out_facts_are_stated_but_never_asked_in_training_text() -> None:
     world = World(0)
     assert len(world.held) == len(world.facts) // 5
     assert world.held.isdisjoint(world.asked) and len(world.held) + len(world.asked) == len(world.facts)
@@ -64,8 +64,8 @@ def test_held_facts_are_told_and_never_asked_in_training_text() -> None:
             assert any(sentence in documents for sentence in said)
 
 
-def test_text_never_says_what_is_false() -> None:
-    """Every sentence that names a person and a value of a topic names the true one."""
+def test_text_never_states_a_falsehood() -> None:
+    """Every sentence with a person and a value of a topic states the true value."""
     world = World(0)
     for language, grammar in GRAMMARS.items():
         dice = Dice("true", language)
@@ -78,7 +78,7 @@ def test_text_never_says_what_is_false() -> None:
                             assert grammar.sentence(topic, form, person, value) not in stories
 
 
-def test_equal_dice_tell_the_same_story_in_both_languages() -> None:
+def test_equal_dice_give_the_same_story_in_both_languages() -> None:
     world = World(3)
     for i in range(50):
         english = text.document(world, "en", text.HELDOUT, Dice("parallel", i))
@@ -91,7 +91,7 @@ def test_equal_dice_tell_the_same_story_in_both_languages() -> None:
             )
 
 
-def test_templates_of_both_languages_stand_side_by_side() -> None:
+def test_templates_of_both_languages_are_parallel() -> None:
     for topic in TOPICS:
         assert len(ENGLISH.clauses[topic]) == len(LITHUANIAN.clauses[topic])
         assert len(ENGLISH.sentences[topic]) == len(LITHUANIAN.sentences[topic])
@@ -147,8 +147,8 @@ def test_english_takes_articles_and_possessives() -> None:
     )
 
 
-def test_words_of_a_language_are_told_apart() -> None:
-    """No two values of a topic share a word, or a question would have two right options."""
+def test_words_of_a_language_are_distinct() -> None:
+    """Values of a topic have distinct words; otherwise a question would have two correct options."""
     for topic in TOPICS:
         for grammar in GRAMMARS.values():
             for female in (False, True):
@@ -159,8 +159,8 @@ def test_words_of_a_language_are_told_apart() -> None:
         assert len(set(names)) == len(names)
 
 
-def test_every_form_that_a_template_needs_is_there() -> None:
-    """A form left out of the tables would leave a hole in a sentence."""
+def test_every_form_used_by_a_template_exists() -> None:
+    """A form missing from the tables would leave a gap in a sentence."""
     for grammar in GRAMMARS.values():
         for topic in TOPICS:
             for value in VALUES[topic]:

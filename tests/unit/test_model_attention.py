@@ -40,7 +40,7 @@ def test_flash_needs_a_gpu_and_its_package(gemma2: Path) -> None:
         choose_attention("flash_attention_2", gemma2, GPU)
 
 
-def test_a_flash_attention_without_soft_cap_is_refused(gemma2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flash_attention_without_soft_cap_is_refused(gemma2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
     import types
 
@@ -53,13 +53,13 @@ def test_a_flash_attention_without_soft_cap_is_refused(gemma2: Path, monkeypatch
     assert choose_attention("flash_attention_2", gemma2, GPU) == "flash_attention_2"
 
 
-def test_sdpa_is_refused_where_there_is_a_soft_cap(gemma2: Path) -> None:
+def test_sdpa_is_refused_with_a_soft_cap(gemma2: Path) -> None:
     with pytest.raises(ConfigError, match="sdpa.*leaves out the soft cap"):
         choose_attention("sdpa", gemma2, GPU)
 
 
 def run(attention: str, device: str = "cpu", dtype: torch.dtype = torch.float32, **settings: Any) -> list[torch.Tensor]:
-    """Logits of a random Gemma 2 whose soft cap (1) and window (4 of 24 tokens) bite; on a GPU its gradients too."""
+    """Return logits of random Gemma 2 with active soft cap (1) and window (4 of 24 tokens), on a GPU gradients too."""
     settings = {"attn_logit_softcapping": 1.0, "head_dim": 16, "attn_implementation": attention} | settings
     model = build_gemma(**settings).to(device, dtype)
     ids = torch.randint(1, VOCABULARY, (2, 24), generator=torch.Generator().manual_seed(0)).to(device)
@@ -75,20 +75,20 @@ def worst(got: list[torch.Tensor], want: list[torch.Tensor]) -> float:
     return max(float((a - b).norm() / b.norm()) for a, b in zip(got, want, strict=True))
 
 
-def test_the_soft_cap_of_these_tests_bites() -> None:
+def test_the_soft_cap_in_these_tests_changes_the_logits() -> None:
     assert worst(run("eager", attn_logit_softcapping=None), run("eager")) > 1e-2
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="flex_attention has a backward on a GPU alone")
-@pytest.mark.filterwarnings("ignore")  # transformers' way to make the mask is deprecated; inductor's imports are too
-def test_flex_attention_is_eager_with_gradients_on_a_gpu() -> None:
+@pytest.mark.filterwarnings("ignore")  # deprecated mask construction in transformers and imports in inductor
+def test_flex_attention_equals_eager_with_gradients_on_a_gpu() -> None:
     assert worst(run("flex_attention", "cuda"), run("eager", "cuda")) < 1e-4
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="flash-attn needs a GPU")
-def test_flash_attention_is_eager_with_gradients_on_a_gpu() -> None:
+def test_flash_attention_equals_eager_with_gradients_on_a_gpu() -> None:
     pytest.importorskip("flash_attn", reason="flash-attn is not installed")
     want = run("eager", "cuda")
     rounded = worst(run("eager", "cuda", torch.bfloat16), want)

@@ -1,4 +1,4 @@
-"""An export is a folder that others can load, whole or not there."""
+"""An export is a folder in Hugging Face format, written completely or not at all."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_from_pretrained_gives_the_same_logits_one_tied_tensor_and_the_tokenizer
     assert GenerationConfig.from_pretrained(tmp_path / "out").bos_token_id == tokenizer.bos_token_id
 
 
-def test_it_explains_itself(tmp_path: Path, model: Any) -> None:
+def test_an_export_describes_its_origin(tmp_path: Path, model: Any) -> None:
     export_model(model, tmp_path / "out", FACTS)
     facts = records.read_json(tmp_path / "out" / "hpc_ewc.json")
     assert facts == {"schema": 1, **FACTS, "model_hash": records.model_hash(tmp_path / "out")}
@@ -75,7 +75,7 @@ def test_bf16_compute_gives_bf16_files_in_several_parts(tmp_path: Path) -> None:
         assert torch.equal(mine, other)
 
 
-def test_an_export_that_is_there_is_kept_and_half_of_one_is_replaced(tmp_path: Path, model: Any) -> None:
+def test_a_complete_export_is_kept_and_an_incomplete_one_is_replaced(tmp_path: Path, model: Any) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "model.safetensors").write_bytes(b"half")
     export_model(model, tmp_path / "out", FACTS)
@@ -87,7 +87,7 @@ def test_an_export_that_is_there_is_kept_and_half_of_one_is_replaced(tmp_path: P
     assert (tmp_path / "out" / "model.safetensors").stat().st_ino == before.st_ino
 
 
-def test_a_full_disk_is_one_clear_error_and_leaves_nothing(
+def test_a_full_disk_gives_one_clear_error_and_leaves_no_files(
     tmp_path: Path, model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(descriptor: int) -> None:

@@ -21,7 +21,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(folder: Path, checkpointing: str, compiled: bool = False) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
-    """Gradients by name, and how often each kind of work ran in the backward."""
+    """Return gradients by name, and how often each operation ran in the backward pass."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     counts: dict[str, int] = {}
@@ -43,7 +43,7 @@ def run(folder: Path, checkpointing: str, compiled: bool = False) -> tuple[dict[
     return {name: p.grad for name, p in model.named_parameters()}, counts
 
 
-def test_selective_and_full_give_the_same_gradients_and_recompute_what_they_say(folder: Path) -> None:
+def test_selective_and_full_recompute_their_layers_with_the_same_gradients(folder: Path) -> None:
     plain, base = run(folder, "none")
     selective, some = run(folder, "selective")
     full, most = run(folder, "full")
@@ -53,14 +53,14 @@ def test_selective_and_full_give_the_same_gradients_and_recompute_what_they_say(
         assert torch.equal(plain[name], full[name])
     mm, tanh, layers = "aten.mm.default", "aten.tanh.default", 2
     assert some[mm] == base[mm]
-    assert most[mm] >= base[mm] + 6 * layers  # torch stops recomputing once the last tensor it needs is there
+    assert most[mm] >= base[mm] + 6 * layers  # torch stops recomputing after the last tensor it needs
     assert some[tanh] == most[tanh] == base.get(tanh, 0) + layers
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore"
-)  # dynamo looks at tensors in ways that warn, and inductor imports what is deprecated
+)  # dynamo accesses tensors in ways that warn, and inductor imports deprecated modules
 @pytest.mark.parametrize("checkpointing", ["none", "selective"])
 def test_compiled_layers_give_the_same_gradients(folder: Path, checkpointing: str) -> None:
     plain, _ = run(folder, "none")

@@ -1,4 +1,4 @@
-"""A checkpoint in one process: equal to transformers' own, and refused where it is not one."""
+"""A checkpoint loaded in one process equals transformers' model; invalid checkpoints are refused."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ def test_head_and_embedding_are_one_tensor_and_the_names_are_transformers(folder
     assert model.origin.attention == "eager"
 
 
-def test_no_such_folder_and_no_config(tmp_path: Path) -> None:
+def test_a_missing_folder_or_config_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such folder; model.path must be a Hugging Face folder or hub id"):
         find_model(tmp_path / "absent")
     with pytest.raises(InputError, match=r"no config\.json"):
         load_model(tmp_path)
 
 
-def test_a_hub_id_out_of_reach_says_to_prefetch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_unavailable_hub_id_gives_the_prefetch_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
@@ -84,7 +84,7 @@ def test_an_untied_head_is_refused(folder: Path) -> None:
         load_model(folder)
 
 
-def test_weights_that_are_missing_cut_off_or_of_another_shape_are_refused(folder: Path) -> None:
+def test_missing_truncated_or_misshapen_weights_are_refused(folder: Path) -> None:
     file = folder / "model.safetensors"
     tensors, whole = load_file(file), file.read_bytes()
     lost = dict(tensors)

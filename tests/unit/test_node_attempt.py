@@ -139,7 +139,7 @@ def test_sigusr2_saves_requeues_and_never_returns(
     assert told == [("requeue", "7")]
     assert rundir.stop_file(job(task), 0).read_text() == "SIGUSR2"
     assert read_outcome(rundir.exit_file(job(task), 0)) == "stopped"
-    assert [event["what"] for event in read_events(tmp_path / "orders")] == ["begin", "end"], "it left by itself"
+    assert [event["what"] for event in read_events(tmp_path / "orders")] == ["begin", "end"], "it exited by itself"
 
 
 def test_a_refused_requeue_is_retried(task: JobTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from packaging.utils import canonicalize_name
 import hpc_ewc
 
 OPTIONAL = {"liger_kernel": "liger-kernel", "flash_attn": None, "vllm": "vllm"}
-"""Imported where it is installed: the distribution that an extra names, or None where each site builds its own."""
+"""Optional imports: the distribution in an extra, or None if each site builds its own."""
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def project(repository: Path) -> dict[str, Any]:
 
 
 def imported(package: Path) -> set[str]:
-    """Top-level names of all that is imported and neither Python's nor ours, wherever the statement stands."""
+    """Return the top-level names of all third-party imports, at any place in a module."""
     names = set()
     for path in package.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -39,7 +39,7 @@ def imported(package: Path) -> set[str]:
     return names - sys.stdlib_module_names - {package.name}
 
 
-def test_what_is_imported_is_a_dependency(project: dict[str, Any], repository: Path) -> None:
+def test_every_imported_package_is_a_dependency(project: dict[str, Any], repository: Path) -> None:
     listed = {canonicalize_name(Requirement(line).name) for line in project["dependencies"]}
     extras = {Requirement(line).name for lines in project["optional-dependencies"].values() for line in lines}
     distributions = importlib.metadata.packages_distributions()
@@ -52,7 +52,7 @@ def test_what_is_imported_is_a_dependency(project: dict[str, Any], repository: P
     assert {name for name in OPTIONAL.values() if name} <= extras
 
 
-def test_ci_s_versions_are_exact_and_within_the_bounds(project: dict[str, Any], repository: Path) -> None:
+def test_ci_versions_are_exact_and_within_bounds(project: dict[str, Any], repository: Path) -> None:
     text = (repository / "constraints.txt").read_text(encoding="utf-8")
     pinned = {canonicalize_name(n): v for n, v in re.findall(r"^([\w.-]+)==(\S+)$", text, re.MULTILINE)}
     extras = project["optional-dependencies"]
@@ -61,7 +61,7 @@ def test_ci_s_versions_are_exact_and_within_the_bounds(project: dict[str, Any], 
         assert wanted.specifier.contains(pinned[canonicalize_name(wanted.name)]), line
 
 
-def test_the_wheel_is_typed_and_has_the_package_alone(repository: Path) -> None:
+def test_the_wheel_is_typed_and_contains_only_the_package(repository: Path) -> None:
     files = {file.distribution_path for file in WheelBuilder(str(repository)).recurse_included_files()}
     assert "hpc_ewc/py.typed" in files
     assert {name.split("/")[0] for name in files} == {"hpc_ewc"}
@@ -75,7 +75,7 @@ def test_the_citation_names_this_version(project: dict[str, Any], repository: Pa
     assert len(cited["references"]) == 2
 
 
-def test_hosted_ci_and_commit_hooks_run_what_is_here(repository: Path) -> None:
+def test_hosted_ci_and_commit_hooks_run_local_commands(repository: Path) -> None:
     workflow = yaml.safe_load((repository / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
     assert [step["run"] for step in workflow["jobs"]["ci"]["steps"] if "run" in step][-1] == ".ci/run"
     hooks = yaml.safe_load((repository / ".pre-commit-config.yaml").read_text(encoding="utf-8"))

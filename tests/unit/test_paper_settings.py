@@ -11,7 +11,7 @@ from hpc_ewc.config import load_experiment
 from hpc_ewc.sweep import expand
 
 
-def test_the_papers_settings_are_an_experiment_of_six_strengths(repository: Path) -> None:
+def test_the_papers_settings_make_an_experiment_of_six_strengths(repository: Path) -> None:
     experiment = load_experiment(repository / "sweeps" / "paper-exact.toml")
     assert [run.experiment.ewc.strength for run in expand(experiment)] == [0.0, 1e2, 1e3, 1e6, 1e9, 1e12]
     train = experiment.train
@@ -38,7 +38,7 @@ def test_the_shipped_sweeps_have_the_papers_numbers(repository: Path, name: str)
     assert experiment.evaluate.judge == "neurotechnology/Lt-Llama-2-13b"
 
 
-def test_where_the_two_sweeps_differ_is_what_the_page_says(repository: Path) -> None:
+def test_the_page_states_the_differences_between_the_sweeps(repository: Path) -> None:
     ours, exact = (load_experiment(repository / "sweeps" / f"{name}.toml") for name in ("paper", "paper-exact"))
     differ = {
         f"{part.name}.{field.name}"

@@ -1,4 +1,4 @@
-"""Files appear whole or not at all, and a damaged one is named, never taken for a result."""
+"""Files are written completely or not at all; damaged files are named and never used."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from hpc_ewc import records
 from hpc_ewc.errors import ArtefactError
 
 
-def test_a_json_file_comes_back(tmp_path: Path) -> None:
+def test_a_json_file_is_read_back(tmp_path: Path) -> None:
     records.write_json(tmp_path / "new" / "x.json", {"name": "Šiauliai\u2028", "n": 1})
     assert records.read_json(tmp_path / "new" / "x.json") == {"name": "Šiauliai\u2028", "n": 1}
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_only_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     records.write_json(path, {"n": 1})
     with pytest.raises(ValueError, match="not JSON compliant"):
@@ -38,13 +38,13 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path: 
     assert os.listdir(tmp_path) == ["x.json"]
 
 
-def test_a_private_file_is_private(tmp_path: Path) -> None:
+def test_a_private_file_has_private_permissions(tmp_path: Path) -> None:
     records.write_text(tmp_path / "secret", "x", mode=0o600)
     assert (tmp_path / "secret").stat().st_mode & 0o777 == 0o600
 
 
 @given(st.binary(max_size=60))
-def test_foreign_bytes_are_an_artefact_error_that_names_the_file(
+def test_invalid_bytes_are_an_artefact_error_that_names_the_file(
     tmp_path_factory: pytest.TempPathFactory, data: bytes
 ) -> None:
     path = tmp_path_factory.mktemp("x") / "done.json"
@@ -74,7 +74,7 @@ def test_another_schema_and_a_missing_key_are_refused(tmp_path: Path) -> None:
         records.read_checked(path, "failed")
 
 
-def test_done_is_believed_only_with_its_key_and_whole_outputs(tmp_path: Path) -> None:
+def test_done_json_is_valid_only_with_its_key_and_complete_outputs(tmp_path: Path) -> None:
     path = tmp_path / "done.json"
     assert records.read_done(path, "k") is None
     (tmp_path / "out.bin").write_bytes(b"1234")
@@ -91,7 +91,7 @@ def test_done_is_believed_only_with_its_key_and_whole_outputs(tmp_path: Path) ->
         records.read_done(path, "k")
 
 
-def test_lines_survive_a_writer_killed_in_the_middle_of_one(tmp_path: Path) -> None:
+def test_lines_survive_a_writer_killed_while_writing(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     assert list(records.read_lines(path)) == []
     records.append_line(path, {"step": 1, "text": "a\u2028b"})
@@ -105,7 +105,7 @@ def test_lines_survive_a_writer_killed_in_the_middle_of_one(tmp_path: Path) -> N
         list(records.read_lines(path))
 
 
-def test_samples_come_back_and_a_cut_file_is_refused(tmp_path: Path) -> None:
+def test_samples_are_read_back_and_a_truncated_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.samples.jsonl.zst"
     rows = [{"doc_id": i, "text": "ąčę\u2028"} for i in range(1000)]
     records.write_samples(path, rows)

@@ -1,4 +1,4 @@
-"""Runs of several base models in one report: each beside its own, told apart, and never taken for repetitions."""
+"""Several base models in one report: each run is compared with its own base and never treated as a repetition."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OTHER_BASE = digest("another base")
 
 
 class Larger(RunBuilder):
-    """Of another base, which is worse at all texts, and whose hash is its own."""
+    """Runs of another base, which has its own hash and is worse on all texts."""
 
     def write(self, *args: Any, **changes: Any) -> Path:
         hashes = {"base_hash": OTHER_BASE} | ({"model_hash": OTHER_BASE} if args[1] == "base" else {})
@@ -53,7 +53,7 @@ def table(document: Document, key: str) -> Table:
     return next(table for table in document.tables if table.key == key)
 
 
-def test_base_models_are_rows_of_their_own_and_no_seeds_of_one(document: Document) -> None:
+def test_base_models_have_separate_rows_and_are_not_seeds(document: Document) -> None:
     assert not document.build.lines.repeated
     assert not any("several seeds" in lead for lead in document.leads)
     rows = [[cell.text for cell in row[:2]] for row in table(document, "summary").rows]
@@ -63,8 +63,8 @@ def test_base_models_are_rows_of_their_own_and_no_seeds_of_one(document: Documen
     assert sorted(rows[2:]) == [["0", "large"], ["0", "small"], ["1e6", "large"], ["1e6", "small"]]
 
 
-def test_each_run_is_set_against_its_own_base(document: Document) -> None:
-    """Per cent of bits per byte, with the error of a ratio: against a bootstrap of the documents."""
+def test_each_run_is_compared_with_its_own_base(document: Document) -> None:
+    """Per cent change of bits per byte, with a ratio's error, agrees with a bootstrap over documents."""
     study = document.build.study
     shown = table(document, "tradeoff")
     place = [head.text for head in shown.heads].index("bits/byte English %")
@@ -82,7 +82,7 @@ def test_each_run_is_set_against_its_own_base(document: Document) -> None:
         assert found.relative_stderr == pytest.approx(ratios.std(), rel=0.15)
 
 
-def test_figures_show_every_base_and_shade_for_none(document: Document) -> None:
+def test_figures_show_every_base_without_shading(document: Document) -> None:
     figure = curves.mean_figure(document.build, paper=False)
     assert figure is not None
     (axes,) = figure.axes
@@ -90,6 +90,6 @@ def test_figures_show_every_base_and_shade_for_none(document: Document) -> None:
     assert len(across) == 4, "two languages, two bases"
     figure = plane.tradeoff_figure(document.build, document.choice)
     assert figure is not None
-    assert not figure.axes[0].patches, "what is lost too much of depends on the base"
+    assert not figure.axes[0].patches, "the region of unacceptable loss depends on the base"
     said = {figure.name: figure.caption for figure in draw_figures(document, endings=("svg",))}
     assert "Shaded" not in said["tradeoff"]

@@ -1,4 +1,4 @@
-"""Which λ is recommended, and comparisons of two runs."""
+"""The recommended λ, and comparisons of two runs."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ def test_the_rule_takes_the_largest_gain_within_the_loss() -> None:
     assert list(_pick(old, new, 0.01)) == [2, -1]
     assert list(_pick(old, new, 0.03)) == [1, -1]
     assert list(_pick(old, new, 1.0)) == [0, 0]
-    assert list(_pick(old, -new, 1.0)) == [-1, -1], "what is not above 0 is no gain"
+    assert list(_pick(old, -new, 1.0)) == [-1, -1], "only values above 0 are gains"
 
 
-def test_the_halves_are_disjoint_whole_and_the_same_for_a_translation(analysis: Analysis) -> None:
+def test_the_halves_are_disjoint_complete_and_equal_for_translations(analysis: Analysis) -> None:
     reader = SampleReader(analysis.study)
     base = analysis.study.runs[0]
     halves = {}
@@ -66,10 +66,10 @@ def test_the_halves_are_disjoint_whole_and_the_same_for_a_translation(analysis: 
     assert (halves["mmlu.en"].half == halves["mmlu.lt"].half).all()
     passages = halves["belebele.en"]
     for code in np.unique(passages.clusters):
-        assert len(set(passages.half[passages.clusters == code])) == 1, "a passage stands in one half"
+        assert len(set(passages.half[passages.clusters == code])) == 1, "each passage is in one half"
 
 
-def test_the_recommendation_is_reported_on_documents_it_was_not_chosen_on(analysis: Analysis) -> None:
+def test_the_recommendation_is_scored_on_documents_not_used_to_choose_it(analysis: Analysis) -> None:
     build = Builder(Lines(analysis))
     choice = choose(build)
     assert choice is not None
@@ -91,8 +91,8 @@ def test_the_recommendation_is_reported_on_documents_it_was_not_chosen_on(analys
     assert said.endswith("Single seed per setting: the conclusion applies to these checkpoints only.")
 
 
-def test_how_often_each_strength_would_be_chosen_is_counted_under_resampled_documents(analysis: Analysis) -> None:
-    """An independent count: a loop over resamples of the first half, documents within each task, whole passages."""
+def test_choice_frequency_is_counted_over_resampled_documents(analysis: Analysis) -> None:
+    """Count independently: a loop over resamples of the first half, of documents per task and whole passages."""
     choice = choose(Builder(Lines(analysis)), max_loss=0.01)
     assert choice is not None
     reader, lines = SampleReader(analysis.study), [candidate.line for candidate in choice.candidates]
@@ -116,10 +116,10 @@ def test_how_often_each_strength_would_be_chosen_is_counted_under_resampled_docu
     expected = counts / 2000
     assert choice.none == pytest.approx(expected[-1], abs=0.04)
     assert [candidate.chosen for candidate in choice.candidates] == pytest.approx(list(expected[:-1]), abs=0.04)
-    assert 0.02 < max(expected) < 0.98, "else nothing was tested"
+    assert 0.02 < max(expected) < 0.98, "otherwise the test would be empty"
 
 
-def test_nothing_is_recommended_where_nothing_is_kept(tmp_path: Path) -> None:
+def test_nothing_is_recommended_if_every_run_forgets_too_much(tmp_path: Path) -> None:
     root = tmp_path / "runs" / "x"
     RunBuilder(root, strengths=(0.0, 1.0), tasks=TASKS, n=40).build()
     build = Builder(Lines(analysis_of(root)))
@@ -129,7 +129,7 @@ def test_nothing_is_recommended_where_nothing_is_kept(tmp_path: Path) -> None:
     assert sentence(build, choice).startswith("No recommendation: on the first half no run loses at most 1 point of")
 
 
-def test_the_front_is_what_no_other_run_dominates(analysis: Analysis) -> None:
+def test_the_front_contains_the_undominated_runs(analysis: Analysis) -> None:
     build = Builder(Lines(analysis))
     old, new = (next(m for m in analysis.means if m.language == language) for language in ("en", "lt"))
     points = {
@@ -149,7 +149,7 @@ def rows(analysis: Analysis, strength: float | None) -> list[dict[str, object]]:
     return [row for row in load_records(source) if row["coordinates"].get("ewc.strength") == strength]
 
 
-def test_two_runs_are_compared_by_task_and_overall(analysis: Analysis) -> None:
+def test_two_runs_are_compared_per_task_and_overall(analysis: Analysis) -> None:
     comparison = compare(rows(analysis, 0.0), rows(analysis, 1e12))
     english = [judgement for judgement in comparison.tasks if judgement.language == "en"]
     assert {judgement.better for judgement in english} == {"B"}
@@ -162,7 +162,7 @@ def test_two_runs_are_compared_by_task_and_overall(analysis: Analysis) -> None:
     assert "apply to these two checkpoints only" in out.getvalue()
 
 
-def test_a_comparison_is_the_reports_own_difference(analysis: Analysis) -> None:
+def test_a_comparison_equals_the_reports_difference(analysis: Analysis) -> None:
     comparison = compare(rows(analysis, None), rows(analysis, 1e4))
     run = next(run for run in analysis.study.runs if run.strength == 1e4)
     column = next(column for column in analysis.study.columns if column.cell == "belebele.lt")
@@ -182,21 +182,21 @@ def test_a_run_equals_itself(analysis: Analysis) -> None:
     assert "no significant difference" in comparison.verdict
 
 
-def test_a_comparison_needs_one_run_a_side(analysis: Analysis) -> None:
+def test_a_comparison_needs_one_run_on_each_side(analysis: Analysis) -> None:
     with pytest.raises(InputError, match="A must be one run at one checkpoint; it holds nothing"):
         compare([], rows(analysis, None))
     with pytest.raises(InputError, match="B must be one run at one checkpoint; it holds base at step 0, strength=0-"):
         compare(rows(analysis, None), rows(analysis, None) + rows(analysis, 0.0))
 
 
-def test_cells_of_one_side_alone_are_named(analysis: Analysis) -> None:
+def test_cells_on_only_one_side_are_named(analysis: Analysis) -> None:
     fewer = [row for row in rows(analysis, 1e4) if row["cell"] != "mmlu.en"]
     comparison = compare(rows(analysis, None), fewer)
     assert comparison.only_one == ["mmlu (en)"]
     assert not any(mean.language == "en" for mean in comparison.means)
 
 
-def test_of_several_seeds_the_sentence_says_what_its_interval_lacks(tmp_path: Path) -> None:
+def test_with_several_seeds_the_sentence_says_what_its_interval_omits(tmp_path: Path) -> None:
     root = tmp_path / "runs" / "x"
     RunBuilder(root, strengths=(0.0, 1e4, 1e12), seeds=(0, 1), tasks=TASKS, n=60).build()
     build = Builder(Lines(analysis_of(root)))
@@ -209,8 +209,8 @@ def test_of_several_seeds_the_sentence_says_what_its_interval_lacks(tmp_path: Pa
     assert table.notes[0].endswith("by bootstrap of documents, not of seeds.")
 
 
-def test_of_many_runs_that_guess_the_luckiest_is_not_above_chance(tmp_path: Path) -> None:
-    """2.5 errors above chance: told from it alone, not as the best of thirty."""
+def test_the_luckiest_of_many_guessing_runs_is_not_above_chance(tmp_path: Path) -> None:
+    """2.5 standard errors above chance is significant for one run, not for the best of thirty."""
     estimates = {30: False, 1: True}
     for count, is_above in estimates.items():
         root = tmp_path / f"{count}" / "x"

@@ -1,4 +1,4 @@
-"""What the report takes for a record, and what it lists instead."""
+"""Records accepted by the report, and files listed as problems."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def run(tmp_path: Path) -> RunBuilder:
     return builder
 
 
-def test_one_flat_record_a_result(run: RunBuilder) -> None:
+def test_each_result_is_one_flat_record(run: RunBuilder) -> None:
     rows = load_records(run.dir.root)
     mmlu = [row for row in rows if row["cell"] == "mmlu.lt" and row["run"] == "base"]
     assert [row["subset"] for row in mmlu] == ["", "anatomy", "astronomy", "law"]
@@ -58,7 +58,7 @@ def test_a_single_record_file_is_enough(run: RunBuilder) -> None:
     assert len(collect([run.dir.evaluate("base").cell(0, "mmlu.en")]).records) == 1
 
 
-def test_damaged_foreign_older_and_double_records_are_listed_and_not_taken(run: RunBuilder) -> None:
+def test_damaged_unknown_older_and_duplicate_records_are_listed_and_skipped(run: RunBuilder) -> None:
     folder = run.dir.evaluate("base").cells(0)
     text = (folder / "mmlu.en.json").read_text()
     (folder / "mmlu.en.json").write_text(text[: len(text) // 2])
@@ -81,7 +81,7 @@ def test_damaged_foreign_older_and_double_records_are_listed_and_not_taken(run: 
     assert not taken & {"mmlu.en", "arc_easy.en", "mmlu.lt"}
 
 
-def test_a_measurement_that_stands_twice_is_taken_once(run: RunBuilder, tmp_path: Path) -> None:
+def test_a_duplicate_measurement_is_used_once(run: RunBuilder, tmp_path: Path) -> None:
     import shutil
 
     copy = tmp_path / "elsewhere" / "paper"
@@ -98,7 +98,7 @@ def test_a_measurement_that_stands_twice_is_taken_once(run: RunBuilder, tmp_path
     assert [problem.where for problem in other] == ["elsewhere/paper/evaluate/base/00000000/mmlu.en.json"]
 
 
-def test_nothing_to_read_is_an_error(tmp_path: Path) -> None:
+def test_no_records_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such folder or file"):
         collect([tmp_path / "nowhere"])
     with pytest.raises(InputError, match="holds no record of an experiment"):
@@ -113,7 +113,7 @@ def why(run: RunBuilder) -> dict[str, str]:
     return {f"{cell.run.split('-')[0]} {cell.cell}": cell.why for cell in stages.missing}
 
 
-def test_a_cell_that_failed_says_its_error(run: RunBuilder) -> None:
+def test_a_failed_cell_shows_its_error(run: RunBuilder) -> None:
     name = run.run_name(0.0, 0)
     cell = next(cell for cell in run.cells() if cell.name == "mmlu.en")
     failed = {"status": "failed", "error": "NonFinite: the model has diverged", "results": []}
@@ -122,7 +122,7 @@ def test_a_cell_that_failed_says_its_error(run: RunBuilder) -> None:
     assert why(run) == {"strength=0 mmlu.en": "NonFinite: the model has diverged"}
 
 
-def test_a_cell_that_could_not_start_is_explained_from_upstream(run: RunBuilder) -> None:
+def test_a_cell_that_could_not_start_shows_the_upstream_error(run: RunBuilder) -> None:
     from hpc_ewc import records
 
     name = run.run_name(1e6, 0)
@@ -142,8 +142,8 @@ def test_a_cell_that_could_not_start_is_explained_from_upstream(run: RunBuilder)
     assert why(run)["strength=1e+06 mmlu.en"] == "evaluation failed: killed"
 
 
-def test_of_two_attempts_the_one_that_has_a_value_is_taken(run: RunBuilder, tmp_path: Path) -> None:
-    """The same checkpoint, measured in two experiments: in the first that cell failed."""
+def test_the_attempt_with_a_value_is_used(run: RunBuilder, tmp_path: Path) -> None:
+    """The checkpoint was measured in two experiments; in the first the cell failed."""
     import shutil
 
     copy = tmp_path / "elsewhere" / "paper"
@@ -167,7 +167,9 @@ def test_of_two_attempts_the_one_that_has_a_value_is_taken(run: RunBuilder, tmp_
         ("stderr", -0.1, "a result without a finite value"),
     ],
 )
-def test_a_field_of_another_type_is_not_ours(run: RunBuilder, field: str, value: object, said: str) -> None:
+def test_a_record_with_a_field_of_the_wrong_type_is_skipped(
+    run: RunBuilder, field: str, value: object, said: str
+) -> None:
     path = run.dir.evaluate("base").cell(0, "arc_easy.en")
     record = json.loads(path.read_text())
     (record if field in record else record["results"][0])[field] = value

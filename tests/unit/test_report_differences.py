@@ -1,4 +1,4 @@
-"""Each number of the tables against one computed here from the samples, by other means."""
+"""Each number in the tables equals one computed independently from the samples."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def pair(analysis: Analysis, strength: float, cell: str) -> tuple[Difference, np
 
 
 @pytest.mark.parametrize("cell", ["arc_easy.en", "mmlu.lt", "gsm8k.en"])
-def test_right_or_wrong_is_mcnemar(analysis: Analysis, cell: str) -> None:
+def test_binary_scores_use_mcnemar(analysis: Analysis, cell: str) -> None:
     difference, mine, theirs = pair(analysis, 0.0, cell)
     lost, gained = int(((mine == 0) & (theirs == 1)).sum()), int(((mine == 1) & (theirs == 0)).sum())
     assert (difference.lost, difference.gained, difference.method) == (lost, gained, "McNemar")
@@ -72,13 +72,13 @@ def test_right_or_wrong_is_mcnemar(analysis: Analysis, cell: str) -> None:
     assert difference.stderr == pytest.approx(stats.sem(mine - theirs))
 
 
-def test_scores_are_a_paired_t(analysis: Analysis) -> None:
+def test_continuous_scores_use_a_paired_t_test(analysis: Analysis) -> None:
     difference, mine, theirs = pair(analysis, 0.0, "truthfulqa_mc2.en")
     assert difference.method == "paired t"
     assert difference.p == pytest.approx(stats.ttest_rel(mine, theirs).pvalue)
 
 
-def test_belebele_counts_passages_and_not_questions(analysis: Analysis) -> None:
+def test_belebele_is_clustered_by_passage(analysis: Analysis) -> None:
     run, column = at(analysis, 0.0, "belebele.lt")
     difference, mine, theirs = pair(analysis, 0.0, "belebele.lt")
     passages = [row["cluster"] for row in scores(analysis, run, column)]
@@ -116,7 +116,7 @@ def test_perplexities_are_compared_on_the_same_texts(analysis: Analysis) -> None
         assert [difference.low, difference.high] == pytest.approx([low, high], abs=0.25 * each.std())
 
 
-def test_a_mean_is_over_fixed_tasks(analysis: Analysis) -> None:
+def test_means_are_over_fixed_tasks(analysis: Analysis) -> None:
     run, _ = at(analysis, 1e6, "arc_easy.en")
     mean = next(mean for mean in analysis.means if mean.language == "en")
     each = [analysis.differences[run, column, column.metric] for column in mean.columns]
@@ -132,8 +132,8 @@ def test_a_mean_is_over_fixed_tasks(analysis: Analysis) -> None:
     assert value.stderr == pytest.approx(math.sqrt(sum((p.stderr or 0) ** 2 for p in parts)) / 7)
 
 
-def test_the_interval_of_a_mean_is_a_bootstrap_within_each_task_and_of_whole_passages(analysis: Analysis) -> None:
-    """An independent one: a loop over resamples, tasks, and, of Belebele, passages."""
+def test_mean_intervals_bootstrap_within_tasks_by_whole_passage(analysis: Analysis) -> None:
+    """Compare with an independent bootstrap: a loop over resamples, tasks and, for Belebele, passages."""
     run, _ = at(analysis, 1e6, "arc_easy.en")
     mean = next(mean for mean in analysis.means if mean.language == "en")
     tasks = []
@@ -156,7 +156,7 @@ def test_the_interval_of_a_mean_is_a_bootstrap_within_each_task_and_of_whole_pas
         assert found.stderr == pytest.approx(each.std(), rel=0.08)
 
 
-def test_holm_is_over_every_primary_metric_and_over_the_means_apart(analysis: Analysis) -> None:
+def test_holm_corrects_primary_metrics_and_means_separately(analysis: Analysis) -> None:
     first = [d for (_, column, metric), d in analysis.differences.items() if metric == column.metric]
     assert len(first) == 2 * len(analysis.study.columns)
     smallest = min(first, key=lambda d: d.p or 1)
@@ -167,10 +167,10 @@ def test_holm_is_over_every_primary_metric_and_over_the_means_apart(analysis: An
     assert smallest.p_holm == pytest.approx(min(1, 4 * (smallest.p or 1)))
     others = [d for (_, column, metric), d in analysis.differences.items() if metric != column.metric]
     assert others
-    assert all(d.p_holm is None for d in others), "a secondary metric is in no family"
+    assert all(d.p_holm is None for d in others), "a secondary metric is not corrected"
 
 
-def test_without_samples_differences_are_unpaired_and_say_so(run: RunBuilder, analysis: Analysis) -> None:
+def test_without_samples_differences_are_marked_as_unpaired(run: RunBuilder, analysis: Analysis) -> None:
     loose = analysis_of(run.dir.root, paired=False)
     at_loose = at(loose, 0.0, "arc_easy.en")
     difference = loose.differences[*at_loose, "acc"]
@@ -190,7 +190,7 @@ def test_the_same_records_give_the_same_numbers(run: RunBuilder, analysis: Analy
     assert [d.p for d in other.mean_differences.values()] == [d.p for d in analysis.mean_differences.values()]
 
 
-# ---------------------------------------------------------------------------------------------- samples gone wrong
+# ---------------------------------------------------------------------------------------------- invalid samples
 
 
 def damaged(folder: Path, damage: str) -> Analysis:
@@ -226,9 +226,7 @@ def damaged(folder: Path, damage: str) -> Analysis:
         ("gone", None),
     ],
 )
-def test_samples_that_cannot_be_trusted_are_listed_and_their_cell_is_unpaired_difference(
-    tmp_path: Path, damage: str, said: str | None
-) -> None:
+def test_cells_with_invalid_samples_are_listed_and_unpaired(tmp_path: Path, damage: str, said: str | None) -> None:
     analysis = damaged(tmp_path, damage)
     assert analysis.differences[*at(analysis, 0.0, "arc_easy.en"), "acc"].method == "unpaired"
     assert analysis.differences[*at(analysis, 1e6, "arc_easy.en"), "acc"].method == "McNemar"
@@ -240,7 +238,7 @@ def test_samples_that_cannot_be_trusted_are_listed_and_their_cell_is_unpaired_di
     assert analysis.mean_differences[run, mean].low is None
 
 
-def test_other_documents_are_paired_where_they_are_the_same(tmp_path: Path) -> None:
+def test_only_shared_documents_are_paired(tmp_path: Path) -> None:
     run = build(tmp_path, tasks=("arc_easy",))
     folder = run.dir.evaluate(run.run_name(0.0, 0))
     cell = next(cell for cell in run.cells() if cell.name == "arc_easy.en")
@@ -259,7 +257,7 @@ def test_other_documents_are_paired_where_they_are_the_same(tmp_path: Path) -> N
 # ---------------------------------------------------------------------------------------------- seeds
 
 
-def test_seeds_are_averaged_and_their_spread_is_in_the_error(tmp_path: Path) -> None:
+def test_seeds_are_averaged_and_their_variance_enters_the_error(tmp_path: Path) -> None:
     run = build(tmp_path, seeds=(0, 1, 2), tasks=("arc_easy", "belebele"))
     analysis = analysis_of(run.dir.root)
     lines = Lines(analysis)
@@ -282,12 +280,12 @@ def test_seeds_are_averaged_and_their_spread_is_in_the_error(tmp_path: Path) -> 
     assert difference.p_holm >= (difference.p or 0)
 
 
-def test_a_setting_that_lacks_a_seed_has_no_value(tmp_path: Path) -> None:
+def test_a_setting_with_a_missing_seed_has_no_value(tmp_path: Path) -> None:
     run = build(tmp_path, seeds=(0, 1), tasks=("arc_easy",))
     run.dir.evaluate(run.run_name(0.0, 1)).cell(40, "arc_easy.en").unlink()
     lines = Lines(analysis_of(run.dir.root))
     column = next(column for column in lines.study.columns if column.cell == "arc_easy.en")
-    assert lines.value(lines.lines[1], column) == (None, None), "a mean over one seed of two would be another quantity"
+    assert lines.value(lines.lines[1], column) == (None, None), "a mean over one of two seeds is not comparable"
     assert lines.value(lines.lines[2], column)[0] is not None
 
 
@@ -300,8 +298,8 @@ def test_copies_of_a_run_folder_change_nothing(tmp_path: Path) -> None:
     assert [d.p for d in twice.differences.values()] == [d.p for d in once.differences.values()]
 
 
-def test_texts_in_other_tokens_have_no_difference_a_token(tmp_path: Path) -> None:
-    """Two models compared whose tokenizers differ: the same bytes, a third more tokens."""
+def test_texts_with_other_tokenizers_have_no_per_token_difference(tmp_path: Path) -> None:
+    """The two models have different tokenizers: the same bytes, a third more tokens."""
     run = build(tmp_path, tasks=("arc_easy",))
     name, cells = run.run_name(0.0, 0), {cell.name: cell for cell in run.cells()}
     for cell in (cells["ppl_truthfulqa.en"], cells["ppl_heldout.en"]):
@@ -323,7 +321,7 @@ def test_texts_in_other_tokens_have_no_difference_a_token(tmp_path: Path) -> Non
     assert sum("different tokens, compare bits per byte" in part for part in analysis.left_out) == 2
 
 
-def test_texts_of_no_tokens_are_not_divided_by(tmp_path: Path) -> None:
+def test_texts_without_tokens_cause_no_division_by_zero(tmp_path: Path) -> None:
     run = build(tmp_path, tasks=("arc_easy",))
     path = run.dir.evaluate(run.run_name(0.0, 0)).samples(40, "ppl_heldout.lt")
     records.write_samples(path, [row | {"tokens": 0} for row in records.read_samples(path)])

@@ -1,4 +1,4 @@
-"""The figures show the numbers of the tables, and 0 on a log axis honestly."""
+"""The figures show the numbers of the tables, with λ = 0 left of a break in the log axis."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_the_axis_puts_zero_left_of_a_break() -> None:
     assert style.StrengthAxis((0.0,)).place(0.0) == 0.0
 
 
-def test_points_are_the_tables_numbers_and_zero_is_not_joined(document: Document) -> None:
+def test_points_equal_the_tables_and_zero_is_not_connected(document: Document) -> None:
     figure = curves.mean_figure(document.build, paper=False)
     assert figure is not None
     (axes,) = figure.axes
@@ -59,14 +59,14 @@ def test_points_are_the_tables_numbers_and_zero_is_not_joined(document: Document
         {round(x.place(strength), 6): value for strength, value in expected.items()}
     )
     solid = [line for line in axes.lines if line.get_linestyle() == "-" and len(line.get_xdata()) == 3]
-    assert solid, "λ > 0 is joined"
-    assert min(solid[0].get_xdata()) == pytest.approx(2.0), "and λ = 0 is not joined to it"
+    assert solid, "points with λ > 0 are connected"
+    assert min(solid[0].get_xdata()) == pytest.approx(2.0), "λ = 0 is not connected"
     labels = [text.get_text() for text in axes.get_xticklabels()]
     assert labels[0] == "0"
     assert "$10^{12}$" in labels
 
 
-def test_languages_differ_by_marker_and_dash_and_not_by_colour_alone() -> None:
+def test_languages_differ_by_marker_and_dash_besides_colour() -> None:
     looks = [style.look(place) for place in range(4)]
     for part in ("colour", "marker", "dashes"):
         assert len({getattr(look, part) for look in looks}) == 4
@@ -104,7 +104,7 @@ def test_the_recommended_strength_is_ringed(document: Document) -> None:
     )
 
 
-def test_training_curves_take_the_last_line_of_a_step_and_skip_a_torn_one(document: Document) -> None:
+def test_training_curves_use_the_last_line_of_a_step_and_skip_truncated_ones(document: Document) -> None:
     run = next(run for run in document.build.study.runs if run.strength == 1e4)
     trained = document.build.study.trained(run)
     assert trained is not None
@@ -118,7 +118,7 @@ def test_training_curves_take_the_last_line_of_a_step_and_skip_a_torn_one(docume
     assert read["loss"][-1] == 1.5
 
 
-def test_a_long_run_is_thinned_by_means() -> None:
+def test_a_long_run_is_downsampled_by_means() -> None:
     import numpy as np
 
     steps, values = training.thin(np.arange(4000.0), np.arange(4000.0) * 2)
@@ -127,7 +127,7 @@ def test_a_long_run_is_thinned_by_means() -> None:
     assert steps[0] == 24.5
 
 
-def test_all_figures_are_drawn_in_three_forms_with_the_papers_curve(document: Document) -> None:
+def test_all_figures_are_drawn_in_three_formats_with_the_papers_curve(document: Document) -> None:
     drawn = {figure.name: figure for figure in draw_figures(document, overlay=True)}
     assert list(drawn) == ["accuracy", "mean", "perplexity", "tradeoff", "training", "fisher"]
     for figure in drawn.values():
@@ -145,7 +145,7 @@ def draw_captions(document: Document) -> str:
     return " ".join(captions.captions(document, overlay=False).values())
 
 
-def test_of_very_many_strengths_lines_have_bands_few_points_are_named_and_the_captions_say_so(tmp_path: Path) -> None:
+def test_many_strengths_are_drawn_with_bands_and_few_labels_as_captions_say(tmp_path: Path) -> None:
     strengths = (0.0, *(float(10 ** (n / 8)) for n in range(8, 78)))
     root = tmp_path / "runs" / "many"
     RunBuilder(root, strengths=strengths, tasks=("arc_easy",), n=12).build()
@@ -172,20 +172,20 @@ def test_of_very_many_strengths_lines_have_bands_few_points_are_named_and_the_ca
     assert "12 of 71 λs are drawn." in said["training"]
 
 
-def test_captions_say_which_settings_are_drawn_where_more_than_strength_differs(document: Document) -> None:
+def test_captions_name_the_settings_drawn_if_more_than_strength_differs(document: Document) -> None:
     assert "faint" not in captions.captions(document, overlay=False)["mean"]
     lines = document.build.lines
     assert lines.setting(lines.lines[-1]) == ""
 
 
-def test_the_papers_facts_are_those_of_the_shared_file(shared_data: Path) -> None:
+def test_the_papers_facts_equal_the_shared_file(shared_data: Path) -> None:
     import json
 
     original = json.loads((shared_data.parent / "paper_fig3.json").read_text())
     assert paper()["accuracy"] == original
 
 
-def test_the_papers_means_are_those_of_its_figure_1b() -> None:
+def test_the_papers_means_equal_its_figure_1b() -> None:
     found = {language: accuracy_curve("mean", language) for language in ("en", "lt")}
     assert found["en"] is not None
     assert found["lt"] is not None
@@ -197,7 +197,7 @@ def test_the_papers_means_are_those_of_its_figure_1b() -> None:
     assert accuracy_curve("unknown", "en") is None
 
 
-def test_names_are_no_mathematics() -> None:
+def test_names_are_not_rendered_as_mathematics() -> None:
     assert style.plain("a$b$c") == r"a\$b\$c"
     assert not style.plain("_hidden").startswith("_")
     assert "\x1b" not in style.plain("\x1b[2J")

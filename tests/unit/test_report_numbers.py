@@ -1,4 +1,4 @@
-"""Numbers that Python's JSON reader accepts and that are no finite floats: listed with a reason, or left out."""
+"""Numbers that Python's JSON reader accepts but are not finite floats are listed with a reason or left out."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def build(folder: Path, count: int) -> RunBuilder:
 
 
 def reported(run: RunBuilder, folder: Path, *formats: str) -> dict[str, Any]:
-    """results.json of a whole report."""
+    """Return results.json of a complete report."""
     every = ("markdown", "csv", "json", "latex", "html", *formats)
     report([run.dir.root], folder / "out", Options(formats=every, resamples=100), Console(quiet=True))
     loaded: dict[str, Any] = json.loads((folder / "out" / "results.json").read_text(), parse_constant=pytest.fail)
     return loaded
 
 
-def test_a_bad_number_in_each_field_of_a_record(tmp_path: Path) -> None:
+def test_a_bad_number_in_any_record_field_is_listed(tmp_path: Path) -> None:
     cases = [(f, n) for f in (*RECORD, *OTHER, *RESULT) for n in (*BAD, *DIGITS, *LARGE)]
     run = build(tmp_path, 1)
     name = run.run_name(1.0, 0)
@@ -69,7 +69,7 @@ def test_a_bad_number_in_each_field_of_a_record(tmp_path: Path) -> None:
     assert any(row["run"] == f"{name}{cases.index(('seconds', 'large'))}" for row in found["wide"])
 
 
-def test_a_bad_number_in_each_field_of_a_samples_row(tmp_path: Path) -> None:
+def test_a_bad_number_in_any_samples_field_is_listed(tmp_path: Path) -> None:
     read = {"metrics": "arc_easy.en", "loglikelihoods": "ppl_heldout.lt", "tokens": "ppl_heldout.lt"}
     read |= {"bytes": "ppl_heldout.lt"}
     cases = [(f, n) for f in (*read, "doc_id", "cluster") for n in (*BAD, *DIGITS)]
@@ -85,7 +85,7 @@ def test_a_bad_number_in_each_field_of_a_samples_row(tmp_path: Path) -> None:
     assert expected <= problems
 
 
-def test_bad_numbers_in_what_the_stages_left(tmp_path: Path) -> None:
+def test_bad_numbers_in_stage_files_are_left_out(tmp_path: Path) -> None:
     values = BAD | DIGITS | LARGE
     run = build(tmp_path, len(values) + 1)
     fisher = run.fisher().manifest_json.read_text()
@@ -122,11 +122,11 @@ def test_bad_numbers_in_what_the_stages_left(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [HUGE, -HUGE, math.nan, math.inf, True, None, "1", [1.0], {}])
-def test_what_is_no_finite_number(value: Any) -> None:
+def test_values_that_are_not_finite_numbers_are_rejected(value: Any) -> None:
     assert finite_number(value) is None
 
 
-def test_finite_numbers_and_where_a_bad_one_is_found() -> None:
+def test_finite_numbers_pass_and_bad_ones_are_located() -> None:
     assert (finite_number(3), finite_number(1e308), finite_number(10**300)) == (3.0, 1e308, 1e300)
     assert find_bad_number({"a": [1, {"b": [2.5, True, None, "x"]}]}) is None
     assert find_bad_number({"a": [1, {"b": [math.nan]}]}) == "nan"

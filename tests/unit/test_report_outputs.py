@@ -1,4 +1,4 @@
-"""What is written and printed: golden files, determinism, hostile text, and what is left out without a package.
+"""Written and printed output: golden files, determinism, hostile text, and formats skipped without a package.
 
 `HPC_EWC_GOLDEN=write pytest tests/unit/test_report_outputs.py` writes the golden files anew; look at what changed.
 """
@@ -44,7 +44,7 @@ def analysis_of(root: Path) -> Analysis:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A miniature experiment with a cell that failed and one that is missing."""
+    """Build a small experiment with one failed and one missing cell."""
     tasks = ("arc_easy", "belebele", "mmlu", "truthfulqa_mc2")
     run = RunBuilder(
         tmp_path_factory.mktemp("golden") / "runs" / "golden",
@@ -92,41 +92,41 @@ def compare_with_golden(name: str, text: str) -> None:
 
 
 @pytest.mark.parametrize("width", [80, 160])
-def test_terminal(document: Document, width: int) -> None:
+def test_terminal_output_equals_the_golden_file(document: Document, width: int) -> None:
     text = printed(document, width)
     assert max(map(len, text.splitlines())) <= width
     assert "\x1b" not in text, "piped output is plain"
     compare_with_golden(f"terminal_{width}.txt", text)
 
 
-def test_a_terminal_gets_colour(document: Document) -> None:
+def test_terminal_output_is_coloured(document: Document) -> None:
     assert "\x1b[1m" in printed(document, 100, terminal=True)
 
 
-def test_markdown(document: Document) -> None:
+def test_markdown_equals_the_golden_file(document: Document) -> None:
     compare_with_golden("report.md", render_markdown(document))
 
 
-def test_latex(document: Document) -> None:
+def test_latex_equals_the_golden_file(document: Document) -> None:
     compare_with_golden("tables.tex", render_tables(document))
 
 
-def test_wide_csv(analysis: Analysis) -> None:
+def test_wide_csv_equals_the_golden_file(analysis: Analysis) -> None:
     compare_with_golden("table.csv", render_csv(wide_rows(analysis)))
 
 
-def test_long_csv(analysis: Analysis) -> None:
+def test_long_csv_equals_the_golden_file(analysis: Analysis) -> None:
     text = render_csv(long_rows(analysis))
     compare_with_golden("results.csv", text)
     rows = list(csv.DictReader(io.StringIO(text)))
     assert tuple(rows[0]) == LONG
 
 
-def test_page(document: Document) -> None:
+def test_page_equals_the_golden_file(document: Document) -> None:
     compare_with_golden("report.html", render_page(document, [], {"schema": 1}))
 
 
-# ---------------------------------------------------------------------------------------------- whole
+# ---------------------------------------------------------------------------------------------- complete reports
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +144,7 @@ def test_the_same_records_give_the_same_bytes(root: Path, written: Path, tmp_pat
     assert not differing
 
 
-def test_the_manifest_vouches_for_every_file(written: Path) -> None:
+def test_the_manifest_has_the_hash_of_every_file(written: Path) -> None:
     from hpc_ewc.records import sha256_file
 
     manifest = json.loads((written / "manifest.json").read_text())
@@ -159,7 +159,7 @@ def test_the_manifest_vouches_for_every_file(written: Path) -> None:
     assert {"tradeoff.svg", "tradeoff.pdf", "tradeoff.png"} <= {path.name for path in (written / "figures").iterdir()}
 
 
-def test_json_has_what_csv_has_and_no_nan(written: Path, analysis: Analysis) -> None:
+def test_json_equals_csv_without_nan(written: Path, analysis: Analysis) -> None:
     value = json.loads((written / "results.json").read_text(), parse_constant=pytest.fail)
     assert len(value["long"]) == len(long_rows(analysis))
     assert [row["strength"] for row in value["wide"]] == [None, 0.0, 1e4, 1e12]
@@ -168,7 +168,7 @@ def test_json_has_what_csv_has_and_no_nan(written: Path, analysis: Analysis) -> 
     assert value["recommended"] is None or "sentence" in value["recommended"]
 
 
-def test_the_page_is_one_file_that_asks_for_nothing(written: Path) -> None:
+def test_the_page_is_one_file_that_loads_nothing(written: Path) -> None:
     page = (written / "report.html").read_text()
     assert "default-src 'none'" in page
     without_policy = re.sub(r"<meta http-equiv[^>]*>", "", page)
@@ -179,12 +179,12 @@ def test_the_page_is_one_file_that_asks_for_nothing(written: Path) -> None:
     assert "https://" not in without_policy
 
 
-# ---------------------------------------------------------------------------------------------- hostile
+# ---------------------------------------------------------------------------------------------- hostile text
 
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run, a coordinate, an error and a subset whose text would like to be more than text."""
+    """Build a report whose run, coordinate, error and subset contain markup and control characters."""
     run = RunBuilder(tmp_path_factory.mktemp("hostile") / "runs" / "x", strengths=(0.0,), tasks=("mmlu",), n=9)
     run.build()
     name = "=cmd()-0123456789ab"
@@ -228,14 +228,14 @@ def test_hostile_text_stays_text_on_the_page(hostile_document: Document) -> None
     assert "\u202e" not in page
 
 
-def test_hostile_text_does_nothing_to_a_terminal(hostile_document: Document) -> None:
+def test_hostile_text_does_not_control_a_terminal(hostile_document: Document) -> None:
     text = printed(hostile_document, 100)
     assert "\x1b" not in text
     assert "\u202e" not in text
     assert "alert(" in text
 
 
-def test_hostile_text_is_no_formula(hostile: Path) -> None:
+def test_hostile_text_is_not_a_formula(hostile: Path) -> None:
     text = render_csv(long_rows(analysis_of(hostile)))
     cells = [cell for row in csv.reader(io.StringIO(text)) for cell in row]
     texts = [cell for cell in cells if cell and not re.fullmatch(r"[-+]?[0-9.e+-]+", cell)]
@@ -272,7 +272,7 @@ def test_latex_compiles(written: Path, hostile_document: Document, tmp_path: Pat
 
 
 def command(*arguments: str, cwd: Path, without: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own, where the packages `without` cannot be imported."""
+    """Run the command in its own process, in which the packages `without` cannot be imported."""
     program = (
         "import sys\n"
         f"for name in {without!r}: sys.modules[name] = None\n"
@@ -292,7 +292,7 @@ def test_the_login_node_prints_tables_with_numpy_and_rich_alone(root: Path, tmp_
     assert (root / "report" / "report.md").is_file(), "beside the records, unless --out says otherwise"
 
 
-def test_what_a_missing_package_leaves_out_is_said(root: Path, tmp_path: Path) -> None:
+def test_outputs_skipped_for_a_missing_package_are_named(root: Path, tmp_path: Path) -> None:
     done = command(str(root), "--out", "out", cwd=tmp_path, without=("scipy", "matplotlib"))
     assert done.returncode == 0, done.stderr
     said = done.stdout.replace("\n", " ")
@@ -317,7 +317,7 @@ def test_what_a_missing_package_leaves_out_is_said(root: Path, tmp_path: Path) -
         (["compare", "base", "other"], "compare: base: no such folder"),
     ],
 )
-def test_a_mistake_is_one_line_and_status_2(
+def test_an_error_is_one_line_and_status_2(
     root: Path,
     tmp_path: Path,
     arguments: list[str],
@@ -335,10 +335,10 @@ def test_a_mistake_is_one_line_and_status_2(
     assert not any(tmp_path.iterdir()), "nothing was written"
 
 
-def test_a_report_on_several_run_folders_has_a_folder_beside_them() -> None:
+def test_a_report_on_several_run_folders_is_written_beside_them() -> None:
     assert report_folder([Path("runs/a")]) == Path("runs/a/report")
     assert report_folder([Path("runs/a"), Path("runs/b"), Path("other/a")]) == Path("runs/a+b/report")
 
 
-def test_formats_are_all_made_by_default() -> None:
+def test_all_formats_are_written_by_default() -> None:
     assert Options().formats == FORMATS

@@ -1,4 +1,4 @@
-"""Runs that differ in more than λ: named by what differs in tables and figures; and trainings that overshot."""
+"""Runs that differ in more than λ are named by their differences; overshooting trainings are reported."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def modes(tmp_path_factory: pytest.TempPathFactory) -> Document:
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Document:
-    """Six settings of three λs."""
+    """Build six settings of three λs."""
     root = tmp_path_factory.mktemp("many") / "runs" / "many"
     others = {"ewc.mode": ("gradient", "proximal"), "train.learning_rate": (1e-5, 2e-5, 5e-5)}
     RunBuilder(root, strengths=(0.0, 1e2, 1e6), tasks=("arc_easy",), n=12, others=others).build()
     return document_of(root)
 
 
-def test_rows_are_named_by_what_differs(modes: Document) -> None:
+def test_rows_are_named_by_the_settings_that_differ(modes: Document) -> None:
     for table in modes.tables:
         if table.heads[0].text == "λ":
             assert [head.text for head in table.heads[:2]] == ["λ", "mode"], table.key
@@ -57,7 +57,7 @@ def test_rows_are_named_by_what_differs(modes: Document) -> None:
     assert lines.setting(lines.lines[-1]) == "mode proximal"
 
 
-def test_each_setting_has_its_own_curve_marker_and_place_in_the_legend(modes: Document) -> None:
+def test_each_setting_has_its_own_curve_marker_and_legend_entry(modes: Document) -> None:
     figures = {figure.name: figure.files["svg"].decode() for figure in draw_figures(modes, endings=("svg",))}
     for name in ("accuracy", "mean", "perplexity", "tradeoff"):
         assert figures[name].count("mode gradient") >= 1, name
@@ -72,7 +72,7 @@ def test_each_setting_has_its_own_curve_marker_and_place_in_the_legend(modes: Do
     assert "In full colour mode gradient; faint, with other markers, mode proximal." in said
 
 
-def test_a_fifth_setting_is_in_the_tables_alone_and_the_captions_say_so(many: Document) -> None:
+def test_a_fifth_setting_is_only_in_the_tables_as_captions_say(many: Document) -> None:
     assert len(many.tables[0].rows) == 1 + 6 * 3
     figure = curves.mean_figure(many.build, paper=False)
     assert figure is not None
@@ -97,7 +97,7 @@ def test_a_fifth_setting_is_in_the_tables_alone_and_the_captions_say_so(many: Do
     assert "Only a few" in said["tradeoff"]
 
 
-def test_a_long_legend_takes_rows_and_no_room_from_the_panels(modes: Document, many: Document) -> None:
+def test_a_long_legend_adds_rows_without_shrinking_the_panels(modes: Document, many: Document) -> None:
     heights = []
     for document in (modes, many):
         figure = curves.mean_figure(document.build, paper=False)
@@ -112,7 +112,7 @@ def test_a_long_legend_takes_rows_and_no_room_from_the_panels(modes: Document, m
     assert heights[0] == pytest.approx(heights[1], abs=0.1)
 
 
-def test_a_training_that_overshot_is_named_before_the_tables(tmp_path: Path) -> None:
+def test_an_overshooting_training_is_named_before_the_tables(tmp_path: Path) -> None:
     run = RunBuilder(tmp_path / "runs" / "x", strengths=(0.0, 1e6), tasks=("arc_easy",), n=12)
     run.build()
     path = run.dir.train(run.run_name(1e6, 0)).done
@@ -128,7 +128,7 @@ def test_a_training_that_overshot_is_named_before_the_tables(tmp_path: Path) -> 
 
 
 def rewritten(folder: Path, cell: str, *strengths: float, **changes: Any) -> Document:
-    """Records of one cell with other fields, at these λs."""
+    """Rewrite records of one cell with other fields, at these λs."""
     run = RunBuilder(folder / "runs" / "x", strengths=(0.0, 1e6), tasks=("arc_easy", "gsm8k"), n=12)
     run.build()
     for strength in strengths:
@@ -146,14 +146,14 @@ def rewritten(folder: Path, cell: str, *strengths: float, **changes: Any) -> Doc
         ({"max_gen_toks": None, "backend_args": ""}, "arc_easy"),
     ],
 )
-def test_another_wording_or_engine_is_another_column(tmp_path: Path, changes: dict[str, Any], label: str) -> None:
+def test_another_wording_or_engine_has_its_own_column(tmp_path: Path, changes: dict[str, Any], label: str) -> None:
     document = rewritten(tmp_path, "arc_easy.en", 0.0, **changes)
     labels = {column.label for column in document.build.study.columns if column.cell == "arc_easy.en"}
     assert label in labels
     assert len(labels) == (1 if label == "arc_easy" else 2)
 
 
-def test_several_versions_and_kernels_are_said(tmp_path: Path) -> None:
+def test_several_versions_and_kernels_are_reported(tmp_path: Path) -> None:
     versions = {"hpc_ewc": "0.1.0", "lm_eval": "0.4.12", "torch": "2.13.0"}
     document = rewritten(tmp_path, "arc_easy.en", 0.0, versions=versions, attention="flash_attention_2")
     said = "Measured by several versions (lm_eval 0.4.12, 0.4.13): they may explain a difference between runs."
@@ -162,7 +162,7 @@ def test_several_versions_and_kernels_are_said(tmp_path: Path) -> None:
     assert "attention eager, flash_attention_2" in notes[0]
 
 
-def test_a_metric_that_is_no_share_is_neither_a_per_cent_nor_in_a_mean(tmp_path: Path) -> None:
+def test_a_metric_that_is_not_a_share_is_not_in_per_cent_or_means(tmp_path: Path) -> None:
     run = RunBuilder(tmp_path / "runs" / "x", strengths=(0.0, 1e6), tasks=("arc_easy", "gsm8k"), n=12)
     run.build()
     for path in run.dir.root.rglob("gsm8k.en.json"):  # as some tasks of lm-eval give their f1

@@ -1,4 +1,4 @@
-"""The report's statistics against independent implementations, and by simulation against what they promise."""
+"""The report's statistics agree with independent implementations and, in simulation, with their nominal levels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hpc_ewc.report.analysis.statistics import Moments
 
 
 def clustered(rng: np.random.Generator, groups: int, size: int, share: float = 0.7) -> tuple[np.ndarray, np.ndarray]:
-    """Values whose noise is shared within a cluster, and the clusters' codes."""
+    """Return values with noise shared within clusters, and the clusters' codes."""
     codes = np.repeat(np.arange(groups), size)
     noise = math.sqrt(share) * rng.normal(size=groups)[codes] + math.sqrt(1 - share) * rng.normal(size=groups * size)
     return noise, codes
@@ -26,7 +26,7 @@ def clustered(rng: np.random.Generator, groups: int, size: int, share: float = 0
 # ---------------------------------------------------------------------------------------------- against others
 
 
-def test_a_mean_and_its_error_are_those_of_scipy() -> None:
+def test_a_mean_and_its_error_equal_scipys() -> None:
     values = np.random.default_rng(0).normal(0.3, 1.0, 41)
     moments = statistics.ratio(values)
     assert moments.value == pytest.approx(values.mean())
@@ -34,13 +34,13 @@ def test_a_mean_and_its_error_are_those_of_scipy() -> None:
     assert statistics.student(moments) == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
 
 
-def test_a_paired_difference_is_scipys_paired_t() -> None:
+def test_a_paired_difference_equals_scipys_paired_t() -> None:
     rng = np.random.default_rng(1)
     a, b = rng.random(30), rng.random(30)
     assert statistics.student(statistics.ratio(a - b)) == pytest.approx(stats.ttest_rel(a, b).pvalue)
 
 
-def test_a_clustered_error_is_the_sandwich_of_a_regression_on_a_constant() -> None:
+def test_a_clustered_error_equals_the_sandwich_estimator_for_a_constant() -> None:
     values, codes = clustered(np.random.default_rng(2), 12, 4)
     keep = np.random.default_rng(3).random(len(values)) < 0.7  # clusters of unequal size
     values, codes = values[keep], np.unique(codes[keep], return_inverse=True)[1]
@@ -58,7 +58,7 @@ def test_a_clustered_error_is_the_sandwich_of_a_regression_on_a_constant() -> No
     assert moments.df == groups - 1
 
 
-def test_a_ratios_error_is_that_of_the_jackknife_for_many_documents() -> None:
+def test_a_ratios_error_equals_the_jackknife_for_many_documents() -> None:
     rng = np.random.default_rng(4)
     sizes = rng.integers(20, 200, 3000).astype(float)
     nats = sizes * rng.gamma(4, 0.2, 3000)
@@ -71,7 +71,7 @@ def test_a_ratios_error_is_that_of_the_jackknife_for_many_documents() -> None:
 
 
 @pytest.mark.parametrize(("lost", "gained"), [(0, 0), (0, 5), (0, 6), (14, 10), (3, 3), (200, 260)])
-def test_mcnemar_is_scipys_exact_binomial_test(lost: int, gained: int) -> None:
+def test_mcnemar_equals_scipys_exact_binomial_test(lost: int, gained: int) -> None:
     expected = stats.binomtest(lost, lost + gained).pvalue if lost + gained else 1.0
     assert statistics.mcnemar(lost, gained) == pytest.approx(expected)
     assert statistics.mcnemar(gained, lost) == pytest.approx(expected)
@@ -86,7 +86,7 @@ def test_the_mean_of_two_tasks_has_welchs_degrees_of_freedom() -> None:
     assert statistics.student(mean) == pytest.approx(welch.pvalue)
 
 
-def test_holm_is_closed_testing_with_bonferroni() -> None:
+def test_holm_equals_closed_testing_with_bonferroni() -> None:
     rng = np.random.default_rng(6)
     for _ in range(20):
         p = rng.random(5) ** 2
@@ -94,7 +94,7 @@ def test_holm_is_closed_testing_with_bonferroni() -> None:
         for place in range(5):
             others = [q for q in range(5) if q != place]
             subsets = itertools.chain.from_iterable(itertools.combinations(others, k) for k in range(5))
-            # H_i is rejected where every intersection that holds it is, each by Bonferroni
+            # H_i is rejected if every intersection containing it is rejected by Bonferroni
             expected.append(max(min(1.0, (len(s) + 1) * min(p[[place, *s]])) for s in subsets))
         assert statistics.holm(list(p)) == pytest.approx(expected)
     with_nothing = statistics.holm([0.01, math.nan, 0.04])
@@ -112,7 +112,7 @@ def test_resampling_agrees_with_scipys_bootstrap() -> None:
         assert [low[0], high[0]] == pytest.approx(list(other.confidence_interval), abs=0.25 * other.standard_error)
 
 
-def test_an_interval_is_numpys_quantiles_and_leaves_what_it_was_given() -> None:
+def test_an_interval_equals_numpys_quantiles_and_does_not_change_its_input() -> None:
     for runs in (1, 5):
         drawn = np.random.default_rng(runs).normal(size=(501, runs))
         kept = drawn.copy()
@@ -129,7 +129,7 @@ def test_resampled_runs_share_their_documents() -> None:
     assert (drawn == statistics.resampled(np.hstack([values, values + 0.25]), (3,), resamples=200)).all()
 
 
-def test_resampling_draws_clusters_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resampling_draws_whole_clusters(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.arange(6.0)[:, None]
     codes = np.array([0, 0, 0, 1, 1, 2])
     drawn = statistics.resampled(values, (0,), clusters=codes, resamples=500)[:, 0]
@@ -150,7 +150,7 @@ def test_p_of_a_paired_t_is_uniform_when_nothing_differs() -> None:
     assert stats.kstest(p, "uniform").pvalue > 0.01
 
 
-def test_p_by_cluster_is_uniform_where_p_by_document_is_not() -> None:
+def test_p_by_cluster_is_uniform_if_p_by_document_is_not() -> None:
     rng = np.random.default_rng(10)
     by_cluster, by_document = [], []
     for _ in range(1500):
@@ -173,7 +173,7 @@ def test_p_of_a_mean_over_tasks_and_of_a_ratio_are_uniform_when_nothing_differs(
     assert stats.kstest(ratios, "uniform").pvalue > 0.01
 
 
-def test_intervals_of_a_paired_difference_of_perplexities_hold_the_truth_as_often_as_they_say() -> None:
+def test_paired_perplexity_intervals_have_nominal_coverage() -> None:
     rng = np.random.default_rng(16)
     rounds, hits, change = 400, 0, 0.05
     for number in range(rounds):
@@ -186,7 +186,7 @@ def test_intervals_of_a_paired_difference_of_perplexities_hold_the_truth_as_ofte
     assert 0.90 <= hits / rounds <= 0.985
 
 
-def test_mcnemar_rejects_no_more_often_than_it_says() -> None:
+def test_mcnemar_rejects_at_most_at_its_level() -> None:
     rng = np.random.default_rng(11)
     discordant = rng.binomial(150, 0.2, 4000)
     p = np.array([_null(rng, int(count)) for count in discordant])
@@ -199,8 +199,8 @@ def _null(rng: np.random.Generator, discordant: int) -> float:
     return statistics.mcnemar(lost, discordant - lost)
 
 
-def test_intervals_of_a_mean_over_tasks_hold_the_truth_as_often_as_they_say() -> None:
-    """Three fixed tasks, one of them with passages: documents are redrawn, tasks are not."""
+def test_mean_over_tasks_intervals_have_nominal_coverage() -> None:
+    """Three fixed tasks, one with passages: documents are resampled, tasks are not."""
     rng = np.random.default_rng(12)
     rounds, hits = 400, 0
     truth = (0.2 + 0.0 + 0.5) / 3
@@ -217,7 +217,7 @@ def test_intervals_of_a_mean_over_tasks_hold_the_truth_as_often_as_they_say() ->
     assert 0.90 <= hits / rounds <= 0.985
 
 
-def test_the_smallest_detectable_difference_is_found_four_times_in_five() -> None:
+def test_the_minimum_detectable_effect_has_80_per_cent_power() -> None:
     rng = np.random.default_rng(13)
     n, spread = 200, 0.5
     size = statistics.minimum_detectable(spread / math.sqrt(n), n, binary=False)
@@ -225,12 +225,12 @@ def test_the_smallest_detectable_difference_is_found_four_times_in_five() -> Non
     assert np.mean(found) == pytest.approx(0.8, abs=0.035)
 
 
-def test_six_documents_are_the_least_that_mcnemar_can_call_different() -> None:
+def test_mcnemar_needs_six_documents_for_significance() -> None:
     assert statistics.mcnemar(0, 5) > 0.05 >= statistics.mcnemar(0, 6)
     assert statistics.minimum_detectable(0.0, 100, binary=True) == pytest.approx(0.06)
 
 
-def test_the_best_and_its_equals() -> None:
+def test_the_best_and_those_not_significantly_different_are_found() -> None:
     rng = np.random.default_rng(14)
     hard = rng.random(400)
     values = np.stack([(hard < p).astype(float) for p in (0.5, 0.51, 0.7)], axis=1)
@@ -243,7 +243,7 @@ def test_the_best_and_its_equals() -> None:
     assert len(tied_with_best(["a", "b"], list(both.mean(axis=0)), both)) == 2  # type: ignore[arg-type]
 
 
-def test_no_error_no_p() -> None:
+def test_there_is_no_p_without_an_error() -> None:
     assert math.isnan(statistics.student(Moments(0.1, math.nan, 0)))
     assert statistics.student(Moments(0.0, 0.0, 5)) == 1.0
     same = statistics.ratio(np.full(6, 1 / 3), None, np.arange(6))
@@ -252,19 +252,19 @@ def test_no_error_no_p() -> None:
     assert math.isnan(statistics.ratio(np.array([1.0])).stderr)
 
 
-def test_nothing_is_detectable_where_no_error_says_it() -> None:
+def test_there_is_no_detectable_effect_without_an_error() -> None:
     assert statistics.minimum_detectable(math.nan, 1, binary=True) is None
     assert statistics.minimum_detectable(math.nan, 1, binary=False) is None
     assert statistics.minimum_detectable(0.0, 20, binary=False) is None, "all scores the same: nothing was measured"
 
 
 @pytest.mark.parametrize(("n", "p"), [(2, 0.5), (5, 0.0625), (8, 0.0078125)])
-def test_all_against_none_without_pairs_says_no_more_than_so_many_draws(n: int, p: float) -> None:
+def test_unpaired_all_against_none_is_no_stronger_than_its_draws(n: int, p: float) -> None:
     difference = unpaired_difference(Estimate(1.0, 0.0, n), Estimate(0.0, 0.0, n), is_bits=False)
     assert difference.p == pytest.approx(p)
 
 
-def test_two_values_without_pairs_are_welchs_test() -> None:
+def test_unpaired_values_use_welchs_test() -> None:
     rng = np.random.default_rng(15)
     one, other = rng.normal(0.4, 1.0, 12), rng.normal(0.0, 2.0, 30)
     values = [Estimate(float(x.mean()), float(stats.sem(x)), len(x)) for x in (one, other)]
@@ -273,8 +273,8 @@ def test_two_values_without_pairs_are_welchs_test() -> None:
     assert unpaired_difference(Estimate(1.0, None, 1), values[1], is_bits=False).p is None
 
 
-def test_a_mean_without_any_error_says_no_more_than_its_smallest_task() -> None:
-    """All of 3 and all of 5 documents changed alike: no t, and no certainty either."""
+def test_a_mean_without_error_is_no_stronger_than_its_smallest_task() -> None:
+    """All 3 and all 5 documents changed equally: there is no t statistic, and p is not 0 either."""
     mean = statistics.mean_of([Moments(1.0, 0.0, 2), Moments(1.0, 0.0, 4)])
     assert statistics.student(mean) == pytest.approx(2 * 0.5**3)
     assert statistics.mean_over_seeds([1.0, 1.0], [0.0, 0.0]).df == 1

@@ -1,4 +1,4 @@
-"""What may stand beside what: runs, columns, means, and what is listed instead of shown."""
+"""Comparability of runs, columns and means, and items listed instead of shown."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def rewrite(run: RunBuilder, strength: float | None, cell_name: str, change: Cal
 # ---------------------------------------------------------------------------------------------- settings
 
 
-def test_other_limits_stand_in_columns_of_their_own_and_enter_no_common_mean(tmp_path: Path) -> None:
+def test_other_limits_have_separate_columns_and_enter_no_common_mean(tmp_path: Path) -> None:
     run = make(tmp_path)
     run.build()
     rewrite(run, 0.0, "mmlu.en", lambda record: record.update(limit=12, cell_key="other"))
@@ -61,7 +61,7 @@ def test_other_limits_stand_in_columns_of_their_own_and_enter_no_common_mean(tmp
     heads = [head.text for head in english.heads]
     assert "MMLU limit=12" in heads
     by_row = {row[0].text: [cell.text for cell in row] for row in english.rows}
-    assert by_row["0"][-1] == "–", "a mean of tasks under two limits would be no mean of either"
+    assert by_row["0"][-1] == "–", "tasks under two limits have no common mean"
     assert by_row["1e6"][-1] != "–"
     assert "A run without every task has no mean." in english.notes
     differences = table(document, "difference.en")
@@ -69,7 +69,7 @@ def test_other_limits_stand_in_columns_of_their_own_and_enter_no_common_mean(tmp
     assert row[heads.index("MMLU limit=12")].text == "–", "there is no base under that limit"
 
 
-def test_other_shots_get_a_mean_of_their_own(tmp_path: Path) -> None:
+def test_other_shots_have_a_separate_mean(tmp_path: Path) -> None:
     run = make(tmp_path)
     run.build()
     for strength in (None, 0.0):
@@ -84,7 +84,7 @@ def test_other_shots_get_a_mean_of_their_own(tmp_path: Path) -> None:
     assert rows["0"][1] == "–"
 
 
-def test_when_every_run_mixes_limits_there_is_no_mean_and_it_says_why(tmp_path: Path) -> None:
+def test_a_note_replaces_the_mean_if_every_run_mixes_limits(tmp_path: Path) -> None:
     run = make(tmp_path)
     run.build()
     for strength in (None, 0.0, 1e6):
@@ -94,7 +94,7 @@ def test_when_every_run_mixes_limits_there_is_no_mean_and_it_says_why(tmp_path: 
     assert "only the first 12" in notes
 
 
-def test_native_prompts_are_a_mean_of_their_own(tmp_path: Path) -> None:
+def test_native_prompts_have_a_separate_mean(tmp_path: Path) -> None:
     run = make(tmp_path)
     run.build()
     for strength in (None, 0.0, 1e6):
@@ -132,14 +132,14 @@ def test_without_a_base_there_are_values_and_no_differences(tmp_path: Path) -> N
     assert document.choice is None
 
 
-def test_one_run_alone_is_a_report(tmp_path: Path) -> None:
+def test_a_single_run_gives_a_report(tmp_path: Path) -> None:
     run = make(tmp_path, strengths=())
     run.build()
     document = document_of(run.dir.root)
     assert [row[0].text for row in table(document, "summary").rows] == ["base"]
 
 
-def test_an_experiment_without_any_record_says_what_is_missing(tmp_path: Path) -> None:
+def test_an_experiment_without_records_names_missing_cells(tmp_path: Path) -> None:
     run = make(tmp_path)
     run.build()
     for path in (run.dir.root / "evaluate").glob("*/0*/*.json"):
@@ -153,7 +153,7 @@ def test_an_experiment_without_any_record_says_what_is_missing(tmp_path: Path) -
     assert all("not evaluated yet" in line for line in lines)
 
 
-def test_two_experiments_of_one_name_stay_apart(tmp_path: Path) -> None:
+def test_two_experiments_with_the_same_name_stay_separate(tmp_path: Path) -> None:
     one, other = make(tmp_path / "a"), make(tmp_path / "b", model="google/gemma-2-9b-it")
     one.build()
     other.build(base=False)
@@ -164,7 +164,7 @@ def test_two_experiments_of_one_name_stay_apart(tmp_path: Path) -> None:
     assert [head.text for head in summary.heads][:2] == ["λ", "experiment"]
 
 
-def test_a_run_that_is_no_longer_asked_for_is_listed_and_not_shown(tmp_path: Path) -> None:
+def test_a_run_removed_from_the_experiment_is_listed_and_not_shown(tmp_path: Path) -> None:
     run = make(tmp_path)
     run.build()
     fewer = replace_at(run.experiment(), {})
@@ -178,7 +178,7 @@ def test_a_run_that_is_no_longer_asked_for_is_listed_and_not_shown(tmp_path: Pat
     assert "no longer requested" in problem.what
 
 
-def test_a_cell_that_is_no_longer_asked_for_is_listed_and_not_shown(tmp_path: Path) -> None:
+def test_a_cell_removed_from_the_experiment_is_listed_and_not_shown(tmp_path: Path) -> None:
     run = make(tmp_path)
     run.build()
     folder = run.dir.evaluate("base")
@@ -191,7 +191,7 @@ def test_a_cell_that_is_no_longer_asked_for_is_listed_and_not_shown(tmp_path: Pa
     assert [p.what for p in study.problems] == ["mmlu.en: no longer requested by experiment.toml"]
 
 
-def test_checkpoints_along_a_training_are_rows_with_their_step(tmp_path: Path) -> None:
+def test_intermediate_checkpoints_are_rows_with_their_step(tmp_path: Path) -> None:
     run = make(tmp_path, strengths=(1e6,))
     run.build()
     name = run.run_name(1e6, 0)
@@ -205,7 +205,7 @@ def test_checkpoints_along_a_training_are_rows_with_their_step(tmp_path: Path) -
     assert [[cell.text for cell in row[:2]] for row in summary.rows] == [["base", ""], ["1e6", "20"], ["1e6", "40"]]
 
 
-def test_a_checkpoint_from_elsewhere_is_named_and_compared_to_nothing(tmp_path: Path) -> None:
+def test_an_external_checkpoint_is_named_and_not_compared(tmp_path: Path) -> None:
     run = make(tmp_path, strengths=())
     run.build()
     folder = run.dir.evaluate("gemma-other-0123456789ab")
@@ -217,10 +217,10 @@ def test_a_checkpoint_from_elsewhere_is_named_and_compared_to_nothing(tmp_path: 
     assert not any(table.key.startswith("difference") for table in document.tables)
 
 
-# ---------------------------------------------------------------------------------------------- what is said
+# ---------------------------------------------------------------------------------------------- statements
 
 
-def test_the_fishers_own_documents_are_marked(tmp_path: Path) -> None:
+def test_documents_used_for_the_fisher_are_marked(tmp_path: Path) -> None:
     run = make(tmp_path)
     run.build()
     clean = table(document_of(run.dir.root), "accuracy.en")
@@ -234,8 +234,8 @@ def test_the_fishers_own_documents_are_marked(tmp_path: Path) -> None:
         assert any(note.startswith("† MMLU: ") and words in note for note in marked.notes)
 
 
-def test_a_fishers_own_files_are_marked_by_their_place(tmp_path: Path) -> None:
-    """A file of evaluate.questions is known by the <task>/<split> in its path."""
+def test_files_used_for_the_fisher_are_marked_by_path(tmp_path: Path) -> None:
+    """A file of evaluate.questions is identified by the <task>/<split> in its path."""
     run = make(tmp_path)
     run.build()
     before = 'source = "cais/mmlu"\nsubset = "all"\nfiles = []'
@@ -248,7 +248,7 @@ def test_a_fishers_own_files_are_marked_by_their_place(tmp_path: Path) -> None:
         assert [head.text for head in heads if "†" in head.text] == marked
 
 
-def test_shots_and_documents_are_stated(tmp_path: Path) -> None:
+def test_shots_and_document_counts_are_stated(tmp_path: Path) -> None:
     run = make(tmp_path)
     run.build()
     notes = " ".join(table(document_of(run.dir.root), "accuracy.en").notes)
@@ -279,13 +279,13 @@ def test_mmlu_by_group_is_shown_on_request_apart_from_subjects(tmp_path: Path) -
     assert "stem" not in [head.text for head in table(document, "subjects.en.mmlu").heads]
 
 
-def test_a_setting_with_one_seed_is_about_checkpoints(tmp_path: Path) -> None:
+def test_single_seed_conclusions_apply_to_checkpoints_only(tmp_path: Path) -> None:
     run = make(tmp_path)
     run.build()
     assert any("conclusions apply to these checkpoints only" in line for line in document_of(run.dir.root).leads)
 
 
-def test_only_a_very_small_model_is_an_illustration(tmp_path: Path) -> None:
+def test_only_very_small_models_are_marked_as_illustrations(tmp_path: Path) -> None:
     small, real = make(tmp_path, "small"), make(tmp_path, "real", parameters=2_614_341_888)
     small.build()
     real.build()
@@ -295,7 +295,7 @@ def test_only_a_very_small_model_is_an_illustration(tmp_path: Path) -> None:
         assert not any(table.key == "criterion" for table in document_of(root).tables)
 
 
-def test_a_report_needs_something_to_report(tmp_path: Path) -> None:
+def test_a_report_without_results_is_refused(tmp_path: Path) -> None:
     from rich.console import Console
 
     from hpc_ewc.errors import InputError
@@ -305,7 +305,7 @@ def test_a_report_needs_something_to_report(tmp_path: Path) -> None:
         report([tmp_path / "runs" / "empty"], tmp_path / "out", Options(), Console(quiet=True))
 
 
-def test_what_may_have_changed_a_score_is_said(tmp_path: Path) -> None:
+def test_differences_that_can_change_scores_are_reported(tmp_path: Path) -> None:
     run = make(tmp_path)
     run.build()
     rewrite(run, 0.0, "mmlu.en", lambda record: record.update(batch_size=8, truncated=3))
@@ -313,8 +313,8 @@ def test_what_may_have_changed_a_score_is_said(tmp_path: Path) -> None:
     assert "MMLU (n=12, 5 shots, up to 3 prompts cut to fit, batch sizes 8, 16)" in notes
 
 
-def test_a_mean_under_each_of_two_limits_however_many_tasks(tmp_path: Path) -> None:
-    """Seven tasks under two limits can be put together in 128 ways, of which two are means."""
+def test_two_limits_give_two_means_for_any_number_of_tasks(tmp_path: Path) -> None:
+    """Seven tasks under two limits can be combined in 128 ways; only two of them are means."""
     from tests.unit.report_fixture import TASKS
 
     run = make(tmp_path, strengths=(0.0,), tasks=TASKS)
@@ -325,7 +325,7 @@ def test_a_mean_under_each_of_two_limits_however_many_tasks(tmp_path: Path) -> N
     assert [{column.setting("limit") for column in mean.columns} for mean in means] == [{12}, {None}]
 
 
-def test_what_a_run_lacks_that_is_no_longer_asked_for_is_not_missing(tmp_path: Path) -> None:
+def test_cells_removed_from_the_experiment_are_not_missing(tmp_path: Path) -> None:
     from dataclasses import replace
 
     run = make(tmp_path)

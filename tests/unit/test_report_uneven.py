@@ -1,4 +1,4 @@
-"""Tasks and texts that the languages do not share: nothing is said of what is not there, and λ is chosen by what is."""
+"""Tasks and texts that the languages do not share: no claims about missing ones; λ is chosen by available ones."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ TEXTS = ("en.flores", "lt.flores", "en.news", "lt.news")
 
 
 class Uneven(RunBuilder):
-    """English tasks; of Lithuanian one that everybody guesses, of four answers, and three texts."""
+    """Runs with English tasks, one Lithuanian four-choice task at chance, and three texts."""
 
     asked: Sequence[str] = (*ENGLISH, "arc_easy.lt", "ppl_heldout")
     texts: Sequence[str] = TEXTS
@@ -91,7 +91,7 @@ def heads(table: Table) -> list[str]:
 # ---------------------------------------------------------------------------------------------- texts
 
 
-def test_the_text_beside_each_other_is_one_that_both_languages_have(analysis: Analysis) -> None:
+def test_the_compared_text_is_one_both_languages_have(analysis: Analysis) -> None:
     build = Builder(Lines(analysis))
     assert [bits_column(build, language).cell for language in ("en", "lt")] == [  # type: ignore[union-attr]
         "ppl_heldout.en.flores",
@@ -107,7 +107,9 @@ def test_the_text_beside_each_other_is_one_that_both_languages_have(analysis: An
         ((), None, "ppl_heldout.lt"),
     ],
 )
-def test_other_choices_of_text(tmp_path: Path, texts: Sequence[str], english: str | None, lithuanian: str) -> None:
+def test_other_texts_can_be_compared(
+    tmp_path: Path, texts: Sequence[str], english: str | None, lithuanian: str
+) -> None:
     run = Uneven(tmp_path / "runs" / "x", strengths=(0.0,), n=12)
     run.asked, run.texts = ("ppl_heldout",), texts
     run.build()
@@ -116,7 +118,7 @@ def test_other_choices_of_text(tmp_path: Path, texts: Sequence[str], english: st
     assert [None if column is None else column.cell for column in found] == [english, lithuanian]
 
 
-def test_the_tables_name_their_texts_and_show_the_corpus_own(document: Document) -> None:
+def test_tables_name_their_texts_and_show_the_corpus_text(document: Document) -> None:
     summary = table_of(document, "summary")
     expected = ["bits/byte English flores", "bits/byte Lithuanian flores", "bits/byte Lithuanian"]
     assert heads(summary)[-3:] == expected
@@ -144,7 +146,7 @@ def test_every_text_has_a_column_with_the_paired_bootstrap_error(analysis: Analy
     assert f"±{found.resampled_stderr:.3f}" in cell.text
 
 
-def test_one_text_a_language_needs_no_table_of_texts(tmp_path: Path) -> None:
+def test_one_text_per_language_needs_no_table_of_texts(tmp_path: Path) -> None:
     run = Uneven(tmp_path / "runs" / "x", strengths=(0.0,), n=12)
     run.texts = ("en",)
     run.build()
@@ -155,7 +157,7 @@ def test_one_text_a_language_needs_no_table_of_texts(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------- one task
 
 
-def test_a_mean_over_one_task_is_called_by_the_task(document: Document) -> None:
+def test_a_mean_over_one_task_has_the_tasks_name(document: Document) -> None:
     assert heads(table_of(document, "summary"))[1:3] == ["mean English", "ARC easy Lithuanian"]
     assert "English: 2 tasks; Lithuanian: ARC easy alone" in table_of(document, "summary").notes[0]
     assert heads(table_of(document, "accuracy.lt")) == ["λ", "ARC easy"], "no second column with the same numbers"
@@ -173,16 +175,14 @@ def test_the_mean_over_one_task_is_tested_as_the_task_is(analysis: Analysis) -> 
         assert analysis.mean_differences[run, mean].p == analysis.differences[run, mean.single, "acc"].p
 
 
-def test_chance_is_counted_from_the_answers_where_the_record_does_not_say(
-    analysis: Analysis, document: Document
-) -> None:
+def test_chance_is_computed_from_answers_if_the_record_lacks_it(analysis: Analysis, document: Document) -> None:
     column = next(c for c in analysis.study.columns if c.cell == "arc_easy.lt")
     assert column.chance is None
     assert analysis.chances[column] == 0.25
     assert [cell.text for cell in table_of(document, "accuracy.lt").foot[0]] == ["chance", "25.0"]
 
 
-def test_nothing_is_claimed_of_a_language_without_tasks(tmp_path: Path) -> None:
+def test_nothing_is_claimed_about_a_language_without_tasks(tmp_path: Path) -> None:
     run = Uneven(tmp_path / "runs" / "x", strengths=(0.0, 1e4), n=40)
     run.asked = (*ENGLISH, "ppl_heldout")
     run.build()
@@ -198,10 +198,10 @@ def test_nothing_is_claimed_of_a_language_without_tasks(tmp_path: Path) -> None:
     run.build()
     document = build_document(analysis_of(run.dir.root))
     assert not {"forgetting", "worst task", "front"} & set(heads(table_of(document, "tradeoff")))
-    assert document.choice is None, "what English lost is not known"
+    assert document.choice is None, "the loss in English is unknown"
 
 
-def test_no_worst_task_where_none_fell(analysis: Analysis, document: Document) -> None:
+def test_no_worst_task_is_named_if_none_fell(analysis: Analysis, document: Document) -> None:
     english = [c for c in analysis.study.columns if c.language == "en" and c.kind == "share"]
     place = heads(table_of(document, "tradeoff")).index("worst task")
     for row, run in zip(table_of(document, "tradeoff").rows, sorted(analysis.study.bases), strict=True):
@@ -212,7 +212,7 @@ def test_no_worst_task_where_none_fell(analysis: Analysis, document: Document) -
 # ---------------------------------------------------------------------------------------------- the measure of the gain
 
 
-def test_tasks_at_chance_do_not_choose(analysis: Analysis, document: Document) -> None:
+def test_tasks_at_chance_do_not_decide_the_recommendation(analysis: Analysis, document: Document) -> None:
     choice = document.choice
     assert choice is not None
     assert choice.best is not None
@@ -221,7 +221,7 @@ def test_tasks_at_chance_do_not_choose(analysis: Analysis, document: Document) -
     assert "bits per byte of held-out text flores" in said
     assert "no run, the base included, is significantly above chance in ARC easy" in said
     assert choice_fields(document)["gain_in"] == "bits_per_byte of ppl_heldout.lt.flores"
-    # the reported gain, by hand, on the documents that were not chosen on
+    # the reported gain, by hand, on the documents not used for the choice
     reader, run = SampleReader(analysis.study), choice.best.line.first
     column = next(c for c in analysis.study.columns if c.cell == "ppl_heldout.lt.flores")
     mine, theirs = reader.scores(run, column), reader.scores(analysis.study.bases[run], column)
@@ -234,7 +234,7 @@ def test_tasks_at_chance_do_not_choose(analysis: Analysis, document: Document) -
     assert heads(table_of(document, "choice"))[2] == "Δ Lithuanian bits/byte first half"
 
 
-def test_the_front_is_by_the_same_measure(analysis: Analysis) -> None:
+def test_the_front_uses_the_same_measure(analysis: Analysis) -> None:
     build = Builder(Lines(analysis))
     old, column = analysis.mean("en"), bits_column(build, "lt")
     assert old is not None
@@ -248,7 +248,7 @@ def test_the_front_is_by_the_same_measure(analysis: Analysis) -> None:
         assert (line in front(build)) == (not dominated)
 
 
-def test_the_measure_can_be_asked_for(analysis: Analysis, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_measure_can_be_set(analysis: Analysis, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = {name: gain(Builder(Lines(analysis), name)) for name in ("auto", "accuracy", "text")}
     assert {name: found.sign for name, found in asked.items() if found} == {"auto": -1, "accuracy": 1, "text": -1}
     assert asked["accuracy"] is not None
@@ -257,7 +257,7 @@ def test_the_measure_can_be_asked_for(analysis: Analysis, root: Path, capsys: py
     assert "ConfigError: --gain txt: allowed are auto, accuracy, text; did you mean" in capsys.readouterr().err
 
 
-def test_tasks_above_chance_choose(tmp_path: Path) -> None:
+def test_tasks_above_chance_decide_the_recommendation(tmp_path: Path) -> None:
     run = RunBuilder(tmp_path / "runs" / "x", strengths=(0.0, 1e4), tasks=("arc_easy",), n=60)
     run.build()
     found = gain(Builder(Lines(analysis_of(run.dir.root))))
@@ -265,13 +265,13 @@ def test_tasks_above_chance_choose(tmp_path: Path) -> None:
     assert (found.sign, found.why) == (1, "")
 
 
-def test_the_figures_say_what_they_show(document: Document) -> None:
+def test_figures_name_their_measure(document: Document) -> None:
     figures = {figure.name: figure for figure in draw_figures(document, endings=("svg",))}
     assert "Lithuanian bits per byte, flores" in figures["tradeoff"].files["svg"].decode()
     assert "bits per byte of held-out text flores, fewer above" in figures["tradeoff"].caption
     assert "TruthfulQA" not in figures["perplexity"].caption
     assert "Lithuanian: ARC easy alone" in figures["mean"].files["svg"].decode()
-    assert figures["perplexity"].files["svg"].decode().count("held-out text") == 2, "a panel a text"
+    assert figures["perplexity"].files["svg"].decode().count("held-out text") == 2, "one panel per text"
 
 
 def test_a_comparison_names_the_only_task(root: Path) -> None:
@@ -280,13 +280,13 @@ def test_a_comparison_names_the_only_task(root: Path) -> None:
     assert [row[0].text for row in found.table.rows][-1] == "mean English"
 
 
-def test_where_every_run_lost_the_new_language_too_none_is_recommended(tmp_path: Path) -> None:
+def test_none_is_recommended_if_every_run_lost_the_new_language(tmp_path: Path) -> None:
     run = Uneven(tmp_path / "runs" / "x", strengths=(1e4, 1e12), n=40)
     run.asked, run.texts = (*ENGLISH, "ppl_heldout"), ("en",)
     original = run.rows
 
     def worse(cell: suites.Cell, strength: float | None, seed: int) -> list[dict[str, Any]]:
-        """The base is as good as λ = 0 would be."""
+        """Make the base as good as λ = 0 would be."""
         return original(cell, 0.0 if strength is None and cell.language == "lt" else strength, seed)
 
     run.rows = worse  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""The examples in docs/schemas are read by the code that reads the real files; none is missing, none is left over."""
+"""The examples in docs/schemas are read by the code that reads real files; none is missing or superfluous."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def schemas(repository: Path) -> Path:
 
 
 @pytest.mark.parametrize("stage", ["tokens", "fisher", "train", "evaluate"])
-def test_stage_progress_and_done_of_each_stage(schemas: Path, stage: str) -> None:
+def test_stage_done_and_progress_files_of_each_stage_are_valid(schemas: Path, stage: str) -> None:
     facts = records.read_checked(schemas / f"stage.{stage}.json", "stage")
     assert facts["stage"] == stage
     done = records.read_checked(schemas / f"done.{stage}.json", "done")
@@ -32,7 +32,7 @@ def test_stage_progress_and_done_of_each_stage(schemas: Path, stage: str) -> Non
     assert {"schema", "unit", "updated", "job_id", "restart", "node"} <= set(progress)
 
 
-def test_a_stage_can_be_opened_from_its_example(schemas: Path, tmp_path: Path) -> None:
+def test_a_stage_opens_from_its_example(schemas: Path, tmp_path: Path) -> None:
     from hpc_ewc.stage import Stage
 
     (tmp_path / "stage.json").write_bytes((schemas / "stage.train.json").read_bytes())
@@ -46,7 +46,7 @@ def test_a_stage_can_be_opened_from_its_example(schemas: Path, tmp_path: Path) -
     assert not (tmp_path / "failed.json").exists()
 
 
-def test_a_checkpoint_says_what_it_holds_and_a_training_what_it_cost(schemas: Path) -> None:
+def test_checkpoint_and_training_summaries_match_their_examples(schemas: Path) -> None:
     checkpoint = records.read_checked(schemas / "checkpoint.done.json", "done")
     assert set(checkpoint["summary"]) == {"step", "parts", "tokens", "loss", "seconds"}
     assert checkpoint["summary"]["parts"] == ["model", "optimizer"]
@@ -88,12 +88,12 @@ def test_records_become_rows_of_the_report(schemas: Path, tmp_path: Path) -> Non
     assert {(row["task"], row["language"]) for row in rows} == {("arc_easy", "en"), ("ppl_heldout", "lt")}
 
 
-def test_the_ledger_says_intent_before_submitted(schemas: Path) -> None:
+def test_the_ledger_has_intent_before_submitted(schemas: Path) -> None:
     events = [line["event"] for line in records.read_lines(schemas / "jobs.jsonl")]
     assert events.index("intent") < events.index("submitted")
 
 
-def test_the_ledger_of_slurm_tells_of_each_element(schemas: Path, tmp_path: Path) -> None:
+def test_the_slurm_ledger_lists_each_element(schemas: Path, tmp_path: Path) -> None:
     root = RunDir(tmp_path)
     root.ledger.write_bytes((schemas / "jobs.slurm.jsonl").read_bytes())
     jobs = Ledger(root).read().jobs.values()
@@ -108,6 +108,6 @@ def test_the_ledger_of_slurm_tells_of_each_element(schemas: Path, tmp_path: Path
     assert read_outcome(schemas / "exit.slurm.json") == "stopped"
 
 
-def test_every_example_is_listed_and_every_listed_one_is_there(schemas: Path) -> None:
+def test_every_example_is_listed_and_every_listed_one_exists(schemas: Path) -> None:
     listed = set(re.findall(r"\]\(([a-z_.]+\.jsonl?)\)", (schemas / "README.md").read_text()))
     assert listed == {path.name for path in schemas.iterdir()} - {"README.md"}

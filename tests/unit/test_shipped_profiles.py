@@ -1,4 +1,4 @@
-"""Every profile of slurm/: it loads, says what it waits for, and becomes scripts."""
+"""Every profile in slurm/ loads, names the values it still needs, and renders scripts."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ STAGES = ("tokens", "fisher", "train", "evaluate", "report")
 EXPERIMENT = build_experiment({"model": {"path": "a/model"}, "data": {"source": "a/corpus"}}, "x.toml")
 
 
-def test_the_sites_are_there() -> None:
+def test_every_site_has_a_profile() -> None:
     assert set(SITES) <= set(PROFILES)
 
 
 @pytest.mark.parametrize("name", PROFILES)
-def test_every_profile_becomes_scripts(name: str, tmp_path: Path) -> None:
+def test_every_profile_renders_scripts(name: str, tmp_path: Path) -> None:
     profile = load_profile(REPOSITORY / "slurm" / name)
     if profile.executor == "local":
         return
@@ -56,7 +56,7 @@ def test_every_profile_becomes_scripts(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", SITES)
-def test_a_site_names_its_sources_and_what_only_the_user_knows(name: str) -> None:
+def test_a_site_names_its_sources_and_values_only_the_user_knows(name: str) -> None:
     path = REPOSITORY / "slurm" / name
     text = path.read_text(encoding="utf-8")
     assert "Not yet run there" in text and "https://" in text
@@ -66,19 +66,19 @@ def test_a_site_names_its_sources_and_what_only_the_user_knows(name: str) -> Non
         check_filled_in(load_profile(path))
 
 
-def test_doctor_names_the_gaps_first() -> None:
+def test_doctor_names_missing_values_first() -> None:
     (gap,) = check_placeholders(load_profile(REPOSITORY / "slurm" / "leonardo.toml"))
     assert (gap.state, gap.text) == ("fail", "slurm.account, runs, python: not filled in yet")
     assert "leonardo.toml; its comments explain each key" in gap.fix
     assert list(check_placeholders(Profile())) == []
 
 
-def test_a_profile_without_gaps_is_taken() -> None:
+def test_a_complete_profile_is_accepted() -> None:
     for name in ("local.toml", "sandbox.toml"):
         check_filled_in(load_profile(REPOSITORY / "slurm" / name))
 
 
-def test_singularity_is_apptainer_by_its_old_name() -> None:
+def test_singularity_is_accepted_as_apptainer() -> None:
     for runtime in ("apptainer", "singularity"):
         table = {"executor": "slurm", "container": {"runtime": runtime, "image": "/x.sif"}}
         assert build_profile(table, "p.toml").container.runtime == runtime

@@ -1,4 +1,4 @@
-"""`make site`: pages as mkdocs reads them, every link inside, nothing loaded from a network."""
+"""`make site`: pages are valid for mkdocs, links resolve, and nothing is loaded from a network."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def places(entry: object) -> list[str]:
     return [place for part in parts for place in places(part)]  # type: ignore[attr-defined]
 
 
-def test_every_page_has_its_place_in_the_navigation() -> None:
+def test_every_page_is_in_the_navigation() -> None:
     nav = places(yaml.safe_load((REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8"))["nav"])
     docs = REPOSITORY / "docs"
     pages = {str(path.relative_to(docs)) for path in docs.rglob("*.md")} - {"README.md"}
@@ -45,7 +45,7 @@ def test_every_page_has_its_place_in_the_navigation() -> None:
         assert (REPOSITORY / place).is_file(), f"mkdocs.yml: {place}"
 
 
-def test_the_site_is_built_without_a_warning_and_loads_nothing(hooks: ModuleType, tmp_path: Path) -> None:
+def test_the_site_builds_without_warnings_and_loads_nothing(hooks: ModuleType, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
     offline = os.environ | {"NO_MKDOCS_2_WARNING": "1", "https_proxy": "http://127.0.0.1:9", "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(command, cwd=REPOSITORY, env=offline, capture_output=True, text=True)
@@ -71,14 +71,14 @@ def test_the_site_is_built_without_a_warning_and_loads_nothing(hooks: ModuleType
         "src: url(https://example.org/a.woff2)",
     ],
 )
-def test_what_a_page_would_load_is_found(hooks: ModuleType, text: str) -> None:
+def test_external_resources_on_a_page_are_found(hooks: ModuleType, text: str) -> None:
     assert hooks.LOADED.search(text)
 
 
 @pytest.mark.parametrize(
     "text", ['<a href="https://arxiv.org">', '<link rel="stylesheet" href="a.css">', "<img src=a.svg>"]
 )
-def test_what_a_page_may_have_is_left_alone(hooks: ModuleType, text: str) -> None:
+def test_allowed_links_on_a_page_are_accepted(hooks: ModuleType, text: str) -> None:
     assert not hooks.LOADED.search(text)
 
 
@@ -123,11 +123,11 @@ Text
 """
 
 
-def test_lists_are_written_as_python_markdown_reads_them(hooks: ModuleType) -> None:
+def test_lists_follow_python_markdown_syntax(hooks: ModuleType) -> None:
     assert "".join(f"{line}\n" for line, _ in hooks.python_markdown(SOURCE)) == WRITTEN
 
 
-def test_links_follow_a_page_into_the_site(hooks: ModuleType) -> None:
+def test_links_are_rewritten_for_the_site(hooks: ModuleType) -> None:
     assert (
         hooks.site_path("docs/tutorial.md") == "tutorial.md"
         and hooks.repository_path("tutorial.md") == "docs/tutorial.md"

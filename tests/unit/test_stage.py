@@ -1,4 +1,4 @@
-"""A stage seen from inside its job."""
+"""A stage, as used by its worker."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_folder_that_submit_did_not_make_is_refused(tmp_path: Path) -> None:
+def test_a_folder_not_made_by_submit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtefactError, match="no stage.json; not a folder that `hpc-ewc submit` made"):
         Stage(tmp_path)
 
 
-def test_finish_is_last_and_written_once(folder: Path) -> None:
+def test_done_json_is_written_last_and_once(folder: Path) -> None:
     stage = Stage(folder)
     assert not stage.is_done()
     (folder / "out.bin").write_bytes(b"1234")
@@ -41,7 +41,7 @@ def test_finish_is_last_and_written_once(folder: Path) -> None:
     assert records.read_json(folder / "done.json") == done
 
 
-def test_an_error_is_kept_with_its_samples_and_forgotten_at_the_next_start(
+def test_an_error_is_kept_with_its_samples_and_cleared_at_the_next_start(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     error = StageError("loss is nan")
@@ -57,7 +57,7 @@ def test_an_error_is_kept_with_its_samples_and_forgotten_at_the_next_start(
         assert not (folder / "failed.json").exists()
 
 
-def test_the_first_rank_that_fails_is_the_one_that_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_of_the_first_failed_rank_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HPC_EWC_JOB_ID", "7")
     Stage(folder).fail(StageError("the cause"))
     monkeypatch.setenv("RANK", "1")
@@ -95,7 +95,7 @@ def test_other_ranks_write_no_progress(folder: Path, monkeypatch: pytest.MonkeyP
     assert not (folder / "progress").exists()
 
 
-def test_a_stop_file_is_a_wish_to_stop(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stop_file_requests_a_stop(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HPC_EWC_STOP_FILE", str(folder / "stop.0"))
     stage = Stage(folder)
     assert not stage.stop_requested()
@@ -114,7 +114,7 @@ print("asked to stop" if stage.stop_requested() else "not asked", flush=True)
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT])
-def test_a_signal_is_a_wish_to_stop(folder: Path, number: signal.Signals) -> None:
+def test_a_signal_requests_a_stop(folder: Path, number: signal.Signals) -> None:
     with subprocess.Popen([sys.executable, "-c", LISTENER, str(folder)], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "up\n"
@@ -128,7 +128,7 @@ import os, signal, sys
 import hpc_ewc.worker.__main__ as worker
 from hpc_ewc.worker import train
 
-class Slow:  # stands for torch, which `record` imports before the stage is opened
+class Slow:  # replaces torch, which `record` imports before the stage is opened
     def find_spec(self, name, path=None, target=None):
         if name == "torch" and "told" not in vars(Slow):
             Slow.told = True
@@ -146,8 +146,8 @@ sys.exit(worker.run())
 """
 
 
-def test_a_signal_while_the_worker_imports_torch_is_a_wish_to_stop(folder: Path) -> None:
-    """Under torchrun, whose `record` needs torch before the stage is opened."""
+def test_a_signal_while_the_worker_imports_torch_requests_a_stop(folder: Path) -> None:
+    """Run under torchrun, whose `record` imports torch before the stage is opened."""
     environment = os.environ | {"TORCHELASTIC_RUN_ID": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     process = subprocess.run(
         [sys.executable, "-c", EARLY, str(folder)], capture_output=True, text=True, env=environment, timeout=120
@@ -155,11 +155,11 @@ def test_a_signal_while_the_worker_imports_torch_is_a_wish_to_stop(folder: Path)
     assert (process.returncode, process.stdout) == (0, "True True True\n"), process.stderr
 
 
-def test_a_worker_whose_launcher_died_stops(folder: Path) -> None:
+def test_a_worker_stops_after_its_launcher_died(folder: Path) -> None:
     program = "import subprocess, sys; subprocess.run([sys.executable, *sys.argv[1:]])"
     command = [sys.executable, "-c", program, "-c", LISTENER, str(folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as launcher:
         assert launcher.stdout is not None
         assert launcher.stdout.readline() == "up\n"
         launcher.kill()
-        assert launcher.stdout.readline() == "asked to stop\n"  # said by the worker, on the same pipe
+        assert launcher.stdout.readline() == "asked to stop\n"  # printed by the worker, on the same pipe

@@ -1,4 +1,4 @@
-"""The catalogue of cells: which there are, what they cost, how a measurement is named."""
+"""The catalogue of cells, their costs, and the keys of measurements."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def names(config: EvaluateConfig, language: str = "lt", heldout: tuple[str, ...]
     return [cell.name for cell in expand_suites(config, language, heldout)]
 
 
-def test_the_default_is_fourteen_benchmarks_and_fluency() -> None:
+def test_default_suites_are_fourteen_benchmarks_and_fluency() -> None:
     cells = names(EvaluateConfig(), heldout=("en",))
     assert cells[:14] == [f"{task}.{language}" for language in ("en", "lt") for task in SEVEN]
     assert cells[14:] == ["ppl_truthfulqa.en", "ppl_truthfulqa.lt", "ppl_heldout.lt", "ppl_heldout.en"]
@@ -44,14 +44,14 @@ def test_the_papers_table_is_in_the_catalogue() -> None:
     assert [by_name[name].shots for name in ("gsm8k.lt", "mmlu.en", "arc_easy.en")] == [5, 5, 0]
 
 
-def test_a_suite_a_task_and_a_cell_can_be_named_and_stand_once() -> None:
+def test_suites_tasks_and_cells_can_be_named_without_duplicates() -> None:
     config = EvaluateConfig(suites=("mmlu.lt", "winogrande", "lt", "mmlu.lt.native"))
     assert names(config)[:3] == ["mmlu.lt", "winogrande.en", "winogrande.lt"]
     assert len(names(config)) == len(set(names(config))) == 9
     assert names(config)[-1] == "mmlu.lt.native"
 
 
-def test_native_prompts_are_a_variant_where_there_are_words_to_translate() -> None:
+def test_native_prompts_are_variants_of_worded_tasks() -> None:
     assert names(EvaluateConfig(suites=("en", "lt"), prompts=("native",))) == [
         *(f"{task}.en" for task in SEVEN),
         *(f"{task}.lt" if task in ("hellaswag", "winogrande") else f"{task}.lt.native" for task in SEVEN),
@@ -77,18 +77,18 @@ def test_heldout_text_of_another_language_is_a_cell() -> None:
         ("qqqqqqqq", "unknown suite, cell or task 'qqqqqqqq'; known: en, lt, fluency, arc_easy"),
     ],
 )
-def test_an_unknown_name_is_answered_with_the_nearest(name: str, message: str) -> None:
+def test_an_unknown_name_gets_the_closest_suggestion(name: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         expand_suites(EvaluateConfig(suites=(name,)), "lt")
     assert message in str(caught.value)
 
 
-def test_no_suites_is_an_error() -> None:
+def test_empty_suites_are_an_error() -> None:
     with pytest.raises(ConfigError, match="evaluate.suites is empty; known: en, lt, fluency"):
         expand_suites(EvaluateConfig(suites=()), "lt")
 
 
-def test_any_lm_eval_task_can_be_asked_with_a_language_or_without(tmp_path: Path) -> None:
+def test_any_lm_eval_task_can_be_named_with_or_without_a_language(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("task: my_quiz\noutput_type: multiple_choice\n")
     config = EvaluateConfig(suites=("xcopa_et.et", "lambada_openai", "my_quiz.lt"), include=(str(tmp_path),))
     assert names(config) == ["xcopa_et.et", "lambada_openai.und", "my_quiz.lt"]
@@ -120,7 +120,7 @@ def test_any_lm_eval_task_can_be_asked_with_a_language_or_without(tmp_path: Path
         ("vllm", "pretrained=x", "'pretrained' cannot be set here: it is the checkpoint; remove it"),
     ],
 )
-def test_arguments_that_a_backend_cannot_have_are_refused(backend: str, arguments: str, message: str) -> None:
+def test_arguments_a_backend_does_not_support_are_refused(backend: str, arguments: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         expand_suites(EvaluateConfig(backend=backend, backend_args=arguments), "lt")
     assert message in str(caught.value)
@@ -137,7 +137,7 @@ def key(cell: Cell | None = None, **changes: object) -> str:
 FIELDS = {field.name for field in dataclasses.fields(EvaluateConfig)}
 
 
-def test_a_measurement_is_named_by_all_that_decides_it() -> None:
+def test_a_measurements_key_contains_all_that_affects_it() -> None:
     assert key() == "61c184b2dd2b"  # stable across processes and versions: records of old runs stay current
     changed = [
         key(checkpoint="other"),
@@ -155,13 +155,13 @@ def test_a_measurement_is_named_by_all_that_decides_it() -> None:
     assert len({key(), *changed}) == 1 + len(changed)
 
 
-def test_what_changes_no_result_does_not_name_a_measurement() -> None:
+def test_settings_without_effect_do_not_change_a_measurements_key() -> None:
     assert key(fraction=1) == key()
     assert key(batch_size=3, suites=("lt",), base=False) == key()
     assert key(Cell("arc_easy", "lt", suite="mine", cost=9.0)) == key()
 
 
-def test_data_in_place_of_other_data_is_other_data(tmp_path: Path) -> None:
+def test_replaced_data_changes_the_key(tmp_path: Path) -> None:
     file = tmp_path / "lt" / "arc_easy" / "test.jsonl"
     file.parent.mkdir(parents=True)
     file.write_text('{"a": 1}\n')
@@ -174,7 +174,7 @@ def test_data_in_place_of_other_data_is_other_data(tmp_path: Path) -> None:
     assert data_hash(heldout, questions=tmp_path, heldout=file) != data_hash(heldout, questions=tmp_path, heldout=None)
 
 
-def test_hub_data_is_known_by_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_data_is_identified_by_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_hub_cache(monkeypatch, tmp_path)
     cell = Cell("gsm8k", "lt")
     assert data_hash(cell, questions=None, heldout=None) == "neurotechnology/lt_gsm8k@unknown"
@@ -208,7 +208,7 @@ def write_record(stage: StageDir, cell: str, *, samples: bool = True, **changes:
         records.write_samples(stage.samples(7, cell), [])
 
 
-def test_what_is_missing_is_what_has_no_record_or_may_yet_succeed(tmp_path: Path) -> None:
+def test_cells_without_record_or_with_retryable_failure_are_missing(tmp_path: Path) -> None:
     stage = StageDir(tmp_path)
     write_record(stage, "arc_easy.lt")
     write_record(stage, "mmlu.lt", status="failed", samples=False)
@@ -229,7 +229,7 @@ def test_a_damaged_record_is_named(tmp_path: Path) -> None:
         suites.missing(stage, ["1.0:arc_easy.lt"])
 
 
-def test_several_held_out_texts_of_a_language_are_cells_of_their_own() -> None:
+def test_several_held_out_texts_of_a_language_are_separate_cells() -> None:
     config = EvaluateConfig(suites=("fluency",), heldout={"lt.news": "n.jsonl", "en.news": "m.jsonl"})
     texts = [cell.name for cell in expand_suites(config, "lt") if cell.task == "ppl_heldout"]
     assert texts == ["ppl_heldout.lt", "ppl_heldout.lt.news", "ppl_heldout.en.news"]

@@ -1,4 +1,4 @@
-"""The cost of cells, and how near to the optimum they are assigned to jobs."""
+"""The cost of cells, and the distance of their assignment to jobs from the optimum."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def makespan(bundles: Sequence[Sequence[Cell]], cost: Callable[[Cell], float]) -
 
 @given(costs=st.lists(st.integers(0, 50), min_size=1, max_size=9), n=st.integers(1, 4))
 @settings(max_examples=60, deadline=None)
-def test_assignment_keeps_every_cell_and_is_near_the_best(costs: list[int], n: int) -> None:
+def test_assignment_keeps_every_cell_and_is_near_the_optimum(costs: list[int], n: int) -> None:
     cells = [Cell(f"task{place}", "en", cost=float(cost)) for place, cost in enumerate(costs)]
     bundles = assign(cells, n)
     assert len(bundles) == min(n, len(cells)) and all(bundles)
@@ -33,7 +33,7 @@ def test_assignment_keeps_every_cell_and_is_near_the_best(costs: list[int], n: i
 
 
 def best_makespan(costs: Sequence[int], n: int) -> int:
-    """The shortest of all assignments, found by trying them."""
+    """Return the shortest makespan, found by trying all assignments."""
     sums = {(0,) * n}
     for cost in costs:
         sums = {tuple(sorted((*s[:i], s[i] + cost, *s[i + 1 :]))) for s in sums for i in range(n)}
@@ -45,7 +45,7 @@ def test_zero_elements_are_refused() -> None:
         assign([Cell("mmlu", "en")], 0)
 
 
-def test_cells_of_the_default_suites_go_by_their_cost() -> None:
+def test_default_cells_are_assigned_by_cost() -> None:
     config = EvaluateConfig()
     cells = costed(expand_suites(config, "lt"), config, questions=None, heldout={})
     assert cells == expand_suites(config, "lt")
@@ -75,7 +75,7 @@ MEASURED = {
 """Rows, or bytes of a text, and seconds of each cell of sweeps/gemma3-270m-lt.toml at λ = 1e3 (2 cores, 2026-11-21)."""
 
 
-def test_two_elements_of_a_real_experiment_take_about_as_long_as_each_other(tmp_path: Path) -> None:
+def test_two_elements_of_a_real_experiment_take_similar_time(tmp_path: Path) -> None:
     heldout = {}
     for name, (size, _) in MEASURED.items():
         task, language, *variant = name.split(".")
@@ -97,7 +97,7 @@ def test_two_elements_of_a_real_experiment_take_about_as_long_as_each_other(tmp_
         assert makespan(assign(cells, n), lambda cell: MEASURED[cell.name][1]) <= bound * total / n
 
 
-def test_a_cell_costs_what_is_asked_of_it(tmp_path: Path) -> None:
+def test_cell_cost_depends_on_its_settings(tmp_path: Path) -> None:
     def cost(name: str, questions: Path | None = None, **settings: Any) -> float:
         config = EvaluateConfig(suites=(name,), **settings)
         (cell,) = costed(expand_suites(config, "lt"), config, questions=questions, heldout={}, documents=500)
@@ -105,14 +105,14 @@ def test_a_cell_costs_what_is_asked_of_it(tmp_path: Path) -> None:
 
     assert cost("mmlu.en") == pytest.approx(10.0)
     assert cost("mmlu.en", shots={"mmlu": 0}) == pytest.approx(10.0 / 6)
-    assert cost("mmlu.en", limit=10) == pytest.approx(10.0 * 570 / 14042), "ten of each subject"
+    assert cost("mmlu.en", limit=10) == pytest.approx(10.0 * 570 / 14042), "ten rows of each subject"
     assert cost("arc_easy.lt", limit=10) == pytest.approx(0.75 * 10 / 2376)
     assert cost("gsm8k.en", max_gen_toks=64) == pytest.approx(5.0 * (0.26 + 0.74 / 4))
     assert cost("ppl_heldout.lt") == pytest.approx(0.75), "half of the documents that the catalogue counts"
-    assert cost("lambada_openai.en") == 5.0, "whose rows nobody has counted"
+    assert cost("lambada_openai.en") == 5.0, "the number of its rows is unknown"
     judge = {"judge": "x", "judge_tokens": 64}
     assert cost("judged_answers.en", **judge) == pytest.approx(1.0)
     asked = tmp_path / "asked.jsonl"
     asked.write_text('{"question": "Kas?"}\n' * 8)
     assert cost("judged_answers.lt", **judge, judge_questions={"lt": str(asked)}) == pytest.approx(1.5 * 8 / 817)
-    assert cost("arc_easy.en", tmp_path) == pytest.approx(0.5), "of rows that are not there yet, the catalogue's"
+    assert cost("arc_easy.en", tmp_path) == pytest.approx(0.5), "the catalogue's row count if the rows do not exist yet"

@@ -1,4 +1,4 @@
-"""Identity: what shares an artefact, what does not, and that names never drift."""
+"""Identity of artefacts: shared and separate ones, and stable names."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def experiment(**tables: dict[str, object]) -> Experiment:
 
 
 def test_keys_are_pinned() -> None:
-    """A change here makes every artefact of every user again: raise FORMAT and say so in CHANGELOG instead."""
+    """A change here would recompute every user's artefacts: raise FORMAT and note it in CHANGELOG instead."""
     one = experiment()
     assert tokens_key(one, INPUTS) == "e18228f48910"
     assert fisher_key(one, INPUTS) == "a85144a2a155"
@@ -50,14 +50,14 @@ def test_a_lambda_sweep_shares_tokens_and_fisher() -> None:
 
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Identities)])
-def test_another_input_is_another_training(field: str) -> None:
+def test_another_input_changes_the_training_key(field: str) -> None:
     other = dataclasses.replace(INPUTS, **{field: "sha256:other"})
     assert train_key(experiment(), other) != train_key(experiment(), INPUTS)
     assert (tokens_key(experiment(), other) != tokens_key(experiment(), INPUTS)) == (field in ("tokenizer", "corpus"))
     assert (fisher_key(experiment(), other) != fisher_key(experiment(), INPUTS)) == (field in ("model", "questions"))
 
 
-def test_what_changes_no_result_changes_no_key() -> None:
+def test_settings_without_effect_on_results_do_not_change_keys() -> None:
     one = experiment()
     for key, value in {
         "train.local_batch_size": 1,
@@ -87,5 +87,5 @@ def test_an_int_and_its_float_are_one_run() -> None:
         ({"train.compile": True}, "compile=true-0123"),
     ],
 )
-def test_run_names_read_well_and_are_safe_everywhere(coordinates: dict[str, object], name: str) -> None:
+def test_run_names_are_readable_and_safe_in_paths(coordinates: dict[str, object], name: str) -> None:
     assert run_name(coordinates, "0123") == name

@@ -1,4 +1,4 @@
-"""The learning rate against transformers' schedules; AdamW's state by name."""
+"""The learning rate equals transformers' schedules; AdamW's state is stored by name."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CONFIG = TrainConfig(learning_rate=0.5, warmup_ratio=0.1)
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
 @pytest.mark.parametrize("warmup_ratio", [0.0, 0.05, 0.1, 1.0])
 @pytest.mark.parametrize("total", [1, 7, 100])
-def test_the_learning_rate_is_that_of_transformers(schedule: str, warmup_ratio: float, total: int) -> None:
+def test_the_learning_rate_equals_transformers(schedule: str, warmup_ratio: float, total: int) -> None:
     config = dataclasses.replace(CONFIG, schedule=schedule, warmup_ratio=warmup_ratio)
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=config.learning_rate)
     warmup = transformers.TrainingArguments(
@@ -37,7 +37,7 @@ def test_the_learning_rate_is_that_of_transformers(schedule: str, warmup_ratio: 
         theirs.step()
 
 
-def test_state_read_into_a_fresh_optimizer_goes_on_bit_for_bit() -> None:
+def test_state_loaded_into_a_new_optimizer_resumes_bit_for_bit() -> None:
     def steps(
         count: int, parameters: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer, seed: int
     ) -> None:

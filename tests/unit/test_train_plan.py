@@ -15,16 +15,16 @@ CONFIG = TrainConfig(global_batch_size=8)
     ("changes", "samples", "steps"),
     [({}, 80, 10), ({}, 87, 10), ({"epochs": 2.5}, 80, 25), ({"epochs": 0.01}, 80, 1), ({"steps": 7}, 80, 7)],
 )
-def test_steps_are_whole_batches_of_the_corpus(changes: dict[str, float], samples: int, steps: int) -> None:
+def test_steps_are_the_whole_batches_of_the_corpus(changes: dict[str, float], samples: int, steps: int) -> None:
     assert make_plan(dataclasses.replace(CONFIG, **changes), samples).steps == steps
 
 
-def test_exports_stand_at_their_fractions() -> None:
+def test_exports_are_at_their_fractions() -> None:
     plan = make_plan(dataclasses.replace(CONFIG, export_at=(0.25, 0.5, 1.0), steps=10), 80)
     assert plan.exports == {2: 0.25, 5: 0.5, 10: 1.0}
 
 
-def test_exports_that_fall_together_are_refused() -> None:
+def test_exports_at_the_same_step_are_refused() -> None:
     with pytest.raises(InputError, match=r"train.export_at = \[0.1, 0.2, 1.0\]: 3 checkpoints of a run of 3 steps"):
         make_plan(dataclasses.replace(CONFIG, export_at=(0.1, 0.2, 1.0), steps=3), 80)
 

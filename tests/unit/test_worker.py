@@ -1,4 +1,4 @@
-"""A worker run by hand: what is wrong with its command line is one line, and nothing is written."""
+"""A worker run by hand: errors in its command line take one line, and nothing is written."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def make_stage(folder: Path, stage: str) -> None:
 
 
 @pytest.mark.parametrize("stage", worker.STAGES)
-def test_a_wrong_folder_is_one_line_of_a_worker(tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: str) -> None:
+def test_a_wrong_folder_gives_a_one_line_error(tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: str) -> None:
     line = [stage, str(tmp_path), *MORE.get(stage, [])]
     assert worker.main([stage, str(tmp_path / "nowhere"), *MORE.get(stage, [])]) == 1
     said = capsys.readouterr().err
@@ -48,7 +48,7 @@ def test_a_wrong_folder_is_one_line_of_a_worker(tmp_path: Path, capsys: pytest.C
     assert {path.name for path in tmp_path.iterdir()} == {"stage.json", "config.toml"}
 
 
-def test_torchrun_gets_the_error_itself_for_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchrun_gets_the_original_error_for_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     with pytest.raises(ArtefactError, match="no stage.json"):
         worker.main(["train", str(tmp_path)])
@@ -61,7 +61,7 @@ def test_an_element_without_cells_is_refused(tmp_path: Path, capsys: pytest.Capt
     assert "--cells names none; `expected` in stage.json lists the cells" in capsys.readouterr().err
 
 
-def test_a_job_never_asks_the_hub_and_what_is_set_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_job_stays_offline_and_keeps_set_variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     surrounding = {"HPC_EWC_CACHE": str(tmp_path), "HF_DATASETS_OFFLINE": "0"}
     monkeypatch.setattr(os, "environ", surrounding)
     environment.prepare()
