@@ -23,7 +23,7 @@ HEAVY = {"torch", "transformers", "datasets", "lm_eval", "accelerate", "tokenize
 """Packages that take seconds to import or are optional on a login node. safetensors is not one: it reads headers,
 imports neither torch nor numpy by itself, and loads in milliseconds."""
 
-# Where code runs. What is in no place is read on all of them, and is as light as the login node needs it.
+# Where code runs. Modules in no place are imported in all of them, so they are as light as the login node needs.
 PLACES = {
     "login node": {"cli", "launch", "report"},
     "node": {"node"},  # between Slurm and torch

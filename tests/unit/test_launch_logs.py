@@ -120,7 +120,7 @@ def test_a_stage_selects_its_only_run(root: RunDir) -> None:
     assert [row.run for row in select_run(read_status(root).rows, "tokens", None)] == [KEY]
 
 
-def test_cancel_asks_the_jobs_of_one_run_to_stop(root: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cancel_stops_the_jobs_of_one_run(root: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     job = start(root, "train", "strength=1-bb", "job5")
     assert cancel(root.root, "strength=1", None, yes=True) == 0
     assert (

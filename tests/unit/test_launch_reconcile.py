@@ -40,7 +40,7 @@ def test_ended_jobs_have_a_reason(tmp_path: Path, state: str | None, wrote: str 
     assert final_outcome(root, job, told) == expected
 
 
-def test_a_job_whose_launcher_never_started_says_why(tmp_path: Path) -> None:
+def test_a_job_whose_launcher_never_started_has_a_reason(tmp_path: Path) -> None:
     root = RunDir(tmp_path)
     job = Job("t", "train", "a", "0", job_id="7", scheduler="slurm")
     records.write_text(root.job("t") / "7_batch.out", "/bad/python: No such file or directory\n")

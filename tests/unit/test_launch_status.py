@@ -63,7 +63,7 @@ def test_a_job_without_its_process_is_not_running(root: RunDir) -> None:
     assert states(root)[3] == "blocked"
 
 
-def test_stopped_and_missing_runs_are_told_apart(root: RunDir) -> None:
+def test_stopped_and_missing_runs_are_distinguished(root: RunDir) -> None:
     root.train("strength=1-bb").failed.unlink()
     assert states(root)[2:4] == ["missing", "missing"]
     start(root, "train", "strength=1-bb", "job4", outcome="stopped")

@@ -182,7 +182,7 @@ def test_the_jobs_own_error_comes_before_slurms_state(root: RunDir, slurm: Slurm
     assert exit_status(read_status(root).rows) == 1
 
 
-def test_a_done_stage_is_done_whatever_slurm_says(root: RunDir, slurm: Slurm) -> None:
+def test_a_done_stage_is_done_in_any_slurm_state(root: RunDir, slurm: Slurm) -> None:
     finish(root, "train", TRAIN, gpu_hours=3.5)
     slurm.says("11", "COMPLETING")
     assert rows(root)["train"].state == "done"
@@ -202,7 +202,7 @@ def test_dependants_of_a_failure_are_blocked(root: RunDir, slurm: Slurm) -> None
     assert exit_status(read_status(root).rows) == 1
 
 
-def test_stopped_and_cancelled_jobs_are_told_apart(root: RunDir, slurm: Slurm) -> None:
+def test_stopped_and_cancelled_jobs_are_distinguished(root: RunDir, slurm: Slurm) -> None:
     slurm.says("11", "FAILED", restarts=1, exit_code="1:0")
     root.job("11").mkdir(parents=True)
     records.write_json(rundir.exit_file(root.job("11"), 0), {"status": 0, "outcome": "stopped"})

@@ -1,6 +1,6 @@
 """Written and printed output: golden files, determinism, hostile text, and formats skipped without a package.
 
-`HPC_EWC_GOLDEN=write pytest tests/unit/test_report_outputs.py` writes the golden files anew; look at what changed.
+`HPC_EWC_GOLDEN=write pytest tests/unit/test_report_outputs.py` rewrites the golden files; review the diff.
 """
 
 from __future__ import annotations
@@ -283,7 +283,7 @@ def command(*arguments: str, cwd: Path, without: tuple[str, ...] = ()) -> subpro
     return subprocess.run([sys.executable, "-c", program], cwd=cwd, capture_output=True, text=True, env=environment)
 
 
-def test_the_login_node_prints_tables_with_numpy_and_rich_alone(root: Path, tmp_path: Path) -> None:
+def test_the_login_node_prints_tables_with_only_numpy_and_rich(root: Path, tmp_path: Path) -> None:
     absent = ("scipy", "matplotlib", "zstandard", "pandas")
     done = command(str(root), "--format", "terminal", "markdown", "csv", cwd=tmp_path, without=absent)
     assert done.returncode == 0, done.stderr
