@@ -47,8 +47,13 @@ RUN_TESTS := $(BIN)/python -m pytest --numprocesses $(PROCESSES) $(PYTEST)
 test: $(VENV)/.installed
 	$(RUN_TESTS) -m 'not slow and not gpu'
 
+# Files whose tests need the machine to themselves: several GiB, or as many busy processes as there are cores.
+ALONE := tests/distributed/test_gemma2_2b_widths.py tests/distributed/test_train_oracle.py \
+         tests/end_to_end/test_evaluate_array.py tests/end_to_end/test_real_gemma.py
+
 test-slow: $(VENV)/.installed
-	$(RUN_TESTS) -m 'slow and not gpu'
+	$(RUN_TESTS) -m 'slow and not gpu' $(ALONE:%=--ignore=%)
+	$(BIN)/python -m pytest $(PYTEST) -m 'slow and not gpu' $(ALONE)
 
 # The seed is printed; the same draws again: make test-draws SEED=…
 SEED ?= $(shell date +%s)

@@ -36,8 +36,6 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 FOLDERS = ("slurm", "end_to_end", "distributed", "unit")
 """In the order of the tests: those on Slurm wait most of their time, while another process of pytest-xdist computes."""
-MUCH_MEMORY = {"test_gemma2_2b_widths.py", "test_real_gemma.py", "test_evaluate_array.py"}
-"""Files whose tests may not run at the same time: several GiB each."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -52,8 +50,7 @@ class OneWorkerPerFile(LoadScopeScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.split("::")[0]
-        folder, name = Path(file).parts[-2:]
-        return "slurm" if folder == "slurm" else "memory" if name in MUCH_MEMORY else file
+        return "slurm" if Path(file).parent.name == "slurm" else file
 
 
 @pytest.hookimpl(optionalhook=True)
