@@ -115,7 +115,7 @@ def test_without_a_gpu_the_script_reports_it_and_exits_0(
 def test_no_measurement_starts_without_time_left(gpu: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(gpu, "attempt", lambda *_, **__: pytest.fail("started"))
     out = tmp_path / "gpu.json"
-    with pytest.raises(SystemExit, match="not one training was measured"):
+    with pytest.raises(SystemExit, match="no training was measured"):
         run(gpu, monkeypatch, *TINY, "--budget-s", "1", "--out", str(out))
     assert json.loads(out.read_text())["left out for want of time"] == 12
 

@@ -62,7 +62,7 @@ def test_scored_statutes_are_not_in_the_training_text(prepare: ModuleType, share
 
 def test_missing_real_data_is_named(prepare: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert prepare.main(["--shared", str(tmp_path / "none"), "--out", str(tmp_path / "out")]) == 2
-    assert "--shared names the folder of real texts" in capsys.readouterr().err
+    assert "set --shared to the folder of real texts" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -51,5 +51,5 @@ def test_the_page_states_the_differences_between_the_sweeps(repository: Path) ->
     assert differ == {"data.packing", "fisher.split"}
     assert (exact.data.packing, exact.fisher.split) == ("truncate", "test")
     page = (repository / "docs" / "paper.md").read_text(encoding="utf-8")
-    assert "| documents | the first 512 tokens, the rest thrown away | joined and cut | the first 512 |" in page
+    assert "| documents | the first 512 tokens, the rest discarded | joined and cut | the first 512 |" in page
     assert "| Fisher's data | MMLU test, shuffled | MMLU validation | MMLU test |" in page
