@@ -118,7 +118,7 @@ UNREACHABLE = {"OfflineModeIsEnabled", "LocalEntryNotFoundError", "ConnectError"
 
 
 def explain(error: BaseException, kind: str = "dataset", name: str = "NAME") -> str:
-    """What an error of the hub means and what to do about it, followed by its own words.
+    """Return the meaning of a hub error and what to do about it, followed by its own message.
 
     Errors are recognised by the names of their classes: huggingface_hub, datasets and their HTTP clients each have
     their own and wrap each other's, and datasets is too heavy to import here.

@@ -248,7 +248,7 @@ class ExportFacts(TypedDict):
     run: str
     step: int
     fraction: float
-    """Of the training."""
+    """Fraction of the training."""
     tokens: int
     coordinates: dict[str, Any]
     train_key: str

@@ -34,8 +34,9 @@ hypothesis.settings.load_profile(os.environ.get("HPC_EWC_DRAWS", "fixed"))
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
-FOLDERS = ("slurm", "end_to_end", "distributed", "unit")
-"""In the order of the tests: those on Slurm wait most of their time, while another process of pytest-xdist computes."""
+FOLDERS = ("slurm", "unit", "distributed", "end_to_end")
+"""In the order of the tests. Those on Slurm wait most of their time, while another process of pytest-xdist computes.
+They pretrain the miniature first; few unit tests need it, so the other process does not wait for it too."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

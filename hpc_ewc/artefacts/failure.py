@@ -72,7 +72,7 @@ def record_failure(folder: StageDir, worker: str, job: Path, restart: int, statu
 
 
 def describe_exit(status: int | None) -> str:
-    """What happened to a worker that did not finish, in words."""
+    """Return in words how a worker ended that did not finish."""
     if status is None:
         return "was killed, and its launcher with it"
     if status < 0:

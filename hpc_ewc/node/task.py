@@ -13,7 +13,7 @@ from hpc_ewc.node.container import ContainerConfig
 
 @dataclass(frozen=True)
 class JobTask:
-    """What a job runs; plain values only, so that its pickle can be read on any node, and no secrets."""
+    """The description of a job; plain values only, so that its pickle can be read on any node, and no secrets."""
 
     name: str
     """NAME/stage/run, for messages."""

@@ -25,7 +25,7 @@ from hpc_ewc.report.tables.subsets import SUBSETS
 class Arguments:
     """Make the tables and figures of one or several experiments from their records.
 
-    Exit status: 0, or 2 if nothing could be made.
+    Exit status: 0 done, 1 a file cannot be written, 2 refused or nothing to report.
     """
 
     paths: Annotated[tuple[Path, ...], tyro.conf.Positional]
@@ -93,9 +93,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if words[:1] == ["compare"]:
             return run_compare(tyro.cli(CompareArguments, args=words[1:], prog=f"{program} compare"))
         return run_report(tyro.cli(Arguments, args=words, prog=program))
-    except (HpcEwcError, OSError) as error:  # no space, no permission: the file is in the message
+    except (HpcEwcError, OSError) as error:  # a full disk or a missing permission: the message names the file
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, HpcEwcError) else 1
 
 
 def _options(arguments: Arguments) -> Options:

@@ -36,7 +36,7 @@ from hpc_ewc.sweep import Identities
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the stages of one point of the grid read: absolute paths and identities."""
+    """The inputs of the stages at one point of the grid: absolute paths and identities."""
 
     identities: Identities
     model: str
